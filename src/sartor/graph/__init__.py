@@ -1,0 +1,32 @@
+"""The program that a model builds, and the values that cross the backend contract."""
+
+from sartor.graph.batch import SAMPLING_ROW, Batch, Ragged, StepOutput
+from sartor.graph.builder import Builder
+from sartor.graph.capabilities import Capabilities
+from sartor.graph.program import (
+    KVStateSpec,
+    Node,
+    Program,
+    StateGroup,
+    StateSpec,
+    Value,
+    WeightSpec,
+)
+from sartor.graph.sampling import SamplingParams
+
+__all__ = [
+    "SAMPLING_ROW",
+    "Batch",
+    "Builder",
+    "Capabilities",
+    "KVStateSpec",
+    "Node",
+    "Program",
+    "Ragged",
+    "SamplingParams",
+    "StateGroup",
+    "StateSpec",
+    "StepOutput",
+    "Value",
+    "WeightSpec",
+]

@@ -1,0 +1,123 @@
+"""The values that cross the contract at every step: what to run, and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from sartor.errors import UsageError
+
+I32 = npt.NDArray[np.int32]
+F32 = npt.NDArray[np.float32]
+BATCH_VERSION = 1
+
+SAMPLING_ROW = np.dtype(
+    [
+        ("temperature", np.float32),
+        ("top_p", np.float32),
+        ("min_p", np.float32),
+        ("repetition_penalty", np.float32),
+        ("presence_penalty", np.float32),
+        ("frequency_penalty", np.float32),
+        ("top_k", np.int32),
+        ("choice", np.uint32),
+        ("seed", np.uint64),
+        ("position", np.int32),
+        ("prompt_length", np.int32),
+        ("logprobs", np.int32),
+        ("reserved", np.int32),
+    ]
+)
+"""One row of sampling parameters, laid out alike for every backend (56 bytes).
+
+``position`` is the index of the token to be drawn, counted from the start of the sequence;
+``logprobs`` is -1 for none, else how many alternatives to report beside the chosen token.
+"""
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Lists of different lengths end to end: list i is ``values[starts[i]:starts[i + 1]]``."""
+
+    values: npt.NDArray[np.generic]
+    starts: I32
+
+    @staticmethod
+    def of(lists: list[npt.NDArray[np.generic]], dtype: npt.DTypeLike) -> Ragged:
+        lengths = [len(item) for item in lists]
+        starts = np.zeros(len(lists) + 1, np.int32)
+        np.cumsum(lengths, out=starts[1:])
+        values = np.concatenate(lists) if lists else np.zeros(0, dtype)
+        return Ragged(values.astype(dtype, copy=False), starts)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step: new tokens of S sequences, T in all, of which R rows give an output.
+
+    tokens        ``[T]`` ids; ``-1 - i`` names output row i of the batch still in flight
+    positions     ``[T]`` position of each token in its sequence
+    starts        ``[S + 1]`` where each sequence's tokens begin
+    contexts      ``[S]`` tokens of each sequence that the state holds already
+    block_tables  per state group ``[S, blocks]``: the block of each run of ``block_size``
+                  positions, -1 where none is held (outside a window)
+    rope_lengths  ``[S]`` length admitted for the sequence, for ropes that depend on it
+    output_rows   ``[R]`` token rows whose logits are computed and sampled
+    sampling      ``[R]`` of :data:`SAMPLING_ROW`
+    history       tokens so far of each output row; empty lists where no penalty needs them
+    bias_tokens, bias_values   logit bias of each output row
+    taps          names of nodes, fixed at compile time, whose results come back too
+    """
+
+    tokens: I32
+    positions: I32
+    starts: I32
+    contexts: I32
+    block_tables: tuple[I32, ...]
+    rope_lengths: I32
+    output_rows: I32
+    sampling: npt.NDArray[np.void]
+    history: Ragged
+    bias_tokens: Ragged
+    bias_values: Ragged
+    taps: tuple[str, ...] = ()
+    version: int = BATCH_VERSION
+
+    def validate(self) -> None:
+        """Raises UsageError where the parts do not fit together; cheap, for tests and debug."""
+        sequences = len(self.starts) - 1
+        rows = len(self.output_rows)
+        if self.starts[0] != 0 or self.starts[-1] != len(self.tokens):
+            raise UsageError("batch: starts do not cover the tokens")
+        if np.any(np.diff(self.starts) <= 0):
+            raise UsageError("batch: a sequence without tokens")
+        for name, array, length in (
+            ("positions", self.positions, len(self.tokens)),
+            ("contexts", self.contexts, sequences),
+            ("rope_lengths", self.rope_lengths, sequences),
+            ("sampling", self.sampling, rows),
+            ("history", self.history.starts, rows + 1),
+            ("bias_tokens", self.bias_tokens.starts, rows + 1),
+            ("bias_values", self.bias_values.starts, rows + 1),
+        ):
+            if len(array) != length:
+                raise UsageError(f"batch: {name} has {len(array)} entries instead of {length}")
+        if rows and (self.output_rows.min() < 0 or self.output_rows.max() >= len(self.tokens)):
+            raise UsageError("batch: an output row outside the tokens")
+        for table in self.block_tables:
+            if table.ndim != 2 or len(table) != sequences:
+                raise UsageError(f"batch: a block table of shape {table.shape}")
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a step gave. ``top_tokens`` and ``top_logprobs`` are ragged, in falling order."""
+
+    tokens: I32
+    logprobs: F32
+    top_tokens: Ragged
+    top_logprobs: Ragged
+    taps: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)

@@ -1,0 +1,27 @@
+"""What a backend says of itself on one device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """Facts that passes, the engine and the plan read; nothing else tells backends apart.
+
+    operators        core operators that it runs
+    fused            optional fused operators that it wants the fusion pass to use
+    weight_formats   names of weight families that it keeps packed: "dense", "affine", "lookup"
+    activations      arithmetic of quantised linear layers: "fp32", "int8"
+    kv_formats       storage of keys and values
+    block_sizes      tokens a state block that its attention supports
+    bitwise          results do not depend on company, chunking or threads
+    """
+
+    operators: frozenset[str]
+    fused: frozenset[str] = frozenset()
+    weight_formats: frozenset[str] = frozenset({"dense"})
+    activations: frozenset[str] = frozenset({"fp32"})
+    kv_formats: frozenset[str] = frozenset({"fp32"})
+    block_sizes: tuple[int, ...] = (16, 32, 64, 128, 256)
+    bitwise: bool = False

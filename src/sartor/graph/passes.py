@@ -1,0 +1,87 @@
+"""Passes over programs: fusion now; sharding and placement have their place here.
+
+A pass takes a program and returns a new one that means the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+from sartor.graph.program import Node, Program
+
+
+def fuse(program: Program, wanted: frozenset[str], taps: frozenset[str] = frozenset()) -> Program:
+    """Uses the fused operators that a backend names in its capabilities.
+
+    A node that is tapped keeps its own result and is left as it is.
+    """
+    if "linear_group" in wanted:
+        program = _group_linears(program, taps)
+    if "add_rms_norm" in wanted:
+        program = _fuse_add_norm(program)
+    return program
+
+
+def _group_linears(program: Program, taps: frozenset[str]) -> Program:
+    """Neighbouring linears of one input become one node: one pass over the input."""
+    nodes: list[Node] = []
+    for node in program.nodes:
+        last = nodes[-1] if nodes else None
+        joins = (
+            last is not None
+            and node.op == "linear"
+            and last.op in ("linear", "linear_group")
+            and node.inputs[0] == last.inputs[0]
+            and node.name not in taps
+            and last.name not in taps
+        )
+        if not joins:
+            nodes.append(node)
+            continue
+        assert last is not None
+        biases = last.attributes.get("biases", (len(last.inputs) > 2,))
+        nodes[-1] = Node(
+            f"{last.name}+{node.name.rpartition('.')[2]}",
+            "linear_group",
+            last.inputs + node.inputs[1:],
+            last.outputs + node.outputs,
+            {"biases": (*biases, len(node.inputs) > 2)},
+        )
+    return dataclasses.replace(program, nodes=tuple(nodes))
+
+
+def _fuse_add_norm(program: Program) -> Program:
+    """``add`` directly followed by the ``rms_norm`` of its sum becomes one node."""
+    nodes: list[Node] = []
+    for node in program.nodes:
+        last = nodes[-1] if nodes else None
+        if (
+            last is not None
+            and last.op == "add"
+            and node.op == "rms_norm"
+            and node.inputs[0] == last.outputs[0]
+        ):
+            nodes[-1] = Node(
+                node.name,
+                "add_rms_norm",
+                (*last.inputs, node.inputs[1]),
+                (last.outputs[0], node.outputs[0]),
+                dict(node.attributes),
+            )
+        else:
+            nodes.append(node)
+    return dataclasses.replace(program, nodes=tuple(nodes))
+
+
+def last_uses(program: Program) -> dict[int, int]:
+    """Index of the node after which each value is dead; outputs live to the end."""
+    uses = {value: index for index, node in enumerate(program.nodes) for value in node.inputs}
+    for value in program.outputs.values():
+        uses[value] = len(program.nodes)
+    return uses
+
+
+def operator_counts(program: Program) -> Counter[str]:
+    """How many nodes of each operator a program has."""
+    return Counter(node.op for node in program.nodes)

@@ -1,0 +1,180 @@
+"""What each operator means, in numpy: the reference that every backend is held to.
+
+Written to be read, not to be fast. Activations are float32 ``[tokens, features]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from sartor.ops.weights import F32, Weight
+
+I32 = npt.NDArray[np.int32]
+ACTIVATION_GROUP = 32
+"""Features that share one scale when activations are quantised to int8."""
+
+
+def embedding(ids: I32, table: Weight, *, scale: float = 1.0) -> F32:
+    """Rows of the table, times ``scale`` (Gemma multiplies by sqrt(hidden))."""
+    rows = table.rows(ids.astype(np.int64)).dequantize()
+    return rows * np.float32(scale)
+
+
+def quantize_activations(x: F32) -> tuple[npt.NDArray[np.int8], F32]:
+    """Dynamic int8: ``x = codes * scale`` by groups of 32 features, rounding half to even.
+
+    Codes ``[T, K]``, scales ``[T, K / 32]``. K is padded with zeros to a whole group.
+    """
+    rows, columns = x.shape
+    padded = -(-columns // ACTIVATION_GROUP) * ACTIVATION_GROUP
+    x = np.pad(x, ((0, 0), (0, padded - columns)))
+    grouped = x.reshape(rows, -1, ACTIVATION_GROUP)
+    scale = np.abs(grouped).max(axis=2) / np.float32(127)
+    inverse = np.where(scale > 0, np.float32(1) / np.where(scale > 0, scale, 1), np.float32(0))
+    codes = np.rint(grouped * inverse[:, :, None]).astype(np.int8)
+    return codes.reshape(rows, padded), scale.astype(np.float32)
+
+
+def linear(x: F32, weight: Weight, bias: F32 | None = None, *, activation: str = "fp32") -> F32:
+    """``x @ weight.T + bias``; with ``activation="int8"`` the inputs are quantised first.
+
+    Quantised inputs apply to quantised weights only; dense weights always see float32.
+    """
+    if activation == "int8" and weight.scale is not None:
+        codes, scale = quantize_activations(x)
+        x = (codes * np.repeat(scale, ACTIVATION_GROUP, axis=1))[:, : x.shape[1]]
+    out = x @ weight.dequantize().T
+    return out if bias is None else out + bias
+
+
+def rms_norm(x: F32, weight: F32, *, eps: float, weight_offset: float = 0.0) -> F32:
+    """Root-mean-square norm over runs of ``len(weight)`` features (arXiv:1910.07467).
+
+    A weight shorter than a row normalises each head by itself (q/k norm). Gemma stores
+    ``weight - 1``: ``weight_offset`` is added.
+    """
+    grouped = x.reshape(x.shape[0], -1, weight.shape[0])
+    mean = np.mean(grouped * grouped, axis=2, keepdims=True, dtype=np.float32)
+    normed = grouped / np.sqrt(mean + np.float32(eps))
+    return (normed * (weight + np.float32(weight_offset))).reshape(x.shape).astype(np.float32)
+
+
+def layer_norm(x: F32, weight: F32, bias: F32 | None = None, *, eps: float) -> F32:
+    """Mean and variance norm over a row (arXiv:1607.06450)."""
+    mean = x.mean(axis=1, keepdims=True, dtype=np.float32)
+    centred = x - mean
+    variance = np.mean(centred * centred, axis=1, keepdims=True, dtype=np.float32)
+    out = centred / np.sqrt(variance + np.float32(eps)) * weight
+    return out if bias is None else out + bias
+
+
+def _silu(x: F32) -> F32:
+    return x / (np.float32(1) + np.exp(-x))
+
+
+def _gelu_tanh(x: F32) -> F32:
+    inner = np.float32(0.7978845608028654) * (x + np.float32(0.044715) * x * x * x)
+    return np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))
+
+
+def _gelu(x: F32) -> F32:
+    return np.float32(0.5) * x * (np.float32(1) + _erf(x * np.float32(0.7071067811865476)))
+
+
+def _erf(x: F32) -> F32:
+    """Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7."""
+    t = 1 / (1 + 0.3275911 * np.abs(x.astype(np.float64)))
+    poly = t * (
+        0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429)))
+    )
+    return (np.sign(x) * (1 - poly * np.exp(-(x.astype(np.float64) ** 2)))).astype(np.float32)
+
+
+def _relu(x: F32) -> F32:
+    return np.maximum(x, np.float32(0))
+
+
+ACTIVATIONS: dict[str, Callable[[F32], F32]] = {
+    "silu": _silu,
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "relu": _relu,
+}
+
+
+def activation(x: F32, *, kind: str) -> F32:
+    """An elementwise activation; ``kind`` is a key of :data:`ACTIVATIONS`."""
+    with np.errstate(over="ignore"):
+        return ACTIVATIONS[kind](x)
+
+
+def gated_activation(gate: F32, up: F32, *, kind: str) -> F32:
+    """``activation(gate) * up`` (GLU variants, arXiv:2002.05202)."""
+    return activation(gate, kind=kind) * up
+
+
+def add(x: F32, y: F32) -> F32:
+    return x + y
+
+
+def mul(x: F32, y: F32) -> F32:
+    return x * y
+
+
+def scale(x: F32, *, factor: float) -> F32:
+    return x * np.float32(factor)
+
+
+def softcap(x: F32, *, cap: float) -> F32:
+    """``cap * tanh(x / cap)``: squashes logits softly (Gemma 2)."""
+    return np.tanh(x / np.float32(cap)) * np.float32(cap)
+
+
+def gather_rows(x: F32, rows: I32) -> F32:
+    return x[rows]
+
+
+def attend(
+    q: F32,
+    k: F32,
+    v: F32,
+    *,
+    first: int,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    causal: bool = True,
+    sinks: F32 | None = None,
+) -> F32:
+    """Attention of one sequence: ``q [n, heads, dim]`` over ``k, v [length, kv_heads, dim]``.
+
+    Query i stands at position ``first + i``. A query sees positions up to its own (causal),
+    and only the last ``window`` of them where ``window > 0``. Query heads share key-value
+    heads in equal groups (arXiv:2305.13245). ``sinks [heads]`` are logits that take part in
+    the softmax and carry no value.
+    """
+    n, heads, _ = q.shape
+    length, kv_heads, _ = k.shape
+    group = heads // kv_heads
+    keys = np.repeat(k, group, axis=1)
+    values = np.repeat(v, group, axis=1)
+    scores = np.einsum("qhd,khd->hqk", q, keys) * np.float32(scale)
+    if softcap:
+        scores = np.tanh(scores / np.float32(softcap)) * np.float32(softcap)
+    query_at = first + np.arange(n)[:, None]
+    key_at = np.arange(length)[None, :]
+    visible = key_at <= query_at if causal else np.ones((n, length), bool)
+    if window:
+        visible &= key_at > query_at - window
+    scores = np.where(visible[None], scores, np.float32(-np.inf))
+    top = scores.max(axis=2, keepdims=True)
+    if sinks is not None:
+        top = np.maximum(top, sinks[:, None, None])
+    weights = np.exp(scores - top)
+    total = weights.sum(axis=2, keepdims=True)
+    if sinks is not None:
+        total = total + np.exp(sinks[:, None, None] - top)
+    return np.einsum("hqk,khd->qhd", weights / total, values).astype(np.float32)
