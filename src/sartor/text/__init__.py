@@ -1,1 +1,1 @@
-
+"""Text: tokenizers, incremental detokenisation, chat templates."""

@@ -1,0 +1,118 @@
+"""The contract between programs and chips: what a backend is.
+
+A backend knows operators, formats and devices; it never knows a model. To add one, copy
+``backends/reference`` and register the class under the entry point group
+``sartor.backends`` (docs/adding-a-chip.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from sartor.graph import Batch, Capabilities, Program, StepOutput
+from sartor.ops.weights import Weight
+from sartor.plan import ExecutionPlan
+
+
+class WeightSource(Protocol):
+    """Where the weights of a program come from, by the program's own names."""
+
+    def weight(self, name: str) -> Weight:
+        """The canonical form of one weight; FormatError names what is missing or misshapen."""
+
+    def identity(self) -> str:
+        """Cheap and stable: changes when the checkpoint changes; keys the packed file."""
+
+
+class PackedWeights(Protocol):
+    """Weights as the kernels stream them. Shared by every executable made from them."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Packed bits over parameters, scales and offsets counted."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """One place where programs run. ``memory_bytes`` is the total that it has."""
+
+    name: str
+    backend: str
+    description: str
+    memory_bytes: int
+    isa: str = ""
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes that an executable holds: packed weights, sequence state, scratch."""
+
+    weights: int
+    state: int
+    scratch: int
+
+
+@runtime_checkable
+class Executable(Protocol):
+    """A program compiled for one device, with its weights and, once allocated, its state."""
+
+    @property
+    def program(self) -> Program: ...
+
+    @property
+    def plan(self) -> ExecutionPlan:
+        """The plan with every "auto" replaced by what was chosen."""
+
+    def block_bytes(self, group: int) -> int:
+        """Bytes of one state block of a group, over all of its layers."""
+
+    def allocate_state(self, blocks: Sequence[int]) -> None:
+        """Reserves that many blocks for each state group; CapacityError when too much."""
+
+    def submit(self, batch: Batch) -> int:
+        """Starts a step and returns a handle; may finish inside, as the CPU does."""
+
+    def collect(self, handle: int) -> StepOutput:
+        """Waits for a step. Every handle is collected once, in the order of submission."""
+
+    def memory(self) -> MemoryUse: ...
+
+    def close(self) -> None:
+        """Frees state and scratch; weights live on as long as something else holds them."""
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """One kind of chip, or one library that drives chips."""
+
+    name: str
+
+    def devices(self) -> list[Device]:
+        """Devices present on this machine; empty where the backend cannot run."""
+
+    def capabilities(self, device: str) -> Capabilities: ...
+
+    def pack(
+        self, program: Program, source: WeightSource, plan: ExecutionPlan, cache: Path | None
+    ) -> PackedWeights:
+        """Brings the weights into the kernels' layout, strictly: shapes must match.
+
+        ``cache`` is the folder of packed files; a matching one is mapped instead, and a new
+        one is written beside the first answers. None keeps nothing on disk.
+        """
+
+    def compile(
+        self,
+        program: Program,
+        weights: PackedWeights,
+        plan: ExecutionPlan,
+        device: str,
+        taps: Sequence[str] = (),
+    ) -> Executable:
+        """Prepares a program to run; ``taps`` name nodes whose results batches may ask for."""

@@ -1,0 +1,310 @@
+"""Packed files: what a backend made of a checkpoint, ready to be used in place.
+
+Layout, little-endian::
+
+    0      preamble, 64 bytes: magic, version, offset and length and SHA-256 of the header
+    4096   arrays, each aligned to 64 bytes (a cache line; the section itself to a page)
+    ...    header: JSON {"meta": {...}, "arrays": {name: {dtype, shape, offset, nbytes}}}
+
+The header stands last, so that a writer needs no more memory than one array. A file appears
+under its name only when it is whole: it is written beside it, flushed and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import struct
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from sartor.errors import FormatError, SartorError, UnsupportedError, UsageError
+from sartor.formats.files import MappedFile
+
+MAGIC = b"SARTORPK"
+VERSION = 1
+SUFFIX = ".packed"
+ALIGNMENT = 64
+DATA_START = 4096
+
+_PREAMBLE = struct.Struct("<8sIIQQ32s")
+_TEMPORARY = ".part"
+_ABANDONED_SECONDS = 3600.0
+_DTYPES = frozenset(
+    ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
+    + ["float16", "float32", "float64"]
+)
+
+AnyArray = npt.NDArray[np.generic]
+
+
+class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    meta: dict[str, object]
+    arrays: dict[str, _Entry]
+
+
+class PackedWriter:
+    """Writes a packed file array by array; use as a context manager.
+
+    The file appears at :meth:`finish`; leaving the block without it, or an error, removes
+    every trace. ``meta`` must be JSON data. Errors: :class:`SartorError` naming the path, also
+    when the disk is full.
+    """
+
+    def __init__(self, path: Path, meta: Mapping[str, object]) -> None:
+        self.path = path
+        self._meta = dict(meta)
+        self._entries: dict[str, _Entry] = {}
+        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_TEMPORARY}")
+        self._at = DATA_START
+        self._file: BinaryIO | None = None
+        with self._cleanup():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._temporary.open("xb")
+            self._file.write(bytes(DATA_START))
+
+    @contextlib.contextmanager
+    def _cleanup(self) -> contextlib._GeneratorContextManager[None]:  # type: ignore[misc]
+        try:
+            yield
+        except OSError as error:
+            self.abort()
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise SartorError(
+                    f"{self.path}: the disk is full after {self._at} bytes; free some space, or "
+                    "choose another folder for packed models"
+                ) from error
+            raise SartorError(
+                f"{self.path}: cannot be written: {error.strerror or error}"
+            ) from error
+        except BaseException:
+            self.abort()
+            raise
+
+    def _open_file(self) -> BinaryIO:
+        if self._file is None:
+            raise SartorError(f"{self.path}: the packed file is already finished or abandoned")
+        return self._file
+
+    def add(self, name: str, array: AnyArray) -> None:
+        """Appends ``array`` (any shape; stored C-contiguous, little-endian)."""
+        file = self._open_file()
+        with self._cleanup():
+            if name in self._entries:
+                raise UsageError(f"{self.path}: array {name!r} is given twice")
+            if array.dtype.name not in _DTYPES:
+                raise UsageError(f"{self.path}: array {name!r}: dtype {array.dtype} has no place")
+            padding = -self._at % ALIGNMENT
+            file.write(bytes(padding))
+            offset = self._at + padding
+            little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+            file.write(little.reshape(-1).view(np.uint8).data)
+            self._entries[name] = _Entry(array.dtype.name, array.shape, offset, array.nbytes)
+            self._at = offset + array.nbytes
+
+    def finish(self) -> Path:
+        """Writes the header, makes the file durable and gives it its name."""
+        file = self._open_file()
+        with self._cleanup():
+            header = msgspec.json.encode(_Header(self._meta, self._entries))
+            file.write(header)
+            file.seek(0)
+            digest = hashlib.sha256(header).digest()
+            file.write(_PREAMBLE.pack(MAGIC, VERSION, 0, self._at, len(header), digest))
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+            self._temporary.replace(self.path)
+            _sync_folder(self.path.parent)
+        self._file = None
+        return self.path
+
+    def abort(self) -> None:
+        """Gives up; nothing stays on disk. Harmless after :meth:`finish`."""
+        if self._file is None:
+            return
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._temporary.unlink()
+        self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.abort()
+
+
+def write_packed(path: Path, meta: Mapping[str, object], arrays: Mapping[str, AnyArray]) -> Path:
+    """Writes a whole packed file at once; see :class:`PackedWriter`."""
+    with PackedWriter(path, meta) as writer:
+        for name, array in arrays.items():
+            writer.add(name, array)
+        return writer.finish()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename durable; Windows has no such call and needs none."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """A packed file, mapped read-only; processes that open the same file share its pages."""
+
+    path: Path
+    meta: Mapping[str, object]
+    digest: str
+    """SHA-256 of the header: the identity of the file."""
+    _file: MappedFile
+    _entries: Mapping[str, _Entry]
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Reads and checks the header; touches the file, which is what keeps it from collection.
+
+        Errors: :class:`FormatError` when truncated or damaged, :class:`UnsupportedError` when
+        of another version, :class:`UsageError` when absent.
+        """
+        file = MappedFile.open(path)
+        header, digest = _read_header(file)
+        # Not every file system keeps access times; the modification time marks the last use.
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return cls(path, header.meta, digest, file, header.arrays)
+
+    def names(self) -> list[str]:
+        """Array names in file order."""
+        return list(self._entries)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the file in bytes."""
+        return self._file.size
+
+    def array(self, name: str) -> AnyArray:
+        """A read-only view of the file. Valid as long as it is referred to."""
+        entry = self._entries.get(name)
+        if entry is None:
+            raise FormatError(f"{self.path}: no array {name!r}; remove the file to pack it again")
+        raw = self._file.view(entry.offset, entry.nbytes)
+        return raw.view(np.dtype(entry.dtype).newbyteorder("<")).reshape(entry.shape)
+
+
+def _read_header(file: MappedFile) -> tuple[_Header, str]:
+    def damaged(reason: str) -> FormatError:
+        return FormatError(f"{file.path}: {reason}; remove the file to pack it again")
+
+    if file.size < DATA_START:
+        raise damaged(f"{file.size} bytes are no packed file")
+    magic, version, _, offset, length, digest = _PREAMBLE.unpack_from(file.data)
+    if magic != MAGIC:
+        raise damaged(f"starts with {magic!r}, not {MAGIC!r}")
+    if version != VERSION:
+        raise UnsupportedError(
+            f"{file.path}: packed format version {version}, this Sartor reads {VERSION}; "
+            "remove the file to pack it again"
+        )
+    if offset < DATA_START or offset + length != file.size:
+        raise damaged(f"its header ends at byte {offset + length}, the file at {file.size}")
+    raw = file.data[offset : offset + length]
+    if hashlib.sha256(raw).digest() != digest:
+        raise damaged("its header does not match its digest")
+    try:
+        header = msgspec.json.decode(raw, type=_Header)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise damaged(f"its header cannot be read: {error}") from error
+    for name, entry in header.arrays.items():
+        reason = _entry_fault(entry, offset)
+        if reason:
+            raise damaged(f"array {name!r}: {reason}")
+    ordered = sorted(header.arrays.items(), key=lambda item: (item[1].offset, item[1].nbytes))
+    for (_, before), (name, after) in pairwise(ordered):
+        if before.offset + before.nbytes > after.offset:
+            raise damaged(f"array {name!r} overlaps another")
+    return header, digest.hex()
+
+
+def _entry_fault(entry: _Entry, end: int) -> str | None:
+    """What is wrong with an entry; the data section ends at byte ``end``."""
+    if entry.dtype not in _DTYPES:
+        return f"unknown dtype {entry.dtype!r}"
+    if entry.offset % ALIGNMENT or entry.offset < DATA_START or entry.nbytes < 0:
+        return f"misplaced at byte {entry.offset}"
+    if entry.offset + entry.nbytes > max(end, DATA_START):
+        return f"ends at byte {entry.offset + entry.nbytes}, the data at {end}"
+    nbytes = np.dtype(entry.dtype).itemsize
+    for length in entry.shape:
+        if length < 0:
+            return f"shape {entry.shape}"
+        nbytes *= length
+    return None if nbytes == entry.nbytes else f"shape {entry.shape} takes {nbytes} bytes"
+
+
+def collect_garbage(folder: Path, quota_bytes: int, keep: Collection[Path] = ()) -> list[Path]:
+    """Removes packed files, the least recently used first, until the rest fit the quota.
+
+    ``keep`` names files that stay whatever the quota. What a crashed writer left behind goes
+    too, once it is an hour old. A file in use by a process stays readable there. Returns what
+    was removed.
+    """
+    removed: list[Path] = []
+
+    def remove(path: Path) -> bool:
+        # Another process may have removed it, or (Windows) be using it.
+        try:
+            path.unlink()
+        except OSError:
+            return False
+        removed.append(path)
+        return True
+
+    now = time.time()
+    for path in sorted(folder.glob(f".*{SUFFIX}.*{_TEMPORARY}")):
+        with contextlib.suppress(FileNotFoundError):
+            if now - path.stat().st_mtime > _ABANDONED_SECONDS:
+                remove(path)
+    found = []
+    for path in folder.glob(f"*{SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            found.append((status.st_mtime_ns, status.st_size, path))
+    kept = {path.resolve() for path in keep}
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= quota_bytes:
+            break
+        if path.resolve() not in kept and remove(path):
+            total -= size
+    return removed

@@ -1,0 +1,141 @@
+"""Model hubs: Hugging Face (through huggingface_hub) and ModelScope (its public file API).
+
+ModelScope's own library brings dozens of packages for what are two GET requests, hence the small
+client here: ``/api/v1/models/{id}/repo/files`` lists, ``/api/v1/models/{id}/repo`` delivers and
+honours Range.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from sartor.store.download import (
+    Patience,
+    RemoteFile,
+    download,
+    explain_status,
+    session,
+)
+from sartor.store.progress import Progress
+from sartor.store.reference import ModelRef, is_safe_relative
+from sartor.store.source import Fetched, SourceError, choose_files, shards_of
+
+MODELSCOPE_ENDPOINT = "https://www.modelscope.cn"
+_FIRST_BYTE_RESERVE = 1.5  # seconds of the patience that listing leaves to the first file
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """The files of one revision of a repository."""
+
+    revision: str
+    files: dict[str, RemoteFile]
+    headers: dict[str, str]
+    license: str | None = None
+
+
+def fetch_hub(ref: ModelRef, prefer: Sequence[str], folder: Path, progress: Progress) -> Fetched:
+    """Bring the files that make the model ``ref`` into ``folder``.
+
+    Raises SourceError where the hub cannot be reached or has no such model, OSError(ENOSPC)
+    where it does not fit the disk.
+    """
+    listing = _huggingface if ref.kind == "hf" else _modelscope
+    patience = Patience()
+    try:
+        repository = patience.wait(lambda: listing(ref), str(ref), keep=_FIRST_BYTE_RESERVE)
+    except (SourceError, OSError):
+        raise
+    except Exception as error:  # whatever the HTTP client and the hub's library raise
+        raise SourceError(f"{ref}: {_first_line(error)}") from error
+    if ref.file is None:
+        names = choose_files(repository.files, prefer, str(ref))
+    else:
+        names = shards_of(ref.file, repository.files)
+        if ref.file not in repository.files:
+            raise SourceError(f"{ref}: the repository has no file {ref.file}")
+    chosen = [repository.files[name] for name in names]
+    _require_space(chosen, folder)
+    records = tuple(download(f, folder, repository.headers, progress, patience) for f in chosen)
+    file = f"/{ref.file or names[0]}" if names[0].endswith(".gguf") else ""
+    origin = f"{ref.kind}:{ref.name}@{repository.revision}{file}"
+    return Fetched(origin, records, repository.license)
+
+
+def _huggingface(ref: ModelRef) -> Repository:
+    from huggingface_hub import HfApi, constants, hf_hub_url
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.utils import build_hf_headers
+
+    endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")
+    try:
+        info = HfApi(endpoint=endpoint).model_info(
+            ref.name, revision=ref.revision, files_metadata=True, timeout=10
+        )
+    except (GatedRepoError, RepositoryNotFoundError) as error:
+        raise SourceError(
+            f"{ref}: the repository does not exist, or is private or gated; if it is, accept its "
+            "terms on its page and set HF_TOKEN"
+        ) from error
+    revision = info.sha or ref.revision or "main"
+    files = {}
+    for sibling in info.siblings or []:
+        name = sibling.rfilename
+        if is_safe_relative(name):
+            files[name] = RemoteFile(
+                path=name,
+                url=hf_hub_url(ref.name, name, revision=revision, endpoint=endpoint),
+                size=sibling.lfs.size if sibling.lfs else sibling.size,
+                sha256=sibling.lfs.sha256 if sibling.lfs else None,
+                git_sha1=None if sibling.lfs else sibling.blob_id,
+            )
+    card = info.card_data
+    return Repository(revision, files, dict(build_hf_headers()), card.get("license") if card else None)
+
+
+def _modelscope(ref: ModelRef) -> Repository:
+    domain = os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN")
+    endpoint = (domain or MODELSCOPE_ENDPOINT).rstrip("/")
+    if "://" not in endpoint:
+        endpoint = f"https://{endpoint}"
+    token = os.environ.get("MODELSCOPE_API_TOKEN")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    revision = ref.revision or "master"
+    base = f"{endpoint}/api/v1/models/{ref.name}/repo"
+    response = session().get(
+        f"{base}/files?Revision={quote(revision)}&Recursive=true",
+        headers=headers,
+        timeout=10,
+        follow_redirects=True,
+    )
+    if response.status_code >= 400:
+        raise SourceError(f"{ref}: {explain_status(response.status_code)}")
+    answer = response.json()
+    if answer.get("Code") != 200:
+        raise SourceError(f"{ref}: the hub answered {answer.get('Message') or answer.get('Code')}")
+    files = {}
+    for item in answer["Data"]["Files"]:
+        name = item["Path"]
+        if item.get("Type") != "tree" and is_safe_relative(name):
+            url = f"{base}?Revision={quote(revision)}&FilePath={quote(name, safe='')}"
+            files[name] = RemoteFile(name, url, item.get("Size"), item.get("Sha256") or None)
+    return Repository(revision, files, headers)
+
+
+def _require_space(files: Sequence[RemoteFile], folder: Path) -> None:
+    present = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    needed = sum(f.size or 0 for f in files) - present
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"{needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,46 @@
+"""Byte-level BPE on the ``tokenizers`` library."""
+
+from __future__ import annotations
+
+import threading
+from functools import cache
+from typing import Any
+
+
+class TokenizersEncoder:
+    """Adapts a ``tokenizers.Tokenizer``."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+
+    def encode(self, text: str, parse_special: bool) -> list[int]:
+        """Token ids without bos and eos."""
+        # The library keeps this choice as state of the tokenizer, hence the lock.
+        with self._lock:
+            self._tokenizer.encode_special_tokens = not parse_special
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+
+@cache
+def byte_alphabet() -> dict[str, int]:
+    """The byte that each character of the GPT-2 alphabet stands for.
+
+    Printable Latin-1 bytes are themselves; the other 68 take the code points from 256 on, in
+    order (``bytes_to_unicode`` in GPT-2's ``encoder.py``).
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    alphabet = {chr(byte): byte for byte in printable}
+    alphabet.update({chr(256 + i): byte for i, byte in enumerate(others)})
+    return alphabet
+
+
+def unspell(token: str) -> bytes:
+    """The bytes of a token spelled in the GPT-2 alphabet; UTF-8 if it is not so spelled."""
+    alphabet = byte_alphabet()
+    try:
+        return bytes([alphabet[c] for c in token])
+    except KeyError:
+        return token.encode("utf-8", "replace")

@@ -1,0 +1,159 @@
+"""Text to token ids and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from sartor.errors import UsageError
+
+# Tokens that end a turn or a text, by the names that chat models give them. Files often declare
+# only one of theirs; a model that emits another would run on until its token limit.
+END_OF_GENERATION = frozenset(
+    {
+        "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>",
+        "<|return|>", "<|call|>", "<end_of_turn>", "<turn|>", "<|endofturn|>", "<EOT>", "[EOT]",
+        "<end_of_utterance>", "<|end_of_turn|>", "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    }
+)  # fmt: skip
+
+
+def end_of_generation(
+    candidates: Iterable[tuple[str, int]], declared: Iterable[int | None]
+) -> frozenset[int]:
+    """Declared ids and those of ``candidates`` (special tokens only) that end a generation."""
+    named = {text: i for text, i in candidates if text in END_OF_GENERATION}
+    if "<|return|>" in named:
+        # In the harmony format <|end|> only closes a message; the next one follows.
+        named.pop("<|end|>", None)
+    return frozenset(named.values()) | {i for i in declared if i is not None}
+
+
+class Encoder(Protocol):
+    """What a tokenizer needs from an encoding algorithm."""
+
+    def encode(self, text: str, parse_special: bool) -> list[int]:
+        """Token ids without bos and eos; special tokens in the text count if asked for."""
+        ...
+
+
+class Tokenizer:
+    """One vocabulary: how text becomes token ids, and which bytes each id stands for.
+
+    Decoding is defined on bytes: the text of a sequence is the UTF-8 decoding of its tokens' bytes,
+    each maximal invalid part replaced by U+FFFD, and (for SentencePiece models with a space prefix)
+    without the one space that the sequence starts with. So incremental decoding and whole decoding
+    agree on every sequence, valid or not.
+
+    ``vocab_size``: ids are below it. ``special_ids``: control tokens, which stand for no text.
+    ``eos_ids``: every token that ends a generation. ``add_bos``, ``add_eos``: what ``encode`` adds.
+    Build one with ``tokenizer_from_gguf`` or ``tokenizer_from_folder``.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: Encoder,
+        bytes_of: Callable[[int], bytes],
+        vocab_size: int,
+        special_ids: frozenset[int],
+        bos_id: int | None,
+        eos_ids: frozenset[int],
+        prefix: Sequence[int],
+        suffix: Sequence[int],
+        strips_leading_space: bool,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.special_ids = special_ids
+        self.bos_id = bos_id
+        self.eos_ids = eos_ids
+        self.strips_leading_space = strips_leading_space
+        self._encoder = encoder
+        self._bytes_of = bytes_of
+        self._prefix = list(prefix)
+        self._suffix = list(suffix)
+        self._bytes: dict[int, bytes] = {}
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether ``encode`` puts tokens in front (bos, for all known models)."""
+        return bool(self._prefix)
+
+    @property
+    def add_eos(self) -> bool:
+        """Whether ``encode`` puts tokens behind."""
+        return bool(self._suffix)
+
+    def encode(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True
+    ) -> list[int]:
+        """Token ids of ``text``.
+
+        ``add_special``: with bos and eos as the model wants them; use False for the output of a
+        chat template, which writes them itself. ``parse_special``: control tokens spelled out in
+        the text become those tokens; use False for untrusted text outside a template.
+
+        UsageError if the text holds a lone surrogate, which no encoding can represent.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"the text is not valid Unicode: lone surrogate U+{ord(text[error.start]):04X} "
+                f"at character {error.start}; remove it or send valid UTF-8"
+            ) from None
+        ids = self._encoder.encode(text, parse_special)
+        return [*self._prefix, *ids, *self._suffix] if add_special else ids
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Text of ``ids``; control tokens are left out unless ``skip_special`` is False.
+
+        Ids without a token (models often pad their vocabulary) stand for nothing.
+        """
+        data = b"".join(self.piece(int(i), skip_special) for i in ids)
+        if self.strips_leading_space and data.startswith(b" "):
+            data = data[1:]
+        return data.decode("utf-8", "replace")
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that a token stands for in running text; empty for a control token."""
+        return self.piece(id, True)
+
+    def token_text(self, id: int) -> str:
+        """A token on its own, for display: control tokens by name, broken UTF-8 as U+FFFD."""
+        return self.piece(id, False).decode("utf-8", "replace")
+
+    def piece(self, id: int, skip_special: bool) -> bytes:
+        """Like ``token_bytes``, but with the name of a control token if not ``skip_special``."""
+        if skip_special and id in self.special_ids:
+            return b""
+        data = self._bytes.get(id)
+        if data is None:
+            data = self._bytes_of(id) if 0 <= id < self.vocab_size else b""
+            self._bytes[id] = data
+        return data
+
+
+def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
+    """Build the tokenizer that a GGUF's metadata describes (keys ``tokenizer.ggml.*``).
+
+    Array values may be lists or numpy arrays. FormatError names a key that is missing, mistyped or
+    contradicts another; UnsupportedError names a tokenizer model or pre-tokenizer that is not
+    supported and lists those that are. Source: the GGUF specification and llama.cpp.
+    """
+    from sartor.text.gguf import build_tokenizer
+
+    return build_tokenizer(metadata)
+
+
+def tokenizer_from_folder(folder: Path) -> Tokenizer:
+    """Build the tokenizer of a checkpoint folder in the Hugging Face layout.
+
+    Reads ``tokenizer.json``, or else a SentencePiece BPE ``tokenizer.model``; special tokens also
+    from ``tokenizer_config.json``, ``special_tokens_map.json``, ``generation_config.json`` and
+    ``config.json``. FormatError if a file is damaged, UnsupportedError if none can be used.
+    """
+    from sartor.text.folder import build_tokenizer
+
+    return build_tokenizer(folder)
