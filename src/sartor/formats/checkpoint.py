@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Protocol
@@ -59,10 +60,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Reads headers only. Errors: :class:`UsageError` when ``path`` is no checkpoint,
     :class:`FormatError` when it is a damaged one, each naming file and tensor or key.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         return _open_folder(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise UsageError(f"{path}: no such file or folder; check the path")
+    if not os.path.isfile(path):
+        raise UsageError(f"{path}: not a regular file")
     if path.suffix.lower() == ".gguf" or _first_bytes(path) == MAGIC:
         return GgufCheckpoint(path)
     if path.suffix.lower() in _PICKLES:

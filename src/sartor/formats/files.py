@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -17,6 +19,21 @@ from sartor.ops.weights import U8, DenseFormat, FloatName, Weight
 
 class UnsupportedTensorError(FormatError, UnsupportedError):
     """A tensor type that is not decoded: either a newer format, or a damaged type field."""
+
+
+_MAX_DIMENSIONS = 16
+_MAX_SIZE = 1 << 56
+
+
+def is_shape(lengths: Sequence[int]) -> bool:
+    """Whether a file may claim this shape.
+
+    It bounds the arithmetic on what files claim, and numpy refuses an empty shape, too, when its
+    other dimensions overflow.
+    """
+    if len(lengths) > _MAX_DIMENSIONS or any(not 0 <= length < _MAX_SIZE for length in lengths):
+        return False
+    return math.prod(max(length, 1) for length in lengths) < _MAX_SIZE
 
 
 @dataclass(frozen=True)
@@ -38,10 +55,7 @@ class TensorInfo:
     @property
     def size(self) -> int:
         """The number of weights."""
-        count = 1
-        for length in self.shape:
-            count *= length
-        return count
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,9 @@ class MappedFile:
     @classmethod
     def open(cls, path: Path) -> Self:
         """Maps ``path``; an empty, absent or unreadable file is an error that names it."""
+        if os.path.exists(path) and not os.path.isfile(path):
+            # Opening a pipe would wait for its writer.
+            raise FormatError(f"{path}: not a regular file")
         try:
             with path.open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -89,7 +106,7 @@ class MappedFile:
     def fingerprint(self, header_bytes: int) -> str:
         """Changes when size, time or the first ``header_bytes`` bytes do."""
         digest = hashlib.sha256(f"{self.size} {self.mtime_ns} ".encode())
-        digest.update(self.view(0, header_bytes))
+        digest.update(memoryview(self.data)[:header_bytes])
         return digest.hexdigest()
 
 

@@ -12,6 +12,7 @@ structure; it is read with U+FFFD in its place, so that whatever prints or encod
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import struct
 from collections.abc import Iterator, Mapping
@@ -256,9 +257,9 @@ def read_header(file: MappedFile) -> GgufFile:
     metadata = GgufMetadata(_read_pairs(reader, pair_count))
     records = _read_records(reader, tensor_count)
     reader.subject = "key 'general.alignment'"
-    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-    if type(alignment) is not int or alignment < 8 or alignment & (alignment - 1):
-        raise reader.error(f"{alignment!r} is no power of two of at least 8")
+    alignment = _integer(metadata, "general.alignment", DEFAULT_ALIGNMENT, file.path)
+    if alignment < 8 or alignment & (alignment - 1):
+        raise reader.error(f"{alignment} is no power of two of at least 8")
     start = -(-reader.at // alignment) * alignment
     tensors = tuple(_place(reader, record, start, alignment) for record in records)
     _refuse_overlaps(reader, tensors)
@@ -296,9 +297,7 @@ def _read_records(reader: _HeaderReader, count: int) -> list[_TensorRecord]:
                 f"rows of {shape[-1]} weights are not a multiple of {kind.name}'s block of "
                 f"{kind.block}"
             )
-        nbytes = kind.nbytes
-        for length in (*shape[:-1], shape[-1] // kind.block):
-            nbytes *= length
+        nbytes = math.prod(shape) // kind.block * kind.nbytes
         if not 0 < nbytes <= reader.file.size:
             raise reader.error(
                 f"shape {shape} as {kind.name} takes {nbytes} bytes; the file has "
@@ -378,11 +377,12 @@ class GgufCheckpoint:
         self._check_split_total()
 
     def _check_split_total(self) -> None:
-        total = self.metadata.get("split.tensors.count")
-        if total is not None and total != len(self._tensors):
+        held = len(self._tensors)
+        total = _integer(self.metadata, "split.tensors.count", held, self.path)
+        if total != held:
             raise FormatError(
-                f"{self.path}: key 'split.tensors.count' says {total}, the files hold "
-                f"{len(self._tensors)} tensors; fetch them again"
+                f"{self.path}: key 'split.tensors.count' says {total}, the files hold {held} "
+                "tensors; fetch them again"
             )
 
     def __enter__(self) -> Self:
@@ -448,17 +448,24 @@ class GgufCheckpoint:
         self._tensors = {}
 
 
+def _integer(metadata: Mapping[str, object], key: str, default: int, path: Path) -> int:
+    value = metadata.get(key, default)
+    if type(value) is not int:
+        raise FormatError(f"{path}: key {key!r} holds a {type(value).__name__}, not an integer")
+    return value
+
+
 def _rest_of_split(first: GgufFile) -> list[GgufFile]:
     """Files 2 to N of a set written as ``name-00001-of-0000N.gguf``; none for a single file."""
     path = first.file.path
-    count = first.metadata.get("split.count", 1)
-    number = first.metadata.get("split.no", 0)
+    count = _integer(first.metadata, "split.count", 1, path)
+    number = _integer(first.metadata, "split.no", 0, path)
     if count in (0, 1) and number == 0:
         return []
     name = _SPLIT_NAME.fullmatch(path.name)
     if name is None:
         raise UnsupportedError(
-            f"{path}: is part of a split model (split.count {count!r}), but is not named like "
+            f"{path}: is part of a split model (split.count {count}), but is not named like "
             "name-00001-of-00002.gguf; restore the names of its files"
         )
     if number != 0:
@@ -467,17 +474,17 @@ def _rest_of_split(first: GgufFile) -> list[GgufFile]:
             f"{name['stem']}-00001-of-{name['count']}.gguf"
         )
     if count != int(name["count"]):
-        raise FormatError(f"{path}: key 'split.count' is {count!r}, its name says {name['count']}")
+        raise FormatError(f"{path}: key 'split.count' is {count}, its name says {name['count']}")
     rest = []
     for index in range(1, int(name["count"])):
         sibling = path.with_name(f"{name['stem']}-{index + 1:05}-of-{name['count']}.gguf")
         if not sibling.exists():
             raise FormatError(f"{sibling}: this file of the split model is missing; fetch it")
         part = read_header(MappedFile.open(sibling))
-        if part.metadata.get("split.no") != index:
+        number = _integer(part.metadata, "split.no", 0, sibling)
+        if number != index:
             raise FormatError(
-                f"{sibling}: key 'split.no' is {part.metadata.get('split.no')!r}, not {index}; "
-                "fetch the files again"
+                f"{sibling}: key 'split.no' is {number}, not {index}; fetch the files again"
             )
         rest.append(part)
     return rest

@@ -7,7 +7,7 @@ significand times at most 8 bits) are exact in float32, so nothing is rounded an
 
 Speed: numpy is slow on runs of 16 or 32 bytes, but copies one 16- or 32-byte *element* a step
 fast. Fields are therefore gathered into contiguous 64-bit words (:func:`_words`), worked on
-there, and scattered back as elements (:func:`_put`); chunks are sized to stay in the L2 cache.
+there, and scattered back as elements (:func:`_unpack`); chunks are sized to stay in the L2 cache.
 """
 
 from __future__ import annotations
@@ -54,9 +54,10 @@ def decode_affine(name: str, kind: GgufType, raw: U8, rows: int, columns: int) -
     scale = np.empty((len(blocks), groups), np.float32)
     offset = np.empty((len(blocks) if kind.format.offset else 0, groups), np.float32)
     step = _CHUNK_CODES // kind.block
-    for start in range(0, len(blocks), step):
-        part = slice(start, start + step)
-        kind.decode(blocks[part], codes[part], scale[part], offset[part])
+    with np.errstate(all="ignore"):  # infinite and NaN scales are data
+        for start in range(0, len(blocks), step):
+            part = slice(start, start + step)
+            kind.decode(blocks[part], codes[part], scale[part], offset[part])
     shape = (rows, columns // kind.format.group)
     return Weight(
         name,
@@ -70,11 +71,6 @@ def decode_affine(name: str, kind: GgufType, raw: U8, rows: int, columns: int) -
 # Pieces that the decoders share
 
 
-def _each(byte: int) -> np.uint64:
-    """A 64-bit word with the same value in each of its eight bytes."""
-    return np.uint64(byte * 0x0101010101010101)
-
-
 def _words(blocks: U8, start: int, size: int) -> Words:
     """Bytes ``[start, start + size)`` of each block as contiguous 64-bit words, ``[n, size/8]``."""
     field = blocks[:, start : start + size].view(f"V{size}").copy()
@@ -82,15 +78,30 @@ def _words(blocks: U8, start: int, size: int) -> Words:
     return words
 
 
-def _put(codes: U8, start: int, words: Words) -> None:
-    """Stores the bytes of ``words`` ``[n, w]`` as codes ``[start, start + 8 w)`` of each block."""
-    size = 8 * words.shape[1]
-    codes[:, start : start + size].view(f"V{size}")[:, 0] = words.view(f"V{size}")[:, 0]
+def _pick(words: Words, source: int, width: int, target: int = 0) -> Words:
+    """Moves ``width`` bits of every byte from bit ``source`` to ``target``, clearing the rest."""
+    shift = np.uint64(abs(source - target))
+    moved = words >> shift if source >= target else words << shift
+    moved &= np.uint64((((1 << width) - 1) << target) * 0x0101010101010101)
+    return moved
 
 
-def _bits(words: Words, shift: int, mask: int) -> Words:
-    """``(byte >> shift) & mask`` for every byte."""
-    return (words >> np.uint64(shift)) & _each(mask)
+def _unpack(packed: Words, width: int, out: U8, target: int = 0) -> None:
+    """Spreads fields of ``width`` bits over bytes, one run of ``8 w`` codes a field.
+
+    ``packed`` ``[m, w]`` holds field r of byte j in bits ``width * r``; it becomes bit ``target``
+    and up of ``out[m, 8 w * r + j]``.
+    """
+    size = 8 * packed.shape[1]
+    runs = out.reshape(len(packed), -1).view(f"V{size}")
+    for run in range(runs.shape[1]):
+        runs[:, run] = _pick(packed, width * run, width, target).view(f"V{size}")[:, 0]
+
+
+def _merge(codes: U8, high: U8 | Words) -> None:
+    """``codes |= high``, as words."""
+    merged = codes.view(np.uint64)
+    merged |= high.reshape(-1).view(np.uint64).reshape(merged.shape)
 
 
 def _half(blocks: U8, start: int) -> F32:
@@ -98,11 +109,9 @@ def _half(blocks: U8, start: int) -> F32:
     return blocks[:, start : start + 2].view("<f2").astype(np.float32)
 
 
-def _fifth_bit(blocks: U8, start: int) -> Words:
-    """Bit j of the 4 bytes at ``start`` as 16 in byte j, ``[n, 4]`` words."""
-    packed = blocks[:, start : start + 4].view("V4").copy().view(np.uint8)
-    spread = np.unpackbits(packed.reshape(-1), bitorder="little").view(np.uint64)
-    return spread.reshape(-1, 4) << np.uint64(4)
+def _product(number: F32, integers: npt.NDArray[np.uint8 | np.int8], out: F32) -> None:
+    """``out[n, g] = number[n, 1] * integers[n, g]``."""
+    np.multiply(number, integers.astype(np.float32), out=out)
 
 
 def _six_bit_scales(blocks: U8, start: int) -> tuple[U8, U8]:
@@ -119,35 +128,32 @@ def _six_bit_scales(blocks: U8, start: int) -> tuple[U8, U8]:
     return scales.view(np.uint8), minima.view(np.uint8)
 
 
-# Blocks of 32 weights: one fp16 scale, for the _1 types an fp16 minimum
+# Blocks of 32 weights: an fp16 scale; for the _1 types an fp16 minimum
 
 
-def _q4_0(blocks: U8, codes: U8, scale: F32, offset: F32) -> None:
+def _q4_0(blocks: U8, codes: U8, scale: F32, _: F32) -> None:
     """fp16 d, 16 bytes of nibbles: low nibbles are weights 0-15, high ones 16-31."""
     scale[:] = _half(blocks, 0)
-    nibbles = _words(blocks, 2, 16)
-    _put(codes, 0, _bits(nibbles, 0, 0x0F))
-    _put(codes, 16, _bits(nibbles, 4, 0x0F))
+    _unpack(_words(blocks, 2, 16), 4, codes)
 
 
 def _q4_1(blocks: U8, codes: U8, scale: F32, offset: F32) -> None:
     """fp16 d, fp16 m, nibbles as in Q4_0."""
-    offset[:] = _half(blocks, 2)
     scale[:] = _half(blocks, 0)
-    nibbles = _words(blocks, 4, 16)
-    _put(codes, 0, _bits(nibbles, 0, 0x0F))
-    _put(codes, 16, _bits(nibbles, 4, 0x0F))
+    offset[:] = _half(blocks, 2)
+    _unpack(_words(blocks, 4, 16), 4, codes)
 
 
 def _q5(blocks: U8, start: int, codes: U8) -> None:
     """The 5-bit codes at ``start``: 32 fifth bits, then nibbles as in Q4_0."""
-    fifth = _fifth_bit(blocks, start)
-    nibbles = _words(blocks, start + 4, 16)
-    _put(codes, 0, _bits(nibbles, 0, 0x0F) | fifth[:, :2])
-    _put(codes, 16, _bits(nibbles, 4, 0x0F) | fifth[:, 2:])
+    _unpack(_words(blocks, start + 4, 16), 4, codes)
+    packed = blocks[:, start : start + 4].view("V4").copy().view(np.uint8)
+    fifth = np.unpackbits(packed.reshape(-1), bitorder="little").view(np.uint64)
+    fifth <<= np.uint64(4)
+    _merge(codes, fifth)
 
 
-def _q5_0(blocks: U8, codes: U8, scale: F32, offset: F32) -> None:
+def _q5_0(blocks: U8, codes: U8, scale: F32, _: F32) -> None:
     """fp16 d, 5-bit codes."""
     scale[:] = _half(blocks, 0)
     _q5(blocks, 2, codes)
@@ -160,10 +166,10 @@ def _q5_1(blocks: U8, codes: U8, scale: F32, offset: F32) -> None:
     _q5(blocks, 4, codes)
 
 
-def _q8_0(blocks: U8, codes: U8, scale: F32, offset: F32) -> None:
+def _q8_0(blocks: U8, codes: U8, scale: F32, _: F32) -> None:
     """fp16 d, 32 signed bytes; flipping the sign bit adds 128, which is the zero point."""
     scale[:] = _half(blocks, 0)
-    _put(codes, 0, _words(blocks, 2, 32) ^ _each(0x80))
+    np.bitwise_xor(_words(blocks, 2, 32), np.uint64(0x8080808080808080), out=codes.view(np.uint64))
 
 
 # Super-blocks of 256 weights (K-quants): a sub-scale for each group of 16 or 32
@@ -172,15 +178,12 @@ def _q8_0(blocks: U8, codes: U8, scale: F32, offset: F32) -> None:
 def _q2_k(blocks: U8, codes: U8, scale: F32, offset: F32) -> None:
     """16 bytes of 4-bit (scale, minimum), 64 bytes of 2-bit codes, fp16 d, fp16 dmin."""
     sub = blocks[:, :16]
-    np.multiply(_half(blocks, 80), sub & np.uint8(0x0F), out=scale)
-    np.multiply(-_half(blocks, 82), sub >> np.uint8(4), out=offset)
-    for half in range(2):
-        packed = _words(blocks, 16 + 32 * half, 32)
-        for run in range(4):
-            _put(codes, 128 * half + 32 * run, _bits(packed, 2 * run, 0x03))
+    _product(_half(blocks, 80), sub & np.uint8(0x0F), scale)
+    _product(-_half(blocks, 82), sub >> np.uint8(4), offset)
+    _unpack(_words(blocks, 16, 64).reshape(-1, 4), 2, codes)
 
 
-def _q3_k(blocks: U8, codes: U8, scale: F32, offset: F32) -> None:
+def _q3_k(blocks: U8, codes: U8, scale: F32, _: F32) -> None:
     """32 bytes of third bits, 64 of 2-bit codes, 16 scales of 6 bits (zero 32), fp16 d.
 
     A third bit that is *clear* subtracts 4: code = low | bit << 2 with zero point 4.
@@ -192,50 +195,39 @@ def _q3_k(blocks: U8, codes: U8, scale: F32, offset: F32) -> None:
         low = packed[:, quarter % 2] >> np.uint32(4 * (quarter // 2))
         high = packed[:, 2] >> np.uint32(2 * quarter)
         sub[:, quarter] = (low & nibble) | ((high & pair) << np.uint32(4))
-    np.multiply(_half(blocks, 108), sub.view(np.int8) - np.int8(32), out=scale)
-    third = _words(blocks, 0, 32)
-    for half in range(2):
-        low_bits = _words(blocks, 32 + 32 * half, 32)
-        for run in range(4):
-            high_bit = _bits(third, 4 * half + run, 0x01) << np.uint64(2)
-            _put(codes, 128 * half + 32 * run, _bits(low_bits, 2 * run, 0x03) | high_bit)
+    _product(_half(blocks, 108), sub.view(np.int8) - np.int8(32), scale)
+    _unpack(_words(blocks, 32, 64).reshape(-1, 4), 2, codes)
+    third = np.empty_like(codes)
+    _unpack(_words(blocks, 0, 32), 1, third, target=2)
+    _merge(codes, third)
 
 
 def _q4_k(blocks: U8, codes: U8, scale: F32, offset: F32) -> None:
     """fp16 d, fp16 dmin, 12 bytes of 6-bit (scale, minimum), 4 x 32 bytes of nibbles."""
     scales, minima = _six_bit_scales(blocks, 4)
-    np.multiply(_half(blocks, 0), scales, out=scale)
-    np.multiply(-_half(blocks, 2), minima, out=offset)
-    for run in range(4):
-        nibbles = _words(blocks, 16 + 32 * run, 32)
-        _put(codes, 64 * run, _bits(nibbles, 0, 0x0F))
-        _put(codes, 64 * run + 32, _bits(nibbles, 4, 0x0F))
+    _product(_half(blocks, 0), scales, scale)
+    _product(-_half(blocks, 2), minima, offset)
+    _unpack(_words(blocks, 16, 128).reshape(-1, 4), 4, codes)
 
 
 def _q5_k(blocks: U8, codes: U8, scale: F32, offset: F32) -> None:
     """As Q4_K, with 32 bytes of fifth bits (bit r is group r) before the nibbles."""
     scales, minima = _six_bit_scales(blocks, 4)
-    np.multiply(_half(blocks, 0), scales, out=scale)
-    np.multiply(-_half(blocks, 2), minima, out=offset)
-    fifth = _words(blocks, 16, 32)
-    for run in range(4):
-        nibbles = _words(blocks, 48 + 32 * run, 32)
-        for part in range(2):
-            high_bit = _bits(fifth, 2 * run + part, 0x01) << np.uint64(4)
-            _put(codes, 64 * run + 32 * part, _bits(nibbles, 4 * part, 0x0F) | high_bit)
+    _product(_half(blocks, 0), scales, scale)
+    _product(-_half(blocks, 2), minima, offset)
+    _unpack(_words(blocks, 48, 128).reshape(-1, 4), 4, codes)
+    fifth = np.empty_like(codes)
+    _unpack(_words(blocks, 16, 32), 1, fifth, target=4)
+    _merge(codes, fifth)
 
 
-def _q6_k(blocks: U8, codes: U8, scale: F32, offset: F32) -> None:
+def _q6_k(blocks: U8, codes: U8, scale: F32, _: F32) -> None:
     """128 bytes of low nibbles, 64 of high pairs, 16 signed scales, fp16 d."""
-    np.multiply(_half(blocks, 208), blocks[:, 192:208].view(np.int8), out=scale)
-    for half in range(2):
-        pairs = _words(blocks, 128 + 32 * half, 32)
-        for part in range(2):
-            nibbles = _words(blocks, 64 * half + 32 * part, 32)
-            for shift in (0, 4):
-                run = part + shift // 2
-                high = _bits(pairs, 2 * run, 0x03) << np.uint64(4)
-                _put(codes, 128 * half + 32 * run, _bits(nibbles, shift, 0x0F) | high)
+    _product(_half(blocks, 208), blocks[:, 192:208].view(np.int8), scale)
+    _unpack(_words(blocks, 0, 128).reshape(-1, 8), 4, codes)
+    high = np.empty_like(codes)
+    _unpack(_words(blocks, 128, 64).reshape(-1, 4), 2, high, target=4)
+    _merge(codes, high)
 
 
 _DECODED = {

@@ -15,11 +15,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import secrets
 import struct
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,8 +31,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from sartor.errors import FormatError, SartorError, UnsupportedError, UsageError
-from sartor.formats.files import MappedFile
+from sartor.errors import FormatError, SartorError, UsageError
+from sartor.formats.files import MappedFile, is_shape
 
 MAGIC = b"SARTORPK"
 VERSION = 1
@@ -43,8 +44,8 @@ _PREAMBLE = struct.Struct("<8sIIQQ32s")
 _TEMPORARY = ".part"
 _ABANDONED_SECONDS = 3600.0
 _DTYPES = frozenset(
-    ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
-    + ["float16", "float32", "float64"]
+    np.dtype(code).name
+    for code in "?bBhHiIqQefd"  # numpy's characters, bool to float64
 )
 
 AnyArray = npt.NDArray[np.generic]
@@ -83,7 +84,7 @@ class PackedWriter:
             self._file.write(bytes(DATA_START))
 
     @contextlib.contextmanager
-    def _cleanup(self) -> contextlib._GeneratorContextManager[None]:  # type: ignore[misc]
+    def _cleanup(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -169,14 +170,13 @@ def write_packed(path: Path, meta: Mapping[str, object], arrays: Mapping[str, An
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename durable; Windows has no such call and needs none."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Makes a rename durable where the system can; the file itself is whole either way."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @dataclass(frozen=True)
@@ -194,8 +194,8 @@ class PackedFile:
     def open(cls, path: Path) -> Self:
         """Reads and checks the header; touches the file, which is what keeps it from collection.
 
-        Errors: :class:`FormatError` when truncated or damaged, :class:`UnsupportedError` when
-        of another version, :class:`UsageError` when absent.
+        Errors: :class:`FormatError` when truncated, damaged or of another version (pack it
+        again), :class:`UsageError` when absent. The data itself is not hashed.
         """
         file = MappedFile.open(path)
         header, digest = _read_header(file)
@@ -232,10 +232,7 @@ def _read_header(file: MappedFile) -> tuple[_Header, str]:
     if magic != MAGIC:
         raise damaged(f"starts with {magic!r}, not {MAGIC!r}")
     if version != VERSION:
-        raise UnsupportedError(
-            f"{file.path}: packed format version {version}, this Sartor reads {VERSION}; "
-            "remove the file to pack it again"
-        )
+        raise damaged(f"packed format version {version}, this Sartor reads {VERSION}")
     if offset < DATA_START or offset + length != file.size:
         raise damaged(f"its header ends at byte {offset + length}, the file at {file.size}")
     raw = file.data[offset : offset + length]
@@ -264,11 +261,9 @@ def _entry_fault(entry: _Entry, end: int) -> str | None:
         return f"misplaced at byte {entry.offset}"
     if entry.offset + entry.nbytes > max(end, DATA_START):
         return f"ends at byte {entry.offset + entry.nbytes}, the data at {end}"
-    nbytes = np.dtype(entry.dtype).itemsize
-    for length in entry.shape:
-        if length < 0:
-            return f"shape {entry.shape}"
-        nbytes *= length
+    if not is_shape(entry.shape):
+        return f"impossible shape of {len(entry.shape)} dimensions"
+    nbytes = np.dtype(entry.dtype).itemsize * math.prod(entry.shape)
     return None if nbytes == entry.nbytes else f"shape {entry.shape} takes {nbytes} bytes"
 
 

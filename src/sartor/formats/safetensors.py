@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, TypeGuard
 
 from sartor.errors import FormatError, SartorError, UnsupportedError, UsageError
 from sartor.formats.files import (
@@ -22,6 +25,7 @@ from sartor.formats.files import (
     UnsupportedTensorError,
     bits_per_weight,
     dense_weight,
+    is_shape,
 )
 from sartor.ops.weights import FloatName, Weight
 
@@ -58,8 +62,7 @@ _BITS: Mapping[str, int] = {
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"{twice!r} appears twice")
     return found
 
@@ -131,11 +134,11 @@ def _tensor(file: MappedFile, name: str, entry: object, start: int) -> TensorInf
     dtype, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BITS:
         raise UnsupportedTensorError(f"{where}: unknown dtype {dtype!r}")
-    if not _are_counts(shape) or not _are_counts(span) or len(span) != 2:
-        raise FormatError(f"{where}: shape {shape!r} or data_offsets {span!r} are no counts")
-    bits = _BITS[dtype]
-    for length in shape:
-        bits *= length
+    if not _are_integers(shape) or not is_shape(shape):
+        raise FormatError(f"{where}: its shape is not a list of lengths")
+    if not _are_integers(span) or len(span) != 2:
+        raise FormatError(f"{where}: its data_offsets are not two byte positions")
+    bits = _BITS[dtype] * math.prod(shape)
     begin, end = span
     if bits % 8 or end - begin != bits // 8:
         raise FormatError(
@@ -152,10 +155,8 @@ def _tensor(file: MappedFile, name: str, entry: object, start: int) -> TensorInf
     )
 
 
-def _are_counts(value: object) -> bool:
-    return isinstance(value, list) and all(
-        type(item) is int and 0 <= item < 1 << 63 for item in value
-    )
+def _are_integers(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
 class SafetensorsCheckpoint:
@@ -264,7 +265,7 @@ def _open_shards(
     tensors: dict[str, TensorInfo] = {}
     headers: dict[Path, int] = {}
     for path in paths:
-        if not path.exists():
+        if not os.path.exists(path):
             raise FormatError(f"{path}: this shard, named in {INDEX_NAME}, is missing; fetch it")
         shards[path] = MappedFile.open(path)
         found, headers[path] = read_header(shards[path])

@@ -1,1 +1,16 @@
+"""Model architectures: one file each, built from shared blocks, found through a registry."""
 
+from sartor.models.config import LayerConfig, ModelConfig
+from sartor.models.model import Model, WeightSource, load_model
+from sartor.models.registry import Architecture, architecture_of, architectures
+
+__all__ = [
+    "Architecture",
+    "LayerConfig",
+    "Model",
+    "ModelConfig",
+    "WeightSource",
+    "architecture_of",
+    "architectures",
+    "load_model",
+]

@@ -45,7 +45,8 @@ def linear(x: F32, weight: Weight, bias: F32 | None = None, *, activation: str =
     """
     if activation == "int8" and weight.scale is not None:
         codes, scale = quantize_activations(x)
-        x = (codes * np.repeat(scale, ACTIVATION_GROUP, axis=1))[:, : x.shape[1]]
+        widened: F32 = codes.astype(np.float32) * np.repeat(scale, ACTIVATION_GROUP, axis=1)
+        x = widened[:, : x.shape[1]]
     out = x @ weight.dequantize().T
     return out if bias is None else out + bias
 
@@ -59,7 +60,8 @@ def rms_norm(x: F32, weight: F32, *, eps: float, weight_offset: float = 0.0) -> 
     grouped = x.reshape(x.shape[0], -1, weight.shape[0])
     mean = np.mean(grouped * grouped, axis=2, keepdims=True, dtype=np.float32)
     normed = grouped / np.sqrt(mean + np.float32(eps))
-    return (normed * (weight + np.float32(weight_offset))).reshape(x.shape).astype(np.float32)
+    out: F32 = normed * (weight + np.float32(weight_offset))
+    return out.reshape(x.shape)
 
 
 def layer_norm(x: F32, weight: F32, bias: F32 | None = None, *, eps: float) -> F32:
@@ -67,7 +69,7 @@ def layer_norm(x: F32, weight: F32, bias: F32 | None = None, *, eps: float) -> F
     mean = x.mean(axis=1, keepdims=True, dtype=np.float32)
     centred = x - mean
     variance = np.mean(centred * centred, axis=1, keepdims=True, dtype=np.float32)
-    out = centred / np.sqrt(variance + np.float32(eps)) * weight
+    out: F32 = centred / np.sqrt(variance + np.float32(eps)) * weight
     return out if bias is None else out + bias
 
 

@@ -87,10 +87,11 @@ def sample_row(logits: F32, row: SampleRow) -> int:
     before = np.cumsum(probabilities) - probabilities
     keep = (before < row.top_p) & (probabilities >= row.min_p * probabilities[0])
     keep[0] = True
-    kept = probabilities[keep]
+    ids = np.sort(order[keep])  # the draw goes by id, so that nobody has to sort a vocabulary
+    kept = np.exp(scaled[ids] - scaled[order[0]])
     target = uniform(row.seed, row.choice, row.position) * kept.sum()
     index = int(np.searchsorted(np.cumsum(kept), target, side="right"))
-    return int(order[keep][min(index, len(kept) - 1)])
+    return int(ids[min(index, len(kept) - 1)])
 
 
 def log_softmax(logits: F32) -> F32:

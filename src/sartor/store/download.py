@@ -190,7 +190,8 @@ def _stream(
             "GET", remote.url, headers=wanted, follow_redirects=True, timeout=STALL_SECONDS
         )
         response = context.__enter__()
-        blocks = response.iter_bytes(_CHUNK) if response.status_code < 400 else iter(())
+        # Blocks as they arrive: larger ones would be lost half full when the connection breaks.
+        blocks = response.iter_bytes() if response.status_code < 400 else iter(())
         return context, response, blocks, next(blocks, b"")
 
     context, response, blocks, first = patience.wait(connect, remote.path)

@@ -50,10 +50,10 @@ def fetch_hub(ref: ModelRef, prefer: Sequence[str], folder: Path, progress: Prog
     patience = Patience()
     try:
         repository = patience.wait(lambda: listing(ref), str(ref), keep=_FIRST_BYTE_RESERVE)
-    except (SourceError, OSError):
+    except SourceError:
         raise
     except Exception as error:  # whatever the HTTP client and the hub's library raise
-        raise SourceError(f"{ref}: {_first_line(error)}") from error
+        raise SourceError(f"{ref} cannot be reached ({_first_line(error)})") from error
     if ref.file is None:
         names = choose_files(repository.files, prefer, str(ref))
     else:
@@ -69,20 +69,20 @@ def fetch_hub(ref: ModelRef, prefer: Sequence[str], folder: Path, progress: Prog
 
 
 def _huggingface(ref: ModelRef) -> Repository:
-    from huggingface_hub import HfApi, constants, hf_hub_url
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub import HfApi, constants, get_token, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 
     endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")
     try:
         info = HfApi(endpoint=endpoint).model_info(
             ref.name, revision=ref.revision, files_metadata=True, timeout=10
         )
-    except (GatedRepoError, RepositoryNotFoundError) as error:
-        raise SourceError(
-            f"{ref}: the repository does not exist, or is private or gated; if it is, accept its "
-            "terms on its page and set HF_TOKEN"
-        ) from error
+    except RevisionNotFoundError as error:
+        raise SourceError(f"{ref}: the repository has no revision {ref.revision}") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        hint = " (HF_TOKEN)" if status in (401, 403) else ""
+        raise SourceError(f"{ref}: {explain_status(status)}{hint}") from error
     revision = info.sha or ref.revision or "main"
     files = {}
     for sibling in info.siblings or []:
@@ -95,8 +95,10 @@ def _huggingface(ref: ModelRef) -> Repository:
                 sha256=sibling.lfs.sha256 if sibling.lfs else None,
                 git_sha1=None if sibling.lfs else sibling.blob_id,
             )
+    token = get_token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     card = info.card_data
-    return Repository(revision, files, dict(build_hf_headers()), card.get("license") if card else None)
+    return Repository(revision, files, headers, card.get("license") if card else None)
 
 
 def _modelscope(ref: ModelRef) -> Repository:

@@ -31,7 +31,9 @@ _TICK = 0.1
 
 # Log lines of `pip -vv` that prove that an index or a folder answered.
 _ANSWER = re.compile(r'"(GET|HEAD) .*" [1-5]\d\d|Found link|Fetched page|Processing |Saved ')
-_TRANSFER = re.compile(r"(?:Downloading|Using cached|Processing) (\S+\.whl)(?:.*\(([\d.]+) ([kMG]?)B\))?")
+_TRANSFER = re.compile(
+    r"(?:Downloading|Using cached|Processing) (\S+\.whl)(?=\s|$)(?:.*\(([\d.]+) ([kMG]?)B\))?"
+)
 _UNIT = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -49,11 +51,13 @@ def pip_download(requirement: str, work: Path, progress: Progress) -> Path:
         *("--only-binary", ":all:", "--no-cache-dir", "--progress-bar", "off"),
         *("--disable-pip-version-check", "--dest", "out", requirement),
     ]
+    here = str(temporary.absolute())
+    environment = {**os.environ, "TMPDIR": here, "TEMP": here, "TMP": here}
     # The working folder is ours too: `-m` looks for the module there first.
     process = subprocess.Popen(
         command,
         cwd=work,
-        env={**os.environ, "TMPDIR": str(temporary.absolute()), "PYTHONUNBUFFERED": "1"},
+        env={**environment, "PYTHONUNBUFFERED": "1", "PIP_QUIET": "0"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -85,7 +89,7 @@ class _Watch:
         self._process = process
         self._progress = progress
         self._log: deque[str] = deque(maxlen=400)
-        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._shown = -1  # bytes shown; -1 before the transfer begins
         threading.Thread(target=self._read, name="sartor-pip", daemon=True).start()
 
@@ -94,34 +98,29 @@ class _Watch:
         with contextlib.suppress(ValueError):  # closed while reading
             for line in self._process.stdout:
                 self._lines.put(line.rstrip())
-        self._lines.put("")
+        self._lines.put(None)
 
     def run(self) -> list[str]:
         """Wait for pip's end; returns the last lines of its log."""
         deadline = time.monotonic() + _STARTUP_SECONDS
-        reached = False
-        started = False
         try:
             while True:
                 with contextlib.suppress(queue.Empty):
                     line = self._lines.get(timeout=_TICK)
+                    if line is None:
+                        self._show_growth()
+                        self._process.wait()
+                        return list(self._log)
                     self._log.append(line)
-                    if "Looking in" in line or not started:
-                        started = True
-                        deadline = time.monotonic() + REACH_SECONDS
-                    if _ANSWER.search(line):
+                    if len(self._log) == 1 or _ANSWER.search(line):
                         deadline = time.monotonic() + REACH_SECONDS
                     self._announce(line)
-                grown = self._show_growth()
-                reached = reached or self._shown > 0
-                if grown:
+                if self._show_growth():
                     deadline = time.monotonic() + _STALL_SECONDS
-                if self._process.poll() is not None and self._lines.empty():
-                    return list(self._log)
                 if time.monotonic() > deadline:
                     raise SourceError(
                         f"pypi:{self._requirement}: the package index gave no answer within "
-                        f"{_STALL_SECONDS if reached else REACH_SECONDS:.1f} s"
+                        f"{_STALL_SECONDS if self._shown > 0 else REACH_SECONDS:.1f} s"
                     )
         finally:
             if self._shown >= 0:
@@ -138,9 +137,11 @@ class _Watch:
         if self._shown < 0:
             return False
         size = 0
-        for path in self._work.glob("**/*.whl"):
-            with contextlib.suppress(OSError):  # pip moves its files
-                size = max(size, path.stat().st_size)
+        for folder, _, names in os.walk(self._work):  # (glob fails on vanishing folders)
+            for name in names:
+                if name.endswith(".whl"):
+                    with contextlib.suppress(OSError):  # pip moves its files
+                        size = max(size, os.stat(os.path.join(folder, name)).st_size)
         if size <= self._shown:
             return False
         self._progress.advance(size - self._shown)

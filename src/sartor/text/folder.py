@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sartor.errors import FormatError, UnsupportedError
 from sartor.text.byte_level import TokenizersEncoder, unspell
 from sartor.text.gguf import sentencepiece_tokenizer
@@ -175,7 +177,7 @@ def _from_sentencepiece(folder: Path) -> Tokenizer:
     return sentencepiece_tokenizer(
         model.tokens,
         model.scores,
-        model.types,
+        np.asarray(model.types),
         bos_id=bos,
         stop_ids=[eos, *_declared_stops(folder, len(ids))],
         unknown_id=model.unknown_id,

@@ -13,7 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from heapq import heapify, heappop, heappush
 
+import numpy as np
+from numpy.typing import NDArray
+
 SPACE = "\u2581"  # how SentencePiece spells a space inside a piece
+
+TokenTypes = NDArray[np.integer]  # one TokenType for each token, by id
 
 _CACHE_LIMIT = 1 << 16
 _CACHED_LENGTH = 64
@@ -79,27 +84,25 @@ class SentencePieceBPE:
         self,
         tokens: Sequence[str],
         scores: Sequence[float],
-        types: Sequence[int],
+        types: TokenTypes,
         *,
         unknown_id: int | None,
         space_prefix: bool,
         remove_extra_spaces: bool = False,
         normalize: Callable[[str], str] | None = None,
     ) -> None:
-        wanted = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
-        self._ids = {t: i for i, (t, kind) in enumerate(zip(tokens, types, strict=True))
-                     if kind in wanted}  # fmt: skip
-        special = [
-            i for i, kind in enumerate(types)
-            if kind in (TokenType.CONTROL, TokenType.USER_DEFINED)
-        ]  # fmt: skip
-        self._control = Splitter({tokens[i]: i for i in special if types[i] == TokenType.CONTROL})
-        user = {tokens[i].replace(" ", SPACE): i
-                for i in special if types[i] == TokenType.USER_DEFINED}  # fmt: skip
-        self._user = Splitter(user)
-        self._ids.update(user)
+        control = ids_of_type(types, TokenType.CONTROL)
+        user = ids_of_type(types, TokenType.USER_DEFINED)
+        user_ids = {tokens[i].replace(" ", SPACE): i for i in user}
+        self._control = Splitter({tokens[i]: i for i in control})
+        self._user = Splitter(user_ids)
+        self._ids = dict(zip(tokens, range(len(tokens)), strict=True))
+        for kind in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.BYTE):
+            for i in ids_of_type(types, kind):
+                del self._ids[tokens[i]]
+        self._ids.update(user_ids)
         self._scores = scores
-        self._unused = frozenset(i for i, kind in enumerate(types) if kind == TokenType.UNUSED)
+        self._unused = frozenset(ids_of_type(types, TokenType.UNUSED))
         self._bytes = _byte_ids(tokens, types)
         self._unknown = unknown_id
         self._space_prefix = space_prefix
@@ -107,8 +110,7 @@ class SentencePieceBPE:
         self._normalize = normalize
         # No piece reaches over a space into the next word in nearly all models: words are then
         # independent of each other, and the ones seen before need no work.
-        joined = "\n".join(token for token in self._ids if SPACE in token[1:])
-        crossing = re.search(f"[^{SPACE}\n]{SPACE}", joined) is not None
+        crossing = re.search(f"[^{SPACE}\0]{SPACE}", "\0".join(self._ids)) is not None
         self._word = None if crossing else re.compile(f"{SPACE}*[^{SPACE}]*")
         self._cache: dict[str, tuple[int, ...]] = {}
 
@@ -221,10 +223,16 @@ class SentencePieceBPE:
         return [t for i, t in enumerate(ids) if t != unknown or i == 0 or ids[i - 1] != unknown]
 
 
-def _byte_ids(tokens: Sequence[str], types: Sequence[int]) -> list[int] | None:
+def _byte_ids(tokens: Sequence[str], types: TokenTypes) -> list[int] | None:
     """Ids of the 256 byte-fallback tokens by byte; None unless all are there."""
-    found = {byte_value(tokens[i]): i for i, kind in enumerate(types) if kind == TokenType.BYTE}
+    found = {byte_value(tokens[i]): i for i in ids_of_type(types, TokenType.BYTE)}
     return [found[b] for b in range(256)] if all(b in found for b in range(256)) else None
+
+
+def ids_of_type(types: TokenTypes, kind: TokenType) -> list[int]:
+    """The ids of all tokens of one type."""
+    found: list[int] = np.flatnonzero(types == int(kind)).tolist()
+    return found
 
 
 def byte_value(token: str) -> int | None:

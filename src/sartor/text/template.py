@@ -66,6 +66,7 @@ class ChatTemplate:
             raise UsageError(f"{', '.join(sorted(taken))} cannot be set as a template variable")
         program = self._tools_program if tools and self._tools_program else self._program
         variables = {
+            "documents": None,
             **self._variables,
             **plain_data(kwargs, "the template variables"),
             "messages": [_message(m, i, program) for i, m in enumerate(messages)],

@@ -15,14 +15,16 @@ from jinja2 import TemplateError, TemplateSyntaxError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context
+from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from sartor.errors import FormatError, UsageError
 
-_MAX_STEPS = 1_000_000  # loop steps of one rendering; a chat of 1,000 messages takes a few thousand
+_MAX_STEPS = 250_000  # loop steps of one rendering; a chat of 1,000 messages takes a few thousand
 _MAX_CHARS = 64_000_000  # of any string that a template builds
+
+_KIND_TESTS = frozenset({"string", "iterable", "sequence", "mapping"})
 
 _steps: ContextVar[list[int]] = ContextVar("template_steps")
 
@@ -53,6 +55,10 @@ class _Generation(Extension):
 
 class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**"})
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
+        # Jinja2 itself would give an undefined value, which prints as nothing.
+        raise SecurityError(f"it reaches for {attribute!r} of a {type(obj).__name__}")
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "*":
@@ -206,8 +212,7 @@ def _content_kinds(tree: nodes.Template) -> tuple[bool, bool]:
         _is_content(item.node) and isinstance(item.arg, nodes.Const) and item.arg.value == 0
         for item in tree.find_all(nodes.Getitem)
     )
-    takes_parts = loops or indexed
-    return takes_parts, not takes_parts or bool(tests)
+    return loops or indexed, not loops or not tests.isdisjoint(_KIND_TESTS)
 
 
 def _is_content(node: nodes.Node | None) -> bool:

@@ -1,1 +1,1 @@
-
+"""The null backend: scheduling and serving without any model."""

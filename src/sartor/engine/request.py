@@ -1,0 +1,81 @@
+"""What goes into the engine and what comes out: one request, one stream of chunks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sartor.errors import UsageError
+from sartor.graph.sampling import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One token with its natural log probability, before penalties and temperature.
+
+    ``bytes`` is what the token stands for in running text (perhaps part of a character),
+    ``text`` the same for display. ``top`` holds the likeliest alternatives in falling order.
+    """
+
+    token: int
+    text: str
+    bytes: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and how to go on from it.
+
+    Together with the model and the plan it fixes the answer, so ``seed`` is a number even
+    where ``params.seed`` is None: the caller draws it, and a replay reuses it.
+
+    emitted    per choice, tokens that an earlier run generated already: they are taken as they
+               are and not reported again (replay after a worker died); empty for a fresh request
+    salt       requests share cached prefixes only with requests of the same salt (tenant)
+    priority   higher runs first; equal ones run in the order of arrival
+    want_text  False leaves the text of the chunks empty, and saves making it
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    seed: int
+    emitted: tuple[tuple[int, ...], ...] = ()
+    salt: str = ""
+    priority: int = 0
+    want_text: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise UsageError(f"request {self.id}: the prompt has no tokens; give at least one")
+        if self.emitted and len(self.emitted) != self.params.n:
+            raise UsageError(
+                f"request {self.id}: emitted has {len(self.emitted)} lists for {self.params.n} "
+                "choices; give one a choice, or none at all"
+            )
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one step added to one choice of a request.
+
+    ``tokens`` and ``logprobs`` (where asked for) are those of this step, the end-of-text token
+    included; ``text`` is what became certain, which may lag behind the tokens. The last chunk
+    of a choice, and no other, has a ``finish_reason``. ``completion_tokens`` counts the choice
+    from its start, ``cached_tokens`` the prompt tokens whose state was found in the cache.
+    """
+
+    request_id: str
+    choice: int
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    finish_reason: FinishReason | None
+    error: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int

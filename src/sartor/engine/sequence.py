@@ -1,0 +1,92 @@
+"""One running choice of a request: its tokens, and how far its state is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+
+import numpy as np
+
+from sartor.engine.output import OutputStream
+from sartor.engine.prefix import Node
+from sartor.engine.request import Request
+from sartor.graph.batch import F32, I32
+
+
+class Sequence:
+    """Tokens known so far, of which the state holds the first ``computed``.
+
+    Everything else follows: what is left to compute is prompt, replayed tokens or the token
+    drawn last, whichever; after a preemption ``computed`` is 0 and the rest goes by itself.
+
+    The cache writes the fields from ``slot`` on. The sequence holds blocks ``[first[g], end)``
+    of each state group g, in row ``slot`` of that group's table; the first ``shared`` of them
+    are in the prefix tree, and ``node`` is the last of these.
+    """
+
+    __slots__ = (
+        "bias_tokens",
+        "bias_values",
+        "computed",
+        "end",
+        "first",
+        "key",
+        "length",
+        "limit",
+        "needs_history",
+        "node",
+        "order",
+        "priority",
+        "request",
+        "root",
+        "shared",
+        "slot",
+        "stream",
+        "_tokens",
+    )
+
+    def __init__(
+        self, request: Request, stream: OutputStream, order: int, limit: int, root: Hashable
+    ) -> None:
+        """``limit`` is the longest that prompt and output may get, ``root`` the prefix key."""
+        self.request = request
+        self.stream = stream
+        self.order = order
+        self.priority = request.priority
+        self.key = (-request.priority, order)
+        self.limit = limit
+        self.root = root
+        emitted = request.emitted[stream.choice] if request.emitted else ()
+        self.length = len(request.prompt) + len(emitted)
+        self._tokens = np.empty(min(limit, self.length + 256), np.int32)
+        self._tokens[: self.length] = request.prompt + emitted
+        self.computed = 0
+        params = request.params
+        self.needs_history = params.needs_history
+        self.bias_tokens = np.array(list(params.logit_bias.keys()), np.int32)
+        self.bias_values = np.array(list(params.logit_bias.values()), np.float32)
+        self.slot = -1
+        self.end = 0
+        self.first: list[int] = []
+        self.shared = 0
+        self.node: Node | None = None
+
+    @property
+    def tokens(self) -> I32:
+        """All known tokens, int32 ``[length]``; a view."""
+        return self._tokens[: self.length]
+
+    def append(self, token: int) -> None:
+        if self.length == len(self._tokens):
+            self._tokens = np.resize(self._tokens, min(self.limit, 2 * self.length))
+        self._tokens[self.length] = token
+        self.length += 1
+
+    def block_key(self, index: int, block_size: int) -> bytes:
+        """The tokens of one whole block, as the prefix tree compares them."""
+        return self._tokens[index * block_size : (index + 1) * block_size].tobytes()
+
+    def block_keys(self, block_size: int) -> Iterator[bytes]:
+        """Keys of the blocks whose state may come from elsewhere: the last token is always
+        computed, because its logits are wanted."""
+        for index in range((self.length - 1) // block_size):
+            yield self.block_key(index, block_size)

@@ -1,0 +1,120 @@
+"""A model: the program that a checkpoint's architecture builds, and where its weights lie."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sartor.errors import FormatError
+from sartor.formats import Checkpoint
+from sartor.graph import Program
+from sartor.models.blocks import HEAD
+from sartor.models.config import ModelConfig
+from sartor.models.registry import Architecture, architecture_of
+from sartor.ops.weights import Weight
+
+_SHOWN = 8
+
+
+class WeightSource:
+    """The weights of a program, read from a checkpoint, by the program's names.
+
+    Strict: tensors that are missing, left over or misshapen are a FormatError that names them,
+    raised here and not when the weight is read.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        program: Program,
+        architecture: Architecture,
+        config: ModelConfig,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._places = {
+            spec.name: architecture.locate(spec.name, checkpoint, config)
+            for spec in program.weights
+        }
+        stored = set(checkpoint.names())
+        used = {place.tensor for place in self._places.values()}
+        if used - stored:
+            raise FormatError(
+                f"{checkpoint.path}: tensors that {architecture.name} needs are missing: "
+                f"{_listed(used - stored)}; the checkpoint is incomplete"
+            )
+        ignored = [re.compile(pattern) for pattern in architecture.ignored]
+        if config.tied_head:
+            used.add(architecture.locate(HEAD, checkpoint, config).tensor)  # a copy, if there
+        left = {
+            name
+            for name in stored - used
+            if not any(pattern.fullmatch(name) for pattern in ignored)
+        }
+        # What the model has no place for would be left out silently: a part of the model that
+        # the configuration does not mention, or another architecture under this name.
+        if left:
+            raise FormatError(
+                f"{checkpoint.path}: tensors that {architecture.name} has no place for: "
+                f"{_listed(left)}; the checkpoint does not match its configuration"
+            )
+        for spec in program.weights:
+            shape = checkpoint.info(self._places[spec.name].tensor).shape
+            if shape != spec.shape:
+                raise FormatError(
+                    f"{checkpoint.path}: tensor {self._places[spec.name].tensor} has shape "
+                    f"{list(shape)}, its configuration needs {list(spec.shape)}"
+                )
+
+    def weight(self, name: str) -> Weight:
+        """One weight in canonical form; a view of the file unless its rows are reordered."""
+        place = self._places[name]
+        weight = self._checkpoint.weight(place.tensor)
+        if place.rows is not None:
+            weight = weight.rows(place.rows)
+        return dataclasses.replace(weight, name=name)
+
+    def identity(self) -> str:
+        """The checkpoint's: cheap, and different when the files change."""
+        return self._checkpoint.identity()
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+@dataclass(frozen=True)
+class Model:
+    """A program with its weights. ``name`` is the checkpoint's file or folder name."""
+
+    name: str
+    architecture: str
+    config: ModelConfig
+    program: Program
+    source: WeightSource
+
+    @property
+    def context_length(self) -> int:
+        """Longest prompt + output, in tokens."""
+        return self.config.context_length
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+
+def load_model(checkpoint: Checkpoint) -> Model:
+    """Builds the program of a checkpoint; reads configuration and headers, not the weights.
+
+    UnsupportedError names an architecture or option that is not implemented, FormatError a
+    tensor that does not fit. The checkpoint must stay open as long as weights are read.
+    """
+    architecture = architecture_of(checkpoint)
+    config = architecture.configure(checkpoint)
+    program = architecture.build(config)
+    source = WeightSource(checkpoint, program, architecture, config)
+    name = checkpoint.path.name.removesuffix(".gguf")
+    return Model(name, architecture.name, config, program, source)

@@ -1,0 +1,76 @@
+"""The registry of architectures: one entry for each model file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+
+import numpy as np
+import numpy.typing as npt
+
+from sartor.errors import UnsupportedError
+from sartor.formats import Checkpoint
+from sartor.graph import Program
+from sartor.models.config import ModelConfig
+
+MODEL_FILES = ("llama", "qwen2", "qwen3", "gemma3")
+"""Modules of this folder; each defines ``ARCHITECTURE``."""
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """Where a weight of a program lies: a tensor of the checkpoint, its rows perhaps reordered."""
+
+    tensor: str
+    rows: npt.NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model file's entry.
+
+    hf_names     classes that config.json may name; gguf_names: values of general.architecture
+    models       models of this architecture, for people
+    features     what it implements, for people
+    configure    reads the configuration of a checkpoint, and refuses options by name
+    build        builds the program; its weights have the names of Hugging Face checkpoints
+    locate       finds a weight of the program in the checkpoint
+    ignored      patterns of tensors that the program has no use for
+    """
+
+    name: str
+    hf_names: tuple[str, ...]
+    gguf_names: tuple[str, ...]
+    models: tuple[str, ...]
+    features: tuple[str, ...]
+    configure: Callable[[Checkpoint], ModelConfig]
+    build: Callable[[ModelConfig], Program]
+    locate: Callable[[str, Checkpoint, ModelConfig], TensorPlace]
+    ignored: tuple[str, ...] = ()
+
+
+@cache
+def architectures() -> tuple[Architecture, ...]:
+    """Every architecture; model files are imported at the first call."""
+    found = []
+    for name in MODEL_FILES:
+        entry = import_module(f"sartor.models.{name}").ARCHITECTURE
+        assert isinstance(entry, Architecture)
+        found.append(entry)
+    return tuple(found)
+
+
+def architecture_of(checkpoint: Checkpoint) -> Architecture:
+    """The architecture of a checkpoint; an unknown one is an error that lists the known ones."""
+    names = []
+    for entry in architectures():
+        known = entry.gguf_names if checkpoint.kind == "gguf" else entry.hf_names
+        if checkpoint.architecture in known:
+            return entry
+        names += known
+    raise UnsupportedError(
+        f"{checkpoint.path}: architecture {checkpoint.architecture!r} is not supported; "
+        f"supported are {', '.join(names)}"
+    )

@@ -1,0 +1,152 @@
+"""Rotary embeddings as checkpoints describe them, turned into :class:`RopeSpec`.
+
+Sources: the ``rope_parameters`` of transformers (and ``rope_theta`` with ``rope_scaling``, its
+older form); the ``rope.*`` keys of GGUF, with llama.cpp's meaning of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sartor.errors import FormatError, UnsupportedError
+from sartor.models.options import Options
+from sartor.ops.rope import ROPE_KINDS, RopeSpec, attention_factor
+
+_COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+_KEYS = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+    "yarn": (
+        "factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+        "finetuned",
+    ),
+}
+"""Options of each rope type; ``finetuned`` is a note of older YaRN checkpoints, not an option."""
+
+
+def hf_rope(options: Options, head_dim: int, default_theta: float = 10000.0) -> RopeSpec:
+    """The rope of a model whose layers all share one; ``options`` are those of config.json."""
+    key = "rope_parameters" if options.raw("rope_parameters") is not None else "rope_scaling"
+    options.require("partial_rotary_factor", 1.0)
+    theta = options.positive("rope_theta", default_theta)
+    context = options.size("max_position_embeddings")
+    original = options.integer("original_max_position_embeddings", 0)
+    return hf_rope_table(options.table(key), head_dim, theta, context, original)
+
+
+def hf_rope_table(
+    table: Options, head_dim: int, theta: float, context: int, original: int = 0
+) -> RopeSpec:
+    """One table of rope parameters.
+
+    ``theta`` and ``context`` (``max_position_embeddings``) are used where the table leaves
+    them open; ``original`` is the configuration's own original context, which overrides the
+    table's (as in transformers).
+    """
+    kind = table.text("rope_type", table.text("type", "default"))
+    if kind not in _KEYS:
+        raise UnsupportedError(
+            f"{table.where}: rope type {kind!r} is not implemented; implemented are "
+            f"{', '.join(ROPE_KINDS)}"
+        )
+    for key in table.present():
+        if key not in _COMMON + _KEYS[kind]:
+            raise UnsupportedError(
+                f"{table.where}: option {key} = {table.raw(key)!r} is not implemented for rope "
+                f"type {kind!r}"
+            )
+    table.require("partial_rotary_factor", 1.0)
+    spec = RopeSpec(dim=head_dim, theta=table.positive("rope_theta", theta))
+    if kind == "default":
+        return spec
+    if kind == "linear":
+        return dataclasses.replace(spec, kind="linear", factor=table.positive("factor"))
+    if kind == "dynamic":
+        # The length from which the base grows is the configured context, not an "original" one.
+        return dataclasses.replace(
+            spec, kind="dynamic", factor=table.positive("factor"), original_context=context
+        )
+    original = original or table.size("original_max_position_embeddings", context)
+    if kind == "llama3":
+        return dataclasses.replace(
+            spec,
+            kind="llama3",
+            factor=table.positive("factor"),
+            original_context=original,
+            low_freq_factor=table.number("low_freq_factor"),
+            high_freq_factor=table.number("high_freq_factor"),
+        )
+    given = table.raw("attention_factor") is not None
+    return dataclasses.replace(
+        spec,
+        kind="yarn",
+        factor=table.positive("factor", context / original),
+        original_context=original,
+        attention_factor=table.positive("attention_factor") if given else 0.0,
+        beta_fast=table.number("beta_fast", 0) or 32.0,
+        beta_slow=table.number("beta_slow", 0) or 1.0,
+        mscale=table.number("mscale", 0.0),
+        mscale_all_dim=table.number("mscale_all_dim", 0.0),
+        truncate=table.flag("truncate", True),
+    )
+
+
+def gguf_rope(
+    options: Options, head_dim: int, context: int, frequencies: tuple[float, ...] = ()
+) -> RopeSpec:
+    """The rope of a GGUF file, over halves (interleaved rows are put in order at load).
+
+    ``frequencies`` is the tensor ``rope_freqs.weight``: a divisor a pair.
+    """
+    options.require("rope.dimension_count", head_dim)
+    if frequencies and len(frequencies) != head_dim // 2:
+        raise FormatError(
+            f"{options.where}: rope_freqs.weight has {len(frequencies)} entries, a head of "
+            f"{head_dim} features needs {head_dim // 2}"
+        )
+    spec = RopeSpec(
+        dim=head_dim, theta=options.positive("rope.freq_base", 10000.0), frequencies=frequencies
+    )
+    kind = options.text("rope.scaling.type", "linear")
+    factor = options.number("rope.scaling.factor", options.number("rope.scale_linear", 0.0))
+    factor = factor or 1.0  # 0 is "not set"
+    original = options.size("rope.scaling.original_context_length", context)
+    extra = options.positive("rope.scaling.attn_factor", 1.0)
+    if kind in ("none", "linear"):
+        # llama.cpp's attn_factor holds for every type, and its factor for all but "none".
+        spec = dataclasses.replace(spec, attention_factor=0.0 if extra == 1 else extra)
+        if kind == "none" or factor == 1:
+            return spec
+        return dataclasses.replace(spec, kind="linear", factor=factor)
+    if kind != "yarn":
+        raise UnsupportedError(
+            f"{options.where}: {options.prefix}rope.scaling.type = {kind!r} is not implemented; "
+            "implemented are none, linear, yarn"
+        )
+    options.require("rope.scaling.yarn_ext_factor", 1.0, -1.0)
+    options.require("rope.scaling.yarn_attn_factor", 1.0, -1.0)
+    options.require("rope.scaling.yarn_log_multiplier", 0.0)
+    spec = dataclasses.replace(
+        spec,
+        kind="yarn",
+        factor=factor,
+        original_context=original,
+        beta_fast=options.number("rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=options.number("rope.scaling.yarn_beta_slow", 1.0),
+    )
+    # llama.cpp multiplies the factor that it derives by the stored one.
+    return dataclasses.replace(spec, attention_factor=attention_factor(spec) * extra)

@@ -1,0 +1,17 @@
+// Which instruction-set paths this build has and this machine can run.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels.hpp"
+
+namespace sartor {
+
+// Names of usable paths, best first.
+std::vector<std::string> usable_paths();
+
+// The path of that name, or the best one for "auto"; null where it cannot run here.
+const Kernels* select_kernels(const std::string& name);
+
+}  // namespace sartor

@@ -1,0 +1,133 @@
+// The kernels of one instruction-set path, as plain functions over plain memory.
+//
+// Weights are packed in columns: 16 output features side by side (one lane each), the input
+// dimension K in chunks of 32. Every output is one lane's sum over the chunks in order, so a
+// result does not depend on how rows or columns are tiled.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace sartor {
+
+constexpr int kLanes = 16;   // output features in a column block
+constexpr int kChunk = 32;   // input features that share an activation scale
+constexpr int kMaxRowTile = 12;
+
+enum class Storage : int32_t { kFp32 = 0, kFp16 = 1, kBf16 = 2, kAffine = 3, kLookup = 4 };
+
+// A packed weight matrix [n, k]. Padding: n to 16 columns, k to `k_padded`.
+//
+// Dense: `codes` is [n / 16][k][16] floats of the storage type.
+// Affine and lookup: `codes` is [n / 16][k_padded / 32][64 * bits] bytes (see packing.hpp),
+// `scales` and `offsets` are fp16 [n / 16][k_padded / group][16]. The true scale is
+// scale * scale_multiplier, the true offset is offset * offset_multiplier (powers of two).
+struct Matrix {
+  Storage storage = Storage::kFp32;
+  int64_t n = 0, k = 0, k_padded = 0;
+  int32_t bits = 0, group = 0, zero = 0;
+  bool has_offset = false;
+  const uint8_t* codes = nullptr;
+  const uint16_t* scales = nullptr;
+  const uint16_t* offsets = nullptr;
+  float scale_multiplier = 1.0f, offset_multiplier = 1.0f;
+  int8_t table[16] = {};
+
+  int64_t blocks() const { return (n + kLanes - 1) / kLanes; }
+  int64_t chunks() const { return k_padded / kChunk; }
+};
+
+// Activations of a row tile, quantised to int8 by chunks. `half_sums` are the sums of the codes
+// of each 16 features: two a chunk.
+struct QuantizedRows {
+  const int8_t* codes = nullptr;       // [rows][stride]
+  const float* scales = nullptr;       // [rows][stride / 32]
+  const int32_t* half_sums = nullptr;  // [rows][stride / 16]
+  int64_t stride = 0;                  // features, a multiple of 32
+};
+
+// Where a linear kernel writes: rows of `stride` floats; columns are absolute.
+struct LinearOutput {
+  float* data = nullptr;
+  int64_t stride = 0;
+  const float* bias = nullptr;
+};
+
+// One sequence's view of one layer's keys and values.
+//
+// Keys are [block][kv_head][dim][block_size], values [block][kv_head][block_size][value_dim].
+struct AttentionTask {
+  Storage kv = Storage::kBf16;
+  const uint8_t* keys = nullptr;
+  const uint8_t* values = nullptr;
+  const int32_t* block_table = nullptr;
+  int32_t block_size = 32;
+  int32_t kv_heads = 1, kv_head = 0, group = 1;  // group: query heads a kv head
+  int32_t head_dim = 64, value_dim = 64;
+  int32_t window = 0;
+  float scale = 1.0f, softcap = 0.0f;
+  const float* sinks = nullptr;   // [heads] or null
+  const float* q = nullptr;       // [tokens][q_stride]
+  int64_t q_stride = 0;
+  float* out = nullptr;           // [tokens][out_stride]
+  int64_t out_stride = 0;
+  int64_t first_position = 0;     // position of token 0
+  int64_t token_begin = 0, token_end = 0;
+  float* scratch = nullptr;       // attention_scratch() floats
+};
+
+constexpr int kAttentionRows = 8;          // query rows that share one read of K and V
+constexpr int kAttentionSegment = 512;     // positions that are combined before segments are
+
+enum class Activation : int32_t { kSilu = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3 };
+
+struct Kernels {
+  const char* name;
+  void (*quantize_rows)(const float* x, int64_t rows, int64_t k, int64_t x_stride, int8_t* codes,
+                        float* scales, int32_t* half_sums, int64_t stride);
+  // Column blocks [block_begin, block_end) of w for `rows` rows; scratch: linear_scratch(w).
+  void (*linear_int8)(const Matrix& w, int64_t block_begin, int64_t block_end,
+                      const QuantizedRows& x, int64_t rows, const LinearOutput& out,
+                      int32_t* scratch);
+  void (*linear_fp32)(const Matrix& w, int64_t block_begin, int64_t block_end, const float* x,
+                      int64_t x_stride, int64_t rows, const LinearOutput& out);
+  void (*dequantize_row)(const Matrix& w, int64_t row, float scale, float* out);
+  void (*rms_norm)(const float* x, const float* weight, float weight_offset, float eps,
+                   int64_t width, int64_t run, float* out);
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps,
+                     int64_t width, float* out);
+  void (*add)(const float* x, const float* y, int64_t n, float* out);
+  void (*mul)(const float* x, const float* y, int64_t n, float* out);
+  void (*scale)(const float* x, float factor, int64_t n, float* out);
+  void (*softcap)(const float* x, float cap, int64_t n, float* out);
+  void (*activation)(Activation kind, const float* x, int64_t n, float* out);
+  void (*gated_activation)(Activation kind, const float* gate, const float* up, int64_t n,
+                           float* out);
+  void (*rope)(const float* x, const float* cosines, const float* sines, int64_t heads,
+               int64_t head_dim, int64_t dim, bool interleaved, float* out);
+  void (*attention)(const AttentionTask& task);
+  int64_t (*argmax)(const float* x, int64_t n);
+  float (*max)(const float* x, int64_t n);
+  // Sum of exp((x - top) * inverse_temperature); 16 lanes added in order, then the lanes.
+  double (*sum_exp)(const float* x, int64_t n, float top, float inverse_temperature);
+  void (*narrow)(const float* x, int64_t n, Storage storage, uint8_t* out);
+  // Probes of the machine's ceilings (see probe.hpp); each returns operations or bytes done.
+  double (*probe_int8)(int64_t iterations);
+  double (*probe_fp32)(int64_t iterations);
+  double (*probe_read)(const uint8_t* data, int64_t bytes);
+};
+
+// int32 slots that linear_int8 needs for a tile of kMaxRowTile rows.
+inline int64_t linear_scratch(int64_t k_padded) { return kMaxRowTile * (k_padded / kChunk) * 4; }
+
+inline int64_t attention_scratch(int64_t head_dim, int64_t value_dim, int64_t block_size) {
+  return kAttentionRows * (head_dim + 2 * value_dim + block_size + 64);
+}
+
+inline int64_t storage_bytes(Storage storage) { return storage == Storage::kFp32 ? 4 : 2; }
+
+const Kernels* portable_kernels();
+const Kernels* avx2_kernels();    // null where the build has no x86 paths
+const Kernels* avx512_kernels();
+
+}  // namespace sartor

@@ -1,0 +1,31 @@
+// Assembles one instruction-set path. The including file names it SARTOR_ISA and SARTOR_VEC.
+//
+// Everything is static and inside a namespace of the path: code compiled for a wide instruction
+// set must never be merged by the linker into the path of an older machine.
+#include <cstdint>
+#include <cstring>
+
+#include "kernels.hpp"
+
+#define SARTOR_STRING2(x) #x
+#define SARTOR_STRING(x) SARTOR_STRING2(x)
+
+namespace sartor {
+namespace SARTOR_ISA {
+
+static const float kIndex[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+#include SARTOR_VEC
+#include "elementwise.inc.hpp"
+#include "linear.inc.hpp"
+#include "attention.inc.hpp"
+#include "probe.inc.hpp"
+
+static const Kernels kTable = {
+    SARTOR_STRING(SARTOR_ISA), quantize_rows, linear_int8, linear_fp32, dequantize_row,
+    rms_norm,  layer_norm, add,       mul,     scale,      softcap,
+    activation, gated_activation, rope, attention, argmax, max_of,
+    sum_exp,   narrow,     probe_int8, probe_fp32, probe_read};
+
+}  // namespace SARTOR_ISA
+}  // namespace sartor

@@ -1,0 +1,298 @@
+// Linear layers over packed weights: int8 and float32 activations.
+
+static void quantize_rows(const float* x, int64_t rows, int64_t k, int64_t x_stride, int8_t* codes,
+                          float* scales, int32_t* half_sums, int64_t stride) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* row = x + r * x_stride;
+    int8_t* to = codes + r * stride;
+    for (int64_t c = 0; c < stride / kChunk; ++c) {
+      const int64_t begin = c * kChunk;
+      F a, b;
+      if (begin + kChunk <= k) {
+        a = f_load(row + begin);
+        b = f_load(row + begin + 16);
+      } else {
+        const int64_t rest = k > begin ? k - begin : 0;
+        a = load_part(row + begin, rest < 16 ? rest : 16);
+        b = load_part(row + begin + 16, rest > 16 ? rest - 16 : 0);
+      }
+      const float top = f_top(f_max(f_abs(a), f_abs(b)));
+      const float scale = top / 127.0f;
+      const F inverse = f_set(scale > 0.0f ? 1.0f / scale : 0.0f);
+      int32_t whole[32];
+      i_store(whole, i_from(f_mul(a, inverse)));
+      i_store(whole + 16, i_from(f_mul(b, inverse)));
+      int32_t sums[2] = {0, 0};
+      for (int i = 0; i < 32; ++i) {
+        to[begin + i] = static_cast<int8_t>(whole[i]);
+        sums[i / 16] += whole[i];
+      }
+      scales[r * (stride / kChunk) + c] = scale;
+      half_sums[r * (stride / 16) + 2 * c] = sums[0];
+      half_sums[r * (stride / 16) + 2 * c + 1] = sums[1];
+    }
+  }
+}
+
+// One chunk of codes, 64 * kBits bytes, as 8 registers of bytes: register i holds inputs
+// 4i .. 4i + 3 of the chunk for each of 16 outputs (layout: packing.hpp).
+template <int kBits>
+static inline void unpack(const uint8_t* p, Q (&out)[8]) {
+  if constexpr (kBits == 8) {
+    for (int i = 0; i < 8; ++i) out[i] = q_load(p + 64 * i);
+    return;
+  }
+  if constexpr (kBits >= 4) {
+    for (int i = 0; i < 4; ++i) {
+      const Q both = q_load(p + 64 * i);
+      out[i] = q_field<0>(both, 15);
+      out[i + 4] = q_field<4>(both, 15);
+    }
+    p += 256;
+  }
+  if constexpr (kBits == 2 || kBits == 3) {
+    for (int h = 0; h < 2; ++h) {
+      const Q four = q_load(p + 64 * h);
+      out[4 * h] = q_field<0>(four, 3);
+      out[4 * h + 1] = q_field<2>(four, 3);
+      out[4 * h + 2] = q_field<4>(four, 3);
+      out[4 * h + 3] = q_field<6>(four, 3);
+    }
+    p += 128;
+  }
+  if constexpr (kBits == 6 || kBits == 7) {
+    for (int h = 0; h < 2; ++h) {
+      const Q four = q_load(p + 64 * h);
+      out[4 * h] = q_or_high2<0>(out[4 * h], four);
+      out[4 * h + 1] = q_or_high2<2>(out[4 * h + 1], four);
+      out[4 * h + 2] = q_or_high2<4>(out[4 * h + 2], four);
+      out[4 * h + 3] = q_or_high2<6>(out[4 * h + 3], four);
+    }
+    p += 128;
+  }
+  if constexpr (kBits == 3 || kBits == 5 || kBits == 7) {
+    for (int i = 0; i < 8; ++i)
+      out[i] = q_add_masked(out[i], p + 8 * i, static_cast<uint8_t>(1 << (kBits - 1)));
+  }
+}
+
+// kBits 0 stands for the lookup family: 4-bit codes through a table.
+template <int kBits>
+static inline void unpack_codes(const Matrix& w, const uint8_t* p, Q (&out)[8]) {
+  if constexpr (kBits == 0) {
+    unpack<4>(p, out);
+    for (int i = 0; i < 8; ++i) out[i] = q_lookup(out[i], w.table);
+  } else {
+    unpack<kBits>(p, out);
+  }
+}
+template <int kBits>
+constexpr int kStoredBits = kBits == 0 ? 4 : kBits;
+template <int kBits>
+constexpr int kByteBits = kBits == 0 ? 8 : kBits;  // bits that an unpacked byte may use
+
+static inline void store_columns(const Matrix& w, int64_t block, const LinearOutput& out,
+                                 int64_t row, F value) {
+  const int64_t column = block * kLanes;
+  const int64_t left = w.n - column;
+  if (out.bias) value = f_add(value, load_n(out.bias + column, left < 16 ? left : 16));
+  float* to = out.data + row * out.stride + column;
+  left >= 16 ? f_store(to, value) : store_part(to, value, left);
+}
+
+// kRows rows by one column block. `corrections` are -zero * (sum of codes), `sums` are
+// scale * (sum of codes), one a scale group within the chunk (two where groups are of 16).
+template <int kBits, bool kHalves, bool kOffset, int kRows>
+static inline void int8_tile(const Matrix& w, int64_t block, const QuantizedRows& x, int64_t row,
+                             const int32_t* corrections, const float* sums,
+                             const LinearOutput& out) {
+  constexpr int kParts = kHalves ? 2 : 1;
+  const int64_t chunks = w.chunks(), x_chunks = x.stride / kChunk;
+  const int64_t groups = w.k_padded / w.group;
+  const uint8_t* codes = w.codes + block * chunks * 64 * kStoredBits<kBits>;
+  const uint16_t* scales = w.scales + block * groups * kLanes;
+  const uint16_t* offsets = kOffset ? w.offsets + block * groups * kLanes : nullptr;
+  const int8_t* a = x.codes + row * x.stride;
+  const float* a_scales = x.scales + row * x_chunks;
+  F total[kRows];
+  for (int m = 0; m < kRows; ++m) total[m] = f_set(0.0f);
+  for (int64_t c = 0; c < chunks; ++c) {
+    Q bytes[8];
+    unpack_codes<kBits>(w, codes + c * 64 * kStoredBits<kBits>, bytes);
+    for (int part = 0; part < kParts; ++part) {
+      const int64_t group = kHalves ? 2 * c + part : c * kChunk / w.group;
+      const F s = f_load_fp16(scales + group * kLanes);
+      const F o = kOffset ? f_load_fp16(offsets + group * kLanes) : s;
+      for (int m = 0; m < kRows; ++m) {
+        I dot = i_set(corrections[(m * chunks + c) * 2 + part]);
+        const int8_t* at = a + m * x.stride + c * kChunk;
+        for (int i = part * 4; i < (kHalves ? part * 4 + 4 : 8); ++i)
+          dot = i_dot<kByteBits<kBits>>(dot, bytes[i], at + 4 * i);
+        total[m] = f_fma(f_from(dot), f_mul(s, f_set(a_scales[m * x_chunks + c])), total[m]);
+        if constexpr (kOffset)
+          total[m] = f_fma(o, f_set(sums[(m * chunks + c) * 2 + part]), total[m]);
+      }
+    }
+  }
+  const F multiplier = f_set(w.scale_multiplier);
+  for (int m = 0; m < kRows; ++m)
+    store_columns(w, block, out, row + m, f_mul(total[m], multiplier));
+}
+
+template <int kBits, bool kHalves, bool kOffset, int kRows>
+static void int8_rows(const Matrix& w, int64_t block_begin, int64_t block_end,
+                      const QuantizedRows& x, int64_t row, const LinearOutput& out,
+                      int32_t* scratch) {
+  const int64_t chunks = w.chunks();
+  int32_t* corrections = scratch;
+  float* sums = reinterpret_cast<float*>(scratch + kRows * chunks * 2);
+  const float ratio = w.offset_multiplier / w.scale_multiplier;
+  for (int m = 0; m < kRows; ++m) {
+    const int32_t* halves = x.half_sums + (row + m) * (x.stride / 16);
+    const float* scales = x.scales + (row + m) * (x.stride / kChunk);
+    for (int64_t c = 0; c < chunks; ++c) {
+      const int32_t first = kHalves ? halves[2 * c] : halves[2 * c] + halves[2 * c + 1];
+      const int64_t at = (m * chunks + c) * 2;
+      corrections[at] = -w.zero * first;
+      corrections[at + 1] = -w.zero * halves[2 * c + 1];
+      sums[at] = scales[c] * static_cast<float>(first) * ratio;
+      sums[at + 1] = scales[c] * static_cast<float>(halves[2 * c + 1]) * ratio;
+    }
+  }
+  for (int64_t block = block_begin; block < block_end; ++block)
+    int8_tile<kBits, kHalves, kOffset, kRows>(w, block, x, row, corrections, sums, out);
+}
+
+template <int kBits, bool kHalves, bool kOffset>
+static void int8_format(const Matrix& w, int64_t block_begin, int64_t block_end,
+                        const QuantizedRows& x, int64_t rows, const LinearOutput& out,
+                        int32_t* scratch) {
+  int64_t row = 0;
+  while (row < rows) {
+    const int64_t left = rows - row;
+#define SARTOR_ROWS(count)                                                                       \
+  int8_rows<kBits, kHalves, kOffset, count>(w, block_begin, block_end, x, row, out, scratch);    \
+  row += count
+    if (left >= 12) { SARTOR_ROWS(12); }
+    else if (left >= 8) { SARTOR_ROWS(8); }
+    else if (left >= 4) { SARTOR_ROWS(4); }
+    else if (left >= 2) { SARTOR_ROWS(2); }
+    else { SARTOR_ROWS(1); }
+#undef SARTOR_ROWS
+  }
+}
+
+using Int8Function = void (*)(const Matrix&, int64_t, int64_t, const QuantizedRows&, int64_t,
+                              const LinearOutput&, int32_t*);
+#define SARTOR_BITS(bits)                                                              \
+  {{int8_format<bits, false, false>, int8_format<bits, false, true>},                  \
+   {int8_format<bits, true, false>, int8_format<bits, true, true>}}
+static const Int8Function kInt8Functions[9][2][2] = {
+    SARTOR_BITS(0), {{nullptr, nullptr}, {nullptr, nullptr}},
+    SARTOR_BITS(2), SARTOR_BITS(3), SARTOR_BITS(4), SARTOR_BITS(5),
+    SARTOR_BITS(6), SARTOR_BITS(7), SARTOR_BITS(8)};
+#undef SARTOR_BITS
+
+static void linear_int8(const Matrix& w, int64_t block_begin, int64_t block_end,
+                        const QuantizedRows& x, int64_t rows, const LinearOutput& out,
+                        int32_t* scratch) {
+  const int bits = w.storage == Storage::kLookup ? 0 : w.bits;
+  kInt8Functions[bits][w.group == 16][w.has_offset](w, block_begin, block_end, x, rows, out,
+                                                     scratch);
+}
+
+template <int kBits>
+static void dequantize_bits(const Matrix& w, int64_t block, int64_t chunk, float* out) {
+  Q bytes[8];
+  unpack_codes<kBits>(w, w.codes + (block * w.chunks() + chunk) * 64 * kStoredBits<kBits>, bytes);
+  const int64_t groups = w.k_padded / w.group;
+  const F zero = f_set(static_cast<float>(w.zero));
+  for (int i = 0; i < 8; ++i) {
+    const int64_t group = (chunk * kChunk + 4 * i) / w.group;
+    const F s = f_mul(f_load_fp16(w.scales + (block * groups + group) * kLanes),
+                      f_set(w.scale_multiplier));
+    F o = f_set(0.0f);
+    if (w.has_offset)
+      o = f_mul(f_load_fp16(w.offsets + (block * groups + group) * kLanes),
+                f_set(w.offset_multiplier));
+    f_store(out + 64 * i, f_fma(f_sub(f_byte<0>(bytes[i]), zero), s, o));
+    f_store(out + 64 * i + 16, f_fma(f_sub(f_byte<1>(bytes[i]), zero), s, o));
+    f_store(out + 64 * i + 32, f_fma(f_sub(f_byte<2>(bytes[i]), zero), s, o));
+    f_store(out + 64 * i + 48, f_fma(f_sub(f_byte<3>(bytes[i]), zero), s, o));
+  }
+}
+
+// One chunk of 32 inputs by 16 outputs as float32, whatever the storage: out [32][16].
+static void dequantize_chunk(const Matrix& w, int64_t block, int64_t chunk, float* out) {
+  const int64_t first = chunk * kChunk;
+  switch (w.storage) {
+    case Storage::kAffine:
+      switch (w.bits) {
+        case 2: return dequantize_bits<2>(w, block, chunk, out);
+        case 3: return dequantize_bits<3>(w, block, chunk, out);
+        case 4: return dequantize_bits<4>(w, block, chunk, out);
+        case 5: return dequantize_bits<5>(w, block, chunk, out);
+        case 6: return dequantize_bits<6>(w, block, chunk, out);
+        case 7: return dequantize_bits<7>(w, block, chunk, out);
+        default: return dequantize_bits<8>(w, block, chunk, out);
+      }
+    case Storage::kLookup: return dequantize_bits<0>(w, block, chunk, out);
+    case Storage::kFp32: {
+      const float* from = reinterpret_cast<const float*>(w.codes) + (block * w.k_padded + first) * 16;
+      std::memcpy(out, from, 32 * 16 * 4);
+      return;
+    }
+    default: {
+      const uint16_t* from =
+          reinterpret_cast<const uint16_t*>(w.codes) + (block * w.k_padded + first) * 16;
+      for (int i = 0; i < 32; ++i)
+        f_store(out + 16 * i, w.storage == Storage::kBf16 ? f_load_bf16(from + 16 * i)
+                                                          : f_load_fp16(from + 16 * i));
+    }
+  }
+}
+
+template <int kRows>
+static void fp32_rows(const Matrix& w, int64_t block, const float* x, int64_t x_stride,
+                      int64_t row, const LinearOutput& out) {
+  F total[kRows];
+  for (int m = 0; m < kRows; ++m) total[m] = f_set(0.0f);
+  const float* a = x + row * x_stride;
+  float buffer[32 * 16];
+  for (int64_t c = 0; c < w.chunks(); ++c) {
+    const float* tile = buffer;
+    if (w.storage == Storage::kFp32)
+      tile = reinterpret_cast<const float*>(w.codes) + (block * w.k_padded + c * kChunk) * 16;
+    else
+      dequantize_chunk(w, block, c, buffer);
+    const int64_t begin = c * kChunk;
+    const int64_t count = w.k - begin < kChunk ? w.k - begin : kChunk;
+    for (int64_t i = 0; i < count; ++i) {
+      const F column = f_load(tile + 16 * i);
+      for (int m = 0; m < kRows; ++m)
+        total[m] = f_fma(column, f_set(a[m * x_stride + begin + i]), total[m]);
+    }
+  }
+  for (int m = 0; m < kRows; ++m) store_columns(w, block, out, row + m, total[m]);
+}
+
+static void linear_fp32(const Matrix& w, int64_t block_begin, int64_t block_end, const float* x,
+                        int64_t x_stride, int64_t rows, const LinearOutput& out) {
+  for (int64_t block = block_begin; block < block_end; ++block) {
+    int64_t row = 0;
+    for (; row + 12 <= rows; row += 12) fp32_rows<12>(w, block, x, x_stride, row, out);
+    for (; row + 4 <= rows; row += 4) fp32_rows<4>(w, block, x, x_stride, row, out);
+    for (; row < rows; ++row) fp32_rows<1>(w, block, x, x_stride, row, out);
+  }
+}
+
+static void dequantize_row(const Matrix& w, int64_t row, float factor, float* out) {
+  const int64_t block = row / kLanes, lane = row % kLanes;
+  float buffer[32 * 16];
+  for (int64_t c = 0; c < w.chunks(); ++c) {
+    dequantize_chunk(w, block, c, buffer);
+    const int64_t begin = c * kChunk;
+    const int64_t count = w.k - begin < kChunk ? w.k - begin : kChunk;
+    for (int64_t i = 0; i < count; ++i) out[begin + i] = buffer[16 * i + lane] * factor;
+  }
+}

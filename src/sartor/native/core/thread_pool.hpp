@@ -1,0 +1,52 @@
+// A pool whose caller works too. Tasks are claimed one by one, so a thread that the system has
+// put aside delays nobody; workers spin briefly for the next job, then sleep.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+namespace sartor {
+
+class ThreadPool {
+ public:
+  explicit ThreadPool(int threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Calls body(task, thread) for every task in [0, tasks); returns when all are done.
+  template <typename Body>
+  void run(int64_t tasks, const Body& body) {
+    if (tasks <= 0) return;
+    if (tasks == 1 || workers_.empty()) {
+      for (int64_t task = 0; task < tasks; ++task) body(task, 0);
+      return;
+    }
+    run_erased(tasks, [](const void* context, int64_t task,
+                         int thread) { (*static_cast<const Body*>(context))(task, thread); },
+               &body);
+  }
+
+ private:
+  using Function = void (*)(const void*, int64_t, int);
+
+  void run_erased(int64_t tasks, Function function, const void* context);
+  void work(int thread);
+  bool claim_and_run(int thread);
+
+  // generation << 48 | tasks << 24 | next task: one word, so that a claim cannot mix two jobs.
+  alignas(64) std::atomic<uint64_t> state_{0};
+  alignas(64) std::atomic<int64_t> remaining_{0};
+  alignas(64) std::atomic<uint32_t> wakeups_{0};
+  std::atomic<int> sleepers_{0};
+  std::atomic<bool> stopping_{false};
+  std::atomic<Function> function_{nullptr};
+  std::atomic<const void*> context_{nullptr};
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace sartor

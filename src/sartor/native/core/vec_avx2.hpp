@@ -1,0 +1,168 @@
+// Sixteen lanes as two 256-bit registers (AVX2, FMA, F16C).
+// Included inside a namespace of its own.
+
+struct F {
+  __m256 lo, hi;
+};
+struct I {
+  __m256i lo, hi;
+};
+struct Q {
+  __m256i lo, hi;
+};
+
+static inline F f_load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+static inline void f_store(float* p, F a) {
+  _mm256_storeu_ps(p, a.lo);
+  _mm256_storeu_ps(p + 8, a.hi);
+}
+static inline F f_set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+#define SARTOR_BINARY(name, op)                                          \
+  static inline F name(F a, F b) { return {op(a.lo, b.lo), op(a.hi, b.hi)}; }
+SARTOR_BINARY(f_add, _mm256_add_ps)
+SARTOR_BINARY(f_sub, _mm256_sub_ps)
+SARTOR_BINARY(f_mul, _mm256_mul_ps)
+SARTOR_BINARY(f_div, _mm256_div_ps)
+SARTOR_BINARY(f_max, _mm256_max_ps)
+SARTOR_BINARY(f_min, _mm256_min_ps)
+#undef SARTOR_BINARY
+static inline F f_fma(F a, F b, F c) {
+  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+static inline F f_abs(F a) {
+  const __m256 bit = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(bit, a.lo), _mm256_andnot_ps(bit, a.hi)};
+}
+static inline F f_sqrt_each(F a) { return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)}; }
+static inline F f_round(F a) {
+  constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(a.lo, kMode), _mm256_round_ps(a.hi, kMode)};
+}
+static inline F f_from(I a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+static inline I i_from(F a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
+static inline F f_exp2i(I n) {
+  const __m256i bias = _mm256_set1_epi32(127);
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n.lo, bias), 23)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n.hi, bias), 23))};
+}
+static inline F f_where_less(F x, F y, F a, F b) {
+  return {_mm256_blendv_ps(b.lo, a.lo, _mm256_cmp_ps(x.lo, y.lo, _CMP_LT_OQ)),
+          _mm256_blendv_ps(b.hi, a.hi, _mm256_cmp_ps(x.hi, y.hi, _CMP_LT_OQ))};
+}
+static inline I i_set(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+static inline void i_store(int32_t* p, I a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lo);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), a.hi);
+}
+static inline float f_sum(F a) {
+  const __m256 eight = _mm256_add_ps(a.lo, a.hi);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+static inline float f_top(F a) {
+  const __m256 eight = _mm256_max_ps(a.lo, a.hi);
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+static inline F f_copysign(F m, F s) {
+  const __m256 bit = _mm256_set1_ps(-0.0f);
+  return {_mm256_or_ps(_mm256_andnot_ps(bit, m.lo), _mm256_and_ps(bit, s.lo)),
+          _mm256_or_ps(_mm256_andnot_ps(bit, m.hi), _mm256_and_ps(bit, s.hi))};
+}
+static inline __m128i load128(const void* p) {
+  return _mm_loadu_si128(static_cast<const __m128i*>(p));
+}
+static inline F f_load_fp16(const uint16_t* p) {
+  return {_mm256_cvtph_ps(load128(p)), _mm256_cvtph_ps(load128(p + 8))};
+}
+static inline F f_load_bf16(const uint16_t* p) {
+  const __m256i lo = _mm256_slli_epi32(_mm256_cvtepu16_epi32(load128(p)), 16);
+  const __m256i hi = _mm256_slli_epi32(_mm256_cvtepu16_epi32(load128(p + 8)), 16);
+  return {_mm256_castsi256_ps(lo), _mm256_castsi256_ps(hi)};
+}
+static inline void f_store_fp16(uint16_t* p, F a) {
+  constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.lo, kMode));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(a.hi, kMode));
+}
+static inline __m256i bf16_bits(__m256 a) {
+  const __m256i bits = _mm256_castps_si256(a);
+  const __m256i high = _mm256_srli_epi32(bits, 16);
+  const __m256i lsb = _mm256_and_si256(high, _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_srli_epi32(
+      _mm256_add_epi32(_mm256_add_epi32(bits, lsb), _mm256_set1_epi32(0x7fff)), 16);
+  const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  return _mm256_blendv_epi8(rounded, quiet, nan);
+}
+static inline void f_store_bf16(uint16_t* p, F a) {
+  const __m256i packed = _mm256_packus_epi32(bf16_bits(a.lo), bf16_bits(a.hi));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xD8));
+}
+static inline Q q_load(const uint8_t* p) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+template <int kShift>
+static inline Q q_field(Q a, uint8_t mask) {
+  const __m256i m = _mm256_set1_epi8(static_cast<char>(mask));
+  return {_mm256_and_si256(_mm256_srli_epi16(a.lo, kShift), m),
+          _mm256_and_si256(_mm256_srli_epi16(a.hi, kShift), m)};
+}
+template <int kShift>
+static inline Q q_or_high2(Q a, Q b) {
+  const Q two = q_field<kShift>(b, 3);
+  return {_mm256_or_si256(a.lo, _mm256_slli_epi16(two.lo, 4)),
+          _mm256_or_si256(a.hi, _mm256_slli_epi16(two.hi, 4))};
+}
+static inline __m256i masked_bytes(uint32_t bits, uint8_t value) {
+  // Byte i of the register gets bit i: spread the mask's bytes, then test one bit in each.
+  const __m256i spread = _mm256_shuffle_epi8(
+      _mm256_set1_epi32(static_cast<int32_t>(bits)),
+      _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303));
+  const __m256i bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201ull));
+  const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
+  return _mm256_and_si256(set, _mm256_set1_epi8(static_cast<char>(value)));
+}
+static inline Q q_add_masked(Q a, const uint8_t* mask, uint8_t value) {
+  uint32_t bits[2];
+  std::memcpy(bits, mask, 8);
+  return {_mm256_add_epi8(a.lo, masked_bytes(bits[0], value)),
+          _mm256_add_epi8(a.hi, masked_bytes(bits[1], value))};
+}
+static inline Q q_lookup(Q codes, const int8_t* table) {
+  const __m256i values = _mm256_broadcastsi128_si256(load128(table));
+  const __m256i flip = _mm256_set1_epi8(-128);
+  return {_mm256_xor_si256(_mm256_shuffle_epi8(values, codes.lo), flip),
+          _mm256_xor_si256(_mm256_shuffle_epi8(values, codes.hi), flip)};
+}
+template <int kBits>
+static inline __m256i dot8(__m256i acc, __m256i w, __m256i a) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  if constexpr (kBits < 8) {
+    // Codes below 128: pairs of products stay within int16, nothing saturates.
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), ones));
+  } else {
+    // Split the top bit off: both halves are below 128 and stay within int16.
+    const __m256i low = _mm256_and_si256(w, _mm256_set1_epi8(127));
+    const __m256i top = _mm256_and_si256(_mm256_srli_epi16(w, 7), _mm256_set1_epi8(1));
+    const __m256i low_sum = _mm256_madd_epi16(_mm256_maddubs_epi16(low, a), ones);
+    const __m256i top_sum = _mm256_madd_epi16(_mm256_maddubs_epi16(top, a), ones);
+    return _mm256_add_epi32(acc, _mm256_add_epi32(low_sum, _mm256_slli_epi32(top_sum, 7)));
+  }
+}
+template <int kBits>
+static inline I i_dot(I acc, Q w, const int8_t* a) {
+  int32_t four;
+  std::memcpy(&four, a, 4);
+  const __m256i wide = _mm256_set1_epi32(four);
+  return {dot8<kBits>(acc.lo, w.lo, wide), dot8<kBits>(acc.hi, w.hi, wide)};
+}
+template <int kByte>
+static inline F f_byte(Q w) {
+  const __m256i mask = _mm256_set1_epi32(255);
+  return {_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(w.lo, 8 * kByte), mask)),
+          _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(w.hi, 8 * kByte), mask))};
+}

@@ -1,0 +1,101 @@
+// Sixteen lanes as one 512-bit register (AVX-512 F, BW, DQ, VL and VNNI).
+// Included inside a namespace of its own.
+
+struct F {
+  __m512 v;
+};
+struct I {
+  __m512i v;
+};
+struct Q {
+  __m512i v;
+};
+
+static inline F f_load(const float* p) { return {_mm512_loadu_ps(p)}; }
+static inline void f_store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
+static inline F f_set(float x) { return {_mm512_set1_ps(x)}; }
+static inline F f_add(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
+static inline F f_sub(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
+static inline F f_mul(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
+static inline F f_div(F a, F b) { return {_mm512_div_ps(a.v, b.v)}; }
+static inline F f_max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
+static inline F f_min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
+static inline F f_fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+static inline F f_abs(F a) { return {_mm512_abs_ps(a.v)}; }
+static inline F f_sqrt_each(F a) { return {_mm512_sqrt_ps(a.v)}; }
+static inline F f_round(F a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+static inline F f_from(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
+static inline I i_from(F a) { return {_mm512_cvtps_epi32(a.v)}; }
+static inline F f_exp2i(I n) {
+  return {_mm512_castsi512_ps(
+      _mm512_slli_epi32(_mm512_add_epi32(n.v, _mm512_set1_epi32(127)), 23))};
+}
+static inline F f_where_less(F x, F y, F a, F b) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_LT_OQ), b.v, a.v)};
+}
+static inline I i_set(int32_t x) { return {_mm512_set1_epi32(x)}; }
+static inline void i_store(int32_t* p, I a) { _mm512_storeu_si512(p, a.v); }
+static inline float f_sum(F a) { return _mm512_reduce_add_ps(a.v); }
+static inline float f_top(F a) { return _mm512_reduce_max_ps(a.v); }
+static inline F f_copysign(F magnitude, F sign) {
+  const __m512 bit = _mm512_set1_ps(-0.0f);
+  return {_mm512_or_ps(_mm512_andnot_ps(bit, magnitude.v), _mm512_and_ps(bit, sign.v))};
+}
+static inline F f_load_fp16(const uint16_t* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+static inline F f_load_bf16(const uint16_t* p) {
+  const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16))};
+}
+static inline void f_store_fp16(uint16_t* p, F a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+static inline void f_store_bf16(uint16_t* p, F a) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i lsb = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i out = _mm512_srli_epi32(
+      _mm512_add_epi32(_mm512_add_epi32(bits, lsb), _mm512_set1_epi32(0x7fff)), 16);
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  out = _mm512_mask_or_epi32(out, nan, _mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(out));
+}
+static inline Q q_load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+template <int kShift>
+static inline Q q_field(Q a, uint8_t mask) {
+  const __m512i m = _mm512_set1_epi8(static_cast<char>(mask));
+  return {_mm512_and_si512(kShift ? _mm512_srli_epi16(a.v, kShift) : a.v, m)};
+}
+template <int kShift>
+static inline Q q_or_high2(Q a, Q b) {
+  // Ternary logic 0xEA: a | (b & mask), in one instruction.
+  __m512i moved = b.v;
+  if constexpr (kShift < 4) moved = _mm512_slli_epi16(b.v, 4 - kShift);
+  if constexpr (kShift > 4) moved = _mm512_srli_epi16(b.v, kShift - 4);
+  return {_mm512_ternarylogic_epi32(moved, _mm512_set1_epi8(0x30), a.v, 0xEA)};
+}
+static inline Q q_add_masked(Q a, const uint8_t* mask, uint8_t value) {
+  uint64_t bits;
+  std::memcpy(&bits, mask, 8);
+  return {_mm512_mask_add_epi8(a.v, bits, a.v, _mm512_set1_epi8(static_cast<char>(value)))};
+}
+static inline Q q_lookup(Q codes, const int8_t* table) {
+  const __m512i values = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  return {_mm512_xor_si512(_mm512_shuffle_epi8(values, codes.v), _mm512_set1_epi8(-128))};
+}
+template <int kBits>
+static inline I i_dot(I acc, Q w, const int8_t* a) {
+  int32_t four;
+  std::memcpy(&four, a, 4);
+  return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(four))};
+}
+template <int kByte>
+static inline F f_byte(Q w) {
+  __m512i b = w.v;
+  if constexpr (kByte > 0) b = _mm512_srli_epi32(b, 8 * kByte);
+  if constexpr (kByte < 3) b = _mm512_and_si512(b, _mm512_set1_epi32(255));
+  return {_mm512_cvtepi32_ps(b)};
+}

@@ -1,0 +1,124 @@
+"""What the gateway knows of a model: its text side and its limits, but no weights."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sartor.errors import UsageError
+from sartor.formats import open_checkpoint
+from sartor.models.model import load_model
+from sartor.plan import ExecutionPlan
+from sartor.serving.errors import context_exceeded, invalid
+from sartor.serving.messages import ModelSpec
+from sartor.text.template import ChatTemplate, template_from_folder, template_from_gguf
+from sartor.text.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
+
+_LONG_TEXT = 4096  # characters; beyond, encoding would hold up other requests noticeably
+
+
+@dataclass
+class ServedModel:
+    """A model by the name that requests use.
+
+    ``created`` is the time of its file in Unix seconds; ``fingerprint`` changes with the model
+    and with what can change its answers in the plan.
+    """
+
+    name: str
+    spec: ModelSpec
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    context_length: int
+    vocab_size: int
+    fingerprint: str
+    created: int
+
+    def limit_context(self, context_length: int) -> None:
+        """The worker may have room for less than the model's own limit."""
+        self.context_length = min(self.context_length, context_length)
+
+    async def encode(self, text: str, param: str, *, special: bool) -> tuple[int, ...]:
+        """Token ids of a prompt; ``special`` adds what the model wants around plain text."""
+
+        def encode() -> list[int]:
+            return self.tokenizer.encode(text, add_special=special)
+
+        try:
+            ids = await asyncio.to_thread(encode) if len(text) > _LONG_TEXT else encode()
+        except UsageError as error:
+            raise invalid(f"{param}: {error}", param) from None
+        return tuple(ids)
+
+    async def chat_prompt(
+        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
+    ) -> tuple[int, ...]:
+        """Token ids of a chat, as the model's template writes it."""
+        template = self.template
+        if template is None:
+            raise invalid(
+                f"the model {self.name} has no chat template; use /v1/completions", "messages"
+            )
+
+        def render() -> str:
+            return template.render(messages, **variables)
+
+        size = sum(len(str(message["content"])) for message in messages)
+        try:
+            text = await asyncio.to_thread(render) if size > _LONG_TEXT else render()
+        except UsageError as error:
+            raise invalid(f"messages: {error}", "messages") from None
+        return await self.encode(text, "messages", special=False)
+
+    def check_prompt(self, prompt: Sequence[int], param: str) -> None:
+        """Raises ApiError where a prompt is empty, too long, or has ids that are none."""
+        if not prompt:
+            raise invalid(f"{param}: the prompt has no tokens; send some text", param)
+        if len(prompt) >= self.context_length:
+            raise context_exceeded(len(prompt), self.context_length, param)
+        self.check_tokens(prompt, param)
+
+    def check_tokens(self, tokens: Sequence[int], param: str) -> None:
+        for token in (min(tokens, default=0), max(tokens, default=0)):
+            if not 0 <= token < self.vocab_size:
+                raise invalid(
+                    f"{param}: {token} is not a token id; {self.name} has ids from 0 to "
+                    f"{self.vocab_size - 1}",
+                    param,
+                )
+
+
+def open_served_model(
+    name: str, path: Path, plan: ExecutionPlan, cache: Path | None = None
+) -> ServedModel:
+    """Reads configuration and tokenizer of a checkpoint.
+
+    SartorError (FormatError, UnsupportedError, UsageError) says what is wrong with it.
+    """
+    checkpoint = open_checkpoint(path)
+    try:
+        model = load_model(checkpoint)
+        if checkpoint.kind == "gguf":
+            tokenizer = tokenizer_from_gguf(checkpoint.metadata)
+            template = template_from_gguf(checkpoint.metadata)
+        else:
+            tokenizer = tokenizer_from_folder(path)
+            template = template_from_folder(path)
+        identity = f"{checkpoint.identity()} {plan.numerics()}"
+    finally:
+        checkpoint.close()
+    context = model.context_length
+    return ServedModel(
+        name=name,
+        spec=ModelSpec(name, str(path), plan, None if cache is None else str(cache)),
+        tokenizer=tokenizer,
+        template=template,
+        context_length=min(context, plan.max_context) if plan.max_context else context,
+        vocab_size=model.vocab_size,
+        fingerprint="fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12],
+        created=int(path.stat().st_mtime),
+    )

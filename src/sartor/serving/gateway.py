@@ -1,0 +1,263 @@
+"""The gateway: hands requests to workers, chunks to readers, and brings both past a crash.
+
+It knows each unfinished request and the tokens already sent, so a worker that dies takes
+nothing with it: the next one goes on from there, and the reader notices a pause at most.
+All methods run on the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sartor.engine.request import Chunk, FinishReason, Request, TokenLogprob
+from sartor.serving.channel import usable_folder
+from sartor.serving.errors import ApiError, internal, invalid, overloaded, unavailable
+from sartor.serving.frontend import ServedModel
+from sartor.serving.inflight import InFlight, Ledger
+from sartor.serving.lifecycle import Phase, Timing
+from sartor.serving.messages import Abort, Chunks, HostedModel, Refused, Submit
+from sartor.serving.supervisor import Supervisor
+
+
+@dataclass
+class Delta:
+    """What is new of one choice of one prompt since the reader last looked."""
+
+    prompt: int
+    choice: int
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+class Answer:
+    """The answer to one HTTP request: one chunk stream over all of its prompts and choices.
+
+    Chunks that the reader has not fetched are merged, a choice each: a reader who never comes
+    holds no more than the text of the answer. Leaving the ``async with`` block before the end
+    aborts what still runs.
+    """
+
+    def __init__(self, gateway: Gateway, model: str, requests: Sequence[Request]) -> None:
+        self.prompt_tokens = sum(len(request.prompt) for request in requests)
+        self.completion_tokens = 0
+        self._cached = [0] * len(requests)
+        self._gateway = gateway
+        self._model = model
+        self._index = {request.id: i for i, request in enumerate(requests)}
+        self._open = {request.id for request in requests}
+        self._pending: dict[tuple[int, int], Delta] = {}
+        self._error: ApiError | None = None
+        self._news = asyncio.Event()
+
+    @property
+    def cached_tokens(self) -> int:
+        return sum(self._cached)
+
+    async def __aenter__(self) -> Answer:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    async def next(self) -> list[Delta]:
+        """What is new; waits for something, and is empty at the end. Raises ApiError."""
+        while not self._pending and self._open and self._error is None:
+            self._news.clear()
+            await self._news.wait()
+        if self._error is not None and not self._pending:
+            raise self._error
+        deltas, self._pending = list(self._pending.values()), {}
+        return deltas
+
+    def close(self) -> None:
+        for request_id in self._open:
+            self._gateway.abort(self._model, request_id)
+        self._open.clear()
+
+    def push(self, chunk: Chunk, done: bool) -> None:
+        """One more chunk; ``done``: the last one of its prompt."""
+        prompt = self._index[chunk.request_id]
+        delta = self._pending.setdefault((prompt, chunk.choice), Delta(prompt, chunk.choice))
+        if chunk.text:
+            delta.texts.append(chunk.text)
+        delta.logprobs.extend(chunk.logprobs)
+        delta.finish_reason = chunk.finish_reason
+        self.completion_tokens += len(chunk.tokens)
+        self._cached[prompt] = max(self._cached[prompt], chunk.cached_tokens)
+        if done:
+            self._open.discard(chunk.request_id)
+        self._news.set()
+
+    def fail(self, error: ApiError) -> None:
+        """One prompt cannot be answered, so the whole request cannot."""
+        self._error = self._error or error
+        self.close()
+        self._news.set()
+
+
+class Gateway:
+    """Unfinished requests, and the worker that answers them.
+
+    ``max_requests`` prompts may be unfinished at once; further ones are turned away (429).
+    """
+
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        *,
+        timing: Timing | None = None,
+        max_requests: int = 1024,
+    ) -> None:
+        self.models = {model.name: model for model in models}
+        self.timing = timing or Timing()
+        self.draining = False
+        self._max_requests = max_requests
+        self._ledger = Ledger()
+        self._answers: dict[str, Answer] = {}
+        self._broken: dict[str, str] = {}
+        self._settled = asyncio.Event()
+        self._folder = Path(tempfile.mkdtemp(prefix="sartor-"))
+        self._supervisor = Supervisor(
+            [model.spec for model in models], usable_folder(self._folder), self.timing, self
+        )
+
+    @property
+    def phase(self) -> Phase:
+        return self._supervisor.phase
+
+    @property
+    def worker_pid(self) -> int | None:
+        return self._supervisor.pid
+
+    @property
+    def unfinished(self) -> int:
+        return len(self._ledger)
+
+    def start(self) -> None:
+        """Starts the worker; needs a running event loop."""
+        self._supervisor.start()
+
+    async def settled(self) -> None:
+        """Waits until the worker is ready for the first time, or given up."""
+        await self._settled.wait()
+
+    async def close(self) -> None:
+        """Answers whoever still waits with an error and ends the worker."""
+        self.draining = True
+        for entry in self._ledger.clear():
+            self._fail(entry.request.id, unavailable("the server is shutting down"))
+        await self._supervisor.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def problem(self, model: str) -> str | None:
+        """Why a model cannot answer, or None."""
+        if self._supervisor.phase == "failed":
+            return f"the worker could not be started: {self._supervisor.cause}"
+        if model in self._broken:
+            return f"it could not be loaded: {self._broken[model]}"
+        return None
+
+    def submit(self, model: str, requests: Sequence[Request]) -> Answer:
+        """Takes the prompts of one HTTP request. Raises ApiError 429 or 503."""
+        self._supervisor.ensure_ready()
+        if self.draining:
+            raise unavailable("the server is shutting down", retry_after=5)
+        if problem := self.problem(model):
+            raise unavailable(f"the model {model} is not available: {problem}")
+        if len(self._ledger) + len(requests) > self._max_requests:
+            raise overloaded(self._max_requests)
+        answer = Answer(self, model, requests)
+        for request in requests:
+            self._answers[request.id] = answer
+            self._ledger.add(InFlight(model, request))
+        self._dispatch()
+        return answer
+
+    def abort(self, model: str, request_id: str) -> None:
+        """Nobody wants the answer any more."""
+        if self._answers.pop(request_id, None) is None:
+            return
+        if self._ledger.remove(request_id):
+            self._supervisor.send(Abort(model, request_id))
+        self._dispatch()
+
+    # From the supervisor
+
+    def worker_ready(self, models: Sequence[HostedModel]) -> None:
+        self._broken = {model.name: model.error for model in models if model.error is not None}
+        for model in models:
+            if model.error is None:
+                self.models[model.name].limit_context(model.context_length)
+                continue
+            for entry in self._ledger.drop_model(model.name):
+                self._fail(
+                    entry.request.id,
+                    unavailable(f"the model {model.name} could not be loaded: {model.error}"),
+                )
+        self._settled.set()
+        self._dispatch()
+
+    def worker_chunks(self, message: Chunks) -> None:
+        for chunk in message.chunks:
+            entry, answer = self._ledger.get(chunk.request_id), self._answers.get(chunk.request_id)
+            if entry is None or answer is None:
+                continue
+            if chunk.finish_reason in ("error", "abort"):
+                answer.fail(internal(chunk.error or "the engine gave the request up"))
+            elif entry.record(chunk):
+                answer.push(chunk, entry.done)
+                if entry.done:
+                    self._end(chunk.request_id)
+        self._dispatch()
+
+    def worker_refused(self, message: Refused) -> None:
+        self._ledger.remove(message.request_id)
+        error = invalid if message.invalid else internal
+        self._fail(message.request_id, error(message.message))
+        self._dispatch()
+
+    def worker_died(self, cause: str) -> None:
+        for entry in self._ledger.crash():
+            self._fail(
+                entry.request.id,
+                internal(
+                    "the request was given up, because the worker died twice while it ran this "
+                    f"request alone ({cause}); change the request, or report it"
+                ),
+            )
+
+    def worker_failed(self, cause: str) -> None:
+        for entry in self._ledger.clear():
+            self._fail(
+                entry.request.id,
+                unavailable(
+                    f"the model {entry.model} is not available: the worker could not be started: "
+                    f"{cause}"
+                ),
+            )
+        self._settled.set()
+
+    def _dispatch(self) -> None:
+        if self._supervisor.phase != "ready":
+            return
+        for entry in self._ledger.take():
+            self._supervisor.send(Submit(entry.model, entry.replay()))
+
+    def _end(self, request_id: str) -> None:
+        self._ledger.remove(request_id)
+        self._answers.pop(request_id, None)
+
+    def _fail(self, request_id: str, error: ApiError) -> None:
+        answer = self._answers.pop(request_id, None)
+        if answer is not None:
+            answer.fail(error)

@@ -1,0 +1,121 @@
+"""When a worker is started, killed, restarted and given up: decisions only, no processes.
+
+Times are seconds of one monotonic clock, handed in by the caller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Phase = Literal["waiting", "starting", "ready", "ending", "failed"]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How patient the gateway is with a worker; seconds, but for ``starts``.
+
+    start    from spawn to ready: reading weights may take long, so this only ends the endless
+    hang     without a heartbeat, or in one engine step, before the worker counts as dead
+    beat     between two heartbeats
+    starts   attempts before a worker that never gets ready is given up
+    delay    before the second attempt; doubles with each further one, up to ``longest_delay``
+    retry    after giving up, until a request may cause one more attempt
+    stall    that a client may leave a piece of its answer unread
+    """
+
+    start: float = 1800.0
+    hang: float = 120.0
+    beat: float = 1.0
+    starts: int = 3
+    delay: float = 0.5
+    longest_delay: float = 10.0
+    retry: float = 60.0
+    stall: float = 60.0
+
+
+@dataclass(frozen=True)
+class Start:
+    """Spawn a worker now."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """End the worker that runs now."""
+
+    cause: str
+
+
+class Lifecycle:
+    """waiting -> starting -> ready -> ending -> waiting ..., or failed after too many starts.
+
+    ``cause`` says why the last worker ended.
+    """
+
+    def __init__(self, timing: Timing, now: float) -> None:
+        self.phase: Phase = "waiting"
+        self.cause = ""
+        self._timing = timing
+        self._due = now
+        self._since = now
+        self._beat = now
+        self._stuck = 0.0
+        self._failed_starts = 0
+        self._idle_deaths = 0
+        self._was_ready = False
+        self._worked = False
+
+    def ensure(self, now: float) -> None:
+        """Somebody wants the worker: one that was given up long enough ago gets a try."""
+        if self.phase == "failed" and now - self._since >= self._timing.retry:
+            self._failed_starts = self._timing.starts - 1
+            self.phase, self._due = "waiting", now
+
+    def tick(self, now: float) -> Start | Kill | None:
+        """What to do at this moment, if anything."""
+        if self.phase == "waiting" and now >= self._due:
+            self.phase, self._since = "starting", now
+            self._was_ready = self._worked = False
+            return Start()
+        if self.phase == "starting" and now - self._since > self._timing.start:
+            return self._kill(f"the worker was not ready after {self._timing.start:g} s")
+        if self.phase == "ready":
+            if self._stuck > self._timing.hang:
+                return self._kill(f"the worker was stuck in one step for {self._stuck:.0f} s")
+            if now - self._beat > self._timing.hang:
+                return self._kill(f"the worker gave no sign of life for {now - self._beat:.0f} s")
+        return None
+
+    def ready(self, now: float) -> None:
+        self.phase, self._since, self._beat, self._stuck = "ready", now, now, 0.0
+        self._failed_starts = 0
+        self._was_ready = True
+        self.cause = ""
+
+    def beat(self, now: float, stuck_seconds: float) -> None:
+        self._beat, self._stuck = now, stuck_seconds
+
+    def worked(self) -> None:
+        """The worker gave a result, so its next start needs no delay."""
+        self._worked = True
+
+    def exited(self, now: float, cause: str) -> None:
+        """The process is gone. The cause of a kill is kept, since it says more."""
+        if self.phase != "ending":
+            self.cause = cause
+        if self._was_ready:
+            # One that was useful, and one that died for the first time, come back at once.
+            self._idle_deaths = 0 if self._worked else self._idle_deaths + 1
+            repeats = self._idle_deaths - 1
+        else:
+            self._failed_starts += 1
+            repeats = self._failed_starts
+            if self._failed_starts >= self._timing.starts:
+                self.phase, self._since = "failed", now
+                return
+        delay = self._timing.delay * 2.0 ** min(repeats - 1, 16) if repeats > 0 else 0.0
+        self.phase, self._due = "waiting", now + min(delay, self._timing.longest_delay)
+
+    def _kill(self, cause: str) -> Kill:
+        self.phase, self.cause = "ending", cause
+        return Kill(cause)

@@ -1,0 +1,100 @@
+"""What the gateway and its workers say to each other: one typed message each way.
+
+Encoded with msgpack. A model is always named, since a worker may host several.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from sartor.engine.request import Chunk, Request
+from sartor.plan import ExecutionPlan
+
+
+class ModelSpec(msgspec.Struct, frozen=True):
+    """A model that a worker shall host."""
+
+    name: str
+    path: str
+    plan: ExecutionPlan
+    cache: str | None = None
+
+
+class WorkerConfig(msgspec.Struct, frozen=True):
+    """What a worker is told at its start, as one line of JSON on its standard input.
+
+    ``folder`` is where sockets of the file system live, or None for loopback TCP. ``key``
+    opens every message: on TCP, other users of the machine can reach the port.
+    """
+
+    models: tuple[ModelSpec, ...]
+    outbox: str
+    folder: str | None
+    key: str
+    beat_seconds: float
+
+
+# Gateway to worker
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    model: str
+    request: Request
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    model: str
+    request_id: str
+
+
+ToWorker = Submit | Abort
+
+
+# Worker to gateway
+
+
+class HostedModel(msgspec.Struct, frozen=True):
+    """A model after loading: its context length, or the error that kept it from loading."""
+
+    name: str
+    context_length: int = 0
+    load_seconds: float = 0.0
+    error: str | None = None
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The worker takes requests at ``inbox``."""
+
+    inbox: str
+    models: tuple[HostedModel, ...]
+
+
+class Chunks(msgspec.Struct, frozen=True, tag=True):
+    """Everything that one engine step gave."""
+
+    model: str
+    chunks: list[Chunk]
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """The engine did not take a request. ``invalid``: the request is wrong, not the engine."""
+
+    model: str
+    request_id: str
+    message: str
+    invalid: bool
+
+
+class Beat(msgspec.Struct, frozen=True, tag=True):
+    """A sign of life from a thread of its own; ``stuck_seconds`` since the loop last turned."""
+
+    stuck_seconds: float
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The worker's last words: why it ends."""
+
+    cause: str
+
+
+FromWorker = Ready | Chunks | Refused | Beat | Failed

