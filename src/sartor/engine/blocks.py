@@ -86,7 +86,8 @@ class BlockPool(Generic[T]):
         assert held == holders, f"references {held} but holders {holders}"
         free, cached = set(self._free), set(self._cached)
         assert len(free) == len(self._free), "a block is free twice"
-        assert not free & cached and not free & held.keys() and not cached & held.keys()
+        assert not free & cached, "a free block is cached"
+        assert not (free | cached) & held.keys(), "a held block is free or cached"
         assert len(free) + len(cached) + len(held) == self.total, "a block was lost"
         assert all(self.keepers[b] is None for b in free), "a free block has a keeper"
         assert all(self.keepers[b] is not None for b in cached), "a cached block has no keeper"

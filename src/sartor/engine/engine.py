@@ -36,8 +36,8 @@ class StepRecord:
 
     ``blocks_held``, ``blocks_cached`` and ``blocks_total`` are per state group, after the step.
     ``decode_tokens`` counts sequences that computed a single token, ``prompt_tokens`` the tokens
-    of larger chunks. ``waiting`` and ``running`` count sequences after it. Everything but ``execute_seconds``
-    is host work.
+    of larger chunks. ``waiting`` and ``running`` count sequences after it. Everything but
+    ``execute_seconds`` is host work.
     """
 
     index: int

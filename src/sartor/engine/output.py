@@ -15,15 +15,15 @@ class OutputStream:
     """
 
     __slots__ = (
-        "cached_tokens",
-        "choice",
-        "completion_tokens",
-        "finish_reason",
         "_detokenizer",
         "_ends",
         "_longest",
         "_request",
         "_tokenizer",
+        "cached_tokens",
+        "choice",
+        "completion_tokens",
+        "finish_reason",
     )
 
     def __init__(self, request: Request, choice: int, tokenizer: Tokenizer, limit: int) -> None:

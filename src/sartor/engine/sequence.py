@@ -9,7 +9,7 @@ import numpy as np
 from sartor.engine.output import OutputStream
 from sartor.engine.prefix import Node
 from sartor.engine.request import Request
-from sartor.graph.batch import F32, I32
+from sartor.graph.batch import I32
 
 
 class Sequence:
@@ -24,6 +24,7 @@ class Sequence:
     """
 
     __slots__ = (
+        "_tokens",
         "bias_tokens",
         "bias_values",
         "computed",
@@ -41,7 +42,6 @@ class Sequence:
         "shared",
         "slot",
         "stream",
-        "_tokens",
     )
 
     def __init__(

@@ -19,7 +19,7 @@ def fuse(program: Program, wanted: frozenset[str], taps: frozenset[str] = frozen
     if "linear_group" in wanted:
         program = _group_linears(program, taps)
     if "add_rms_norm" in wanted:
-        program = _fuse_add_norm(program)
+        program = _fuse_add_norm(program, taps)
     return program
 
 
@@ -40,18 +40,18 @@ def _group_linears(program: Program, taps: frozenset[str]) -> Program:
             nodes.append(node)
             continue
         assert last is not None
-        biases = last.attributes.get("biases", (len(last.inputs) > 2,))
+        biases = last.attributes.get("biases", [len(last.inputs) > 2])
         nodes[-1] = Node(
             f"{last.name}+{node.name.rpartition('.')[2]}",
             "linear_group",
             last.inputs + node.inputs[1:],
             last.outputs + node.outputs,
-            {"biases": (*biases, len(node.inputs) > 2)},
+            {"biases": [*biases, len(node.inputs) > 2]},
         )
     return dataclasses.replace(program, nodes=tuple(nodes))
 
 
-def _fuse_add_norm(program: Program) -> Program:
+def _fuse_add_norm(program: Program, taps: frozenset[str]) -> Program:
     """``add`` directly followed by the ``rms_norm`` of its sum becomes one node."""
     nodes: list[Node] = []
     for node in program.nodes:
@@ -61,6 +61,8 @@ def _fuse_add_norm(program: Program) -> Program:
             and last.op == "add"
             and node.op == "rms_norm"
             and node.inputs[0] == last.outputs[0]
+            and node.name not in taps
+            and last.name not in taps
         ):
             nodes[-1] = Node(
                 node.name,

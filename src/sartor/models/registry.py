@@ -64,7 +64,7 @@ def architectures() -> tuple[Architecture, ...]:
 
 def architecture_of(checkpoint: Checkpoint) -> Architecture:
     """The architecture of a checkpoint; an unknown one is an error that lists the known ones."""
-    names = []
+    names: list[str] = []
     for entry in architectures():
         known = entry.gguf_names if checkpoint.kind == "gguf" else entry.hf_names
         if checkpoint.architecture in known:

@@ -74,12 +74,13 @@ def layer_norm(x: F32, weight: F32, bias: F32 | None = None, *, eps: float) -> F
 
 
 def _silu(x: F32) -> F32:
-    return x / (np.float32(1) + np.exp(-x))
+    return (x / (np.float32(1) + np.exp(-x))).astype(np.float32, copy=False)
 
 
 def _gelu_tanh(x: F32) -> F32:
     inner = np.float32(0.7978845608028654) * (x + np.float32(0.044715) * x * x * x)
-    return np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))
+    out = np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))
+    return out.astype(np.float32, copy=False)
 
 
 def _gelu(x: F32) -> F32:
@@ -132,7 +133,8 @@ def scale(x: F32, *, factor: float) -> F32:
 
 def softcap(x: F32, *, cap: float) -> F32:
     """``cap * tanh(x / cap)``: squashes logits softly (Gemma 2)."""
-    return np.tanh(x / np.float32(cap)) * np.float32(cap)
+    out: F32 = np.tanh(x / np.float32(cap)) * np.float32(cap)
+    return out
 
 
 def gather_rows(x: F32, rows: I32) -> F32:
@@ -179,4 +181,5 @@ def attend(
     total = weights.sum(axis=2, keepdims=True)
     if sinks is not None:
         total = total + np.exp(sinks[:, None, None] - top)
-    return np.einsum("hqk,khd->qhd", weights / total, values).astype(np.float32)
+    out: F32 = np.einsum("hqk,khd->qhd", weights / total, values).astype(np.float32)
+    return out

@@ -126,7 +126,8 @@ def _yarn(spec: RopeSpec, frequencies: npt.NDArray[np.float64]) -> npt.NDArray[n
     if low == high:
         high += 0.001  # a ramp of no width would divide by zero
     ramp = np.clip((np.arange(spec.dim // 2) - low) / (high - low), 0, 1)
-    return frequencies / spec.factor * ramp + frequencies * (1 - ramp)
+    blended: npt.NDArray[np.float64] = frequencies / spec.factor * ramp + frequencies * (1 - ramp)
+    return blended
 
 
 def cos_sin(

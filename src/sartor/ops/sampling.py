@@ -98,4 +98,5 @@ def log_softmax(logits: F32) -> F32:
     """Natural log probabilities of raw logits, before penalties and temperature."""
     top = logits.max(axis=-1, keepdims=True)
     shifted = logits - top
-    return (shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))).astype(np.float32)
+    out: F32 = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return out.astype(np.float32, copy=False)

@@ -176,7 +176,8 @@ class Weight:
         grouped = grouped * self.scale[:, :, None]
         if self.offset is not None:
             grouped = grouped + self.offset[:, :, None]
-        return grouped.reshape(rows, columns)
+        out: F32 = grouped.reshape(rows, columns)
+        return out
 
 
 def to_float32(data: npt.NDArray[np.generic], dtype: FloatName) -> F32:

@@ -10,7 +10,7 @@ import hmac
 import secrets
 import sys
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import zmq
@@ -31,8 +31,8 @@ class Receiver(Generic[T]):
 
     def __init__(self, folder: str | None, key: str, kind: object) -> None:
         self._key = key.encode()
-        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(kind)  # type: ignore[arg-type]
-        self._socket = zmq.Context.instance().socket(zmq.PULL)
+        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(kind)
+        self._socket: Any = zmq.Context.instance().socket(zmq.PULL)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         if folder is None:
             port = self._socket.bind_to_random_port("tcp://127.0.0.1")
@@ -64,7 +64,7 @@ class Sender(Generic[T]):
     def __init__(self, address: str, key: str) -> None:
         self._key = key.encode()
         self._encoder = msgspec.msgpack.Encoder()
-        self._socket = zmq.Context.instance().socket(zmq.PUSH)
+        self._socket: Any = zmq.Context.instance().socket(zmq.PUSH)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.connect(address)
 

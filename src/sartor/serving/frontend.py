@@ -23,7 +23,7 @@ _LONG_TEXT = 4096  # characters; beyond, encoding would hold up other requests n
 
 @dataclass
 class ServedModel:
-    """A model by the name that requests use.
+    """A model by the name that requests use; they may also use one of its ``aliases``.
 
     ``created`` is the time of its file in Unix seconds; ``fingerprint`` changes with the model
     and with what can change its answers in the plan.
@@ -37,6 +37,7 @@ class ServedModel:
     vocab_size: int
     fingerprint: str
     created: int
+    aliases: frozenset[str] = frozenset()
 
     def limit_context(self, context_length: int) -> None:
         """The worker may have room for less than the model's own limit."""

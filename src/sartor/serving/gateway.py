@@ -43,7 +43,7 @@ class Answer:
     """The answer to one HTTP request: one chunk stream over all of its prompts and choices.
 
     Chunks that the reader has not fetched are merged, a choice each: a reader who never comes
-    holds no more than the text of the answer. Leaving the ``async with`` block before the end
+    holds no more than the text of the answer. Whoever holds an answer must ``close`` it, which
     aborts what still runs.
     """
 
@@ -62,12 +62,6 @@ class Answer:
     @property
     def cached_tokens(self) -> int:
         return sum(self._cached)
-
-    async def __aenter__(self) -> Answer:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.close()
 
     async def next(self) -> list[Delta]:
         """What is new; waits for something, and is empty at the end. Raises ApiError."""
@@ -158,6 +152,13 @@ class Gateway:
             self._fail(entry.request.id, unavailable("the server is shutting down"))
         await self._supervisor.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def find(self, name: str) -> ServedModel | None:
+        """The model of that name, or with that alias."""
+        for model in self.models.values():
+            if name == model.name or name in model.aliases:
+                return model
+        return None
 
     def problem(self, model: str) -> str | None:
         """Why a model cannot answer, or None."""

@@ -65,11 +65,21 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Values of refused parameters that ask for nothing, beside null."""
 
-PART_TYPES = ("image_url", "input_audio", "file", "video_url", "refusal")
+REFUSED_IN_MESSAGES: dict[str, str] = {
+    "tool_calls": "tool calling",
+    "tool_call_id": "tool calling",
+    "function_call": "function calling",
+    "audio": "audio",
+    "refusal": "a refusal of the model",
+    "annotations": "annotated text",
+}
+REFUSED_ROLES = ("tool", "function")
+REFUSED_PARTS = ("image_url", "input_audio", "file", "video_url", "refusal")
 
 Choices = Annotated[int, Field(ge=1, le=128)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Stop = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOP_STRINGS)]
+TokenKey = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
 Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
@@ -101,7 +111,7 @@ class Generation(Strict):
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 

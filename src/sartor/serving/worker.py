@@ -18,6 +18,7 @@ import msgspec
 
 from sartor.engine.engine import Engine
 from sartor.engine.load import load, make_engine
+from sartor.engine.request import Chunk
 from sartor.errors import CapacityError, SartorError, UsageError
 from sartor.serving.channel import Receiver, Sender
 from sartor.serving.messages import (
@@ -117,6 +118,19 @@ def _take(message: ToWorker, engines: dict[str, Engine], outbox: Sender[FromWork
                 outbox.send(Refused(model, request.id, describe(error), invalid))
 
 
+def _check_failures(chunks: list[Chunk]) -> None:
+    """Ends the worker over a step that failed for several requests at once.
+
+    Most of them cannot be to blame. The gateway replays them and, should it happen again, runs
+    them one at a time; then the error comes for one request only, and that one gets it.
+    """
+    errors = {chunk.request_id: chunk.error for chunk in chunks if chunk.finish_reason == "error"}
+    if len(errors) > 1:
+        raise SartorError(
+            f"a step failed for {len(errors)} requests: {next(iter(errors.values()))}"
+        )
+
+
 def _turn(
     engines: dict[str, Engine],
     inbox: Receiver[ToWorker],
@@ -131,6 +145,7 @@ def _turn(
         for name, engine in engines.items():
             if engine.has_work:
                 chunks = engine.step()
+                _check_failures(chunks)
                 if chunks:
                     outbox.send(Chunks(name, chunks))
                 pulse.turn()

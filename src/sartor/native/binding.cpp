@@ -1,0 +1,375 @@
+// The Python face of the core: arrays in, arrays out; no logic of its own.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <stdexcept>
+
+#include "cpu_features.hpp"
+#include "executor.hpp"
+#include "packing.hpp"
+#include "probe.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace sartor;
+
+namespace {
+
+template <typename T>
+using In = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
+template <typename T>
+using InOut = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
+template <typename T>
+using Out = nb::ndarray<nb::numpy, T, nb::c_contig>;
+
+template <typename T>
+Out<T> to_numpy(std::vector<T>&& values, std::vector<size_t> shape) {
+  auto* kept = new std::vector<T>(std::move(values));
+  nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+  return Out<T>(kept->data(), shape.size(), shape.data(), owner);
+}
+
+template <typename T>
+Out<T> to_numpy(std::vector<T>&& values) {
+  const size_t count = values.size();
+  return to_numpy(std::move(values), {count});
+}
+
+void require(bool holds, const char* what) {
+  if (!holds) throw std::invalid_argument(what);
+}
+
+const Kernels* kernels_of(const std::string& isa) {
+  const Kernels* kernels = select_kernels(isa);
+  if (!kernels) throw std::invalid_argument("instruction-set path '" + isa + "' cannot run on this machine");
+  return kernels;
+}
+
+Storage storage_of(const std::string& name) {
+  if (name == "fp32") return Storage::kFp32;
+  if (name == "fp16") return Storage::kFp16;
+  if (name == "bf16") return Storage::kBf16;
+  if (name == "affine") return Storage::kAffine;
+  if (name == "lookup") return Storage::kLookup;
+  throw std::invalid_argument("unknown storage '" + name + "'");
+}
+
+// A packed matrix, and the arrays that its pointers look into.
+struct HeldMatrix {
+  Matrix matrix;
+  nb::object codes, scales, offsets;
+};
+
+struct PyExecutor {
+  Executor executor;
+  std::vector<nb::object> held;
+};
+
+struct PyProgram {
+  ProgramInfo info;
+  std::vector<nb::object> held;
+
+  int32_t add_matrix(const HeldMatrix& m) {
+    info.matrices.push_back(m.matrix);
+    held.insert(held.end(), {m.codes, m.scales, m.offsets});
+    return static_cast<int32_t>(info.matrices.size()) - 1;
+  }
+  int32_t add_vector(In<float> v) {
+    info.vectors.emplace_back(v.data(), v.data() + v.size());
+    return static_cast<int32_t>(info.vectors.size()) - 1;
+  }
+};
+
+HeldMatrix make_matrix(const std::string& storage, int64_t n, int64_t k, int64_t k_padded,
+                       In<uint8_t> codes, std::optional<In<uint16_t>> scales,
+                       std::optional<In<uint16_t>> offsets, int bits, int group, int zero,
+                       float scale_multiplier, float offset_multiplier, std::vector<int> table) {
+  HeldMatrix held;
+  Matrix& m = held.matrix;
+  m.storage = storage_of(storage);
+  m.n = n;
+  m.k = k;
+  m.k_padded = k_padded;
+  m.bits = bits;
+  m.group = group;
+  m.zero = zero;
+  m.scale_multiplier = scale_multiplier;
+  m.offset_multiplier = offset_multiplier;
+  require(n > 0 && k > 0 && k_padded >= k && k_padded % kChunk == 0, "matrix: bad dimensions");
+  const bool quantized = m.storage == Storage::kAffine || m.storage == Storage::kLookup;
+  const int64_t padded_weights = m.blocks() * kLanes * k_padded;
+  const int64_t bytes = quantized ? padded_weights * bits / 8 : padded_weights * storage_bytes(m.storage);
+  require(static_cast<int64_t>(codes.size()) == bytes, "matrix: codes have the wrong size");
+  m.codes = codes.data();
+  held.codes = nb::cast(codes);
+  if (quantized) {
+    require(bits >= 2 && bits <= 8, "matrix: bits out of range");
+    require(group >= 16 && group % 16 == 0 && (group == 16 || group % kChunk == 0) && k_padded % group == 0,
+            "matrix: bad group");
+    const auto scale_count = static_cast<size_t>(m.blocks() * kLanes * (k_padded / group));
+    require(scales && scales->size() == scale_count, "matrix: scales have the wrong size");
+    m.scales = scales->data();
+    held.scales = nb::cast(*scales);
+    if (offsets) {
+      require(offsets->size() == scale_count, "matrix: offsets have the wrong size");
+      m.offsets = offsets->data();
+      m.has_offset = true;
+      held.offsets = nb::cast(*offsets);
+    }
+    if (m.storage == Storage::kLookup) {
+      require(table.size() == 16 && bits == 4, "matrix: a lookup table has 16 entries of 4 bits");
+      for (size_t i = 0; i < 16; ++i) m.table[i] = static_cast<int8_t>(table[i]);
+    }
+  }
+  return held;
+}
+
+// Reads an attribute-style instruction: every field by name, so that nothing depends on order.
+Instruction make_instruction(int op, const std::string& name, std::vector<int32_t> inputs,
+                             std::vector<int32_t> outputs, std::vector<int32_t> matrices,
+                             std::vector<int32_t> vectors, nb::dict fields) {
+  Instruction n;
+  n.op = static_cast<Op>(op);
+  n.name = name;
+  n.inputs = std::move(inputs);
+  n.outputs = std::move(outputs);
+  n.matrices = std::move(matrices);
+  n.vectors = std::move(vectors);
+  for (auto [key, value] : fields) {
+    const auto field = nb::cast<std::string>(key);
+    if (field == "state") n.state = nb::cast<int32_t>(value);
+    else if (field == "rope") n.rope = nb::cast<int32_t>(value);
+    else if (field == "tap") n.tap = nb::cast<int32_t>(value);
+    else if (field == "heads") n.heads = nb::cast<int64_t>(value);
+    else if (field == "kv_heads") n.kv_heads = nb::cast<int64_t>(value);
+    else if (field == "head_dim") n.head_dim = nb::cast<int64_t>(value);
+    else if (field == "value_dim") n.value_dim = nb::cast<int64_t>(value);
+    else if (field == "window") n.window = nb::cast<int64_t>(value);
+    else if (field == "eps") n.eps = nb::cast<float>(value);
+    else if (field == "weight_offset") n.weight_offset = nb::cast<float>(value);
+    else if (field == "factor" || field == "scale") n.factor = nb::cast<float>(value);
+    else if (field == "softcap" || field == "cap") n.softcap = nb::cast<float>(value);
+    else if (field == "kind") {
+      const auto kind = nb::cast<std::string>(value);
+      if (kind == "silu") n.activation = Activation::kSilu;
+      else if (kind == "gelu") n.activation = Activation::kGelu;
+      else if (kind == "gelu_tanh") n.activation = Activation::kGeluTanh;
+      else if (kind == "relu") n.activation = Activation::kRelu;
+      else throw std::invalid_argument("unknown activation '" + kind + "'");
+    } else {
+      throw std::invalid_argument("unknown instruction field '" + field + "'");
+    }
+  }
+  return n;
+}
+
+void check_ids(const int32_t* ids, int64_t count, int64_t vocab, const char* what) {
+  for (int64_t i = 0; i < count; ++i)
+    if (ids[i] < 0 || ids[i] >= vocab)
+      throw std::out_of_range(std::string(what) + ": token id " + std::to_string(ids[i]) +
+                              " is outside the vocabulary of " + std::to_string(vocab));
+}
+
+
+nb::tuple run_step(PyExecutor& self, In<int32_t> tokens, In<int32_t> positions, In<int32_t> starts,
+                   In<int32_t> contexts, std::vector<In<int32_t>> tables, In<int32_t> output_rows,
+                   In<uint8_t> sampling, In<int32_t> history, In<int32_t> history_starts,
+                   In<int32_t> bias_tokens, In<int32_t> bias_starts, In<float> bias_values,
+                   std::vector<std::optional<In<float>>> rope_frequencies,
+                   std::vector<bool> wanted_taps) {
+  const ProgramInfo& program = self.executor.program();
+  StepInput step;
+  step.tokens = static_cast<int64_t>(tokens.size());
+  step.sequences = static_cast<int64_t>(contexts.size());
+  step.outputs = static_cast<int64_t>(output_rows.size());
+  require(static_cast<int64_t>(starts.size()) == step.sequences + 1 &&
+              static_cast<int64_t>(positions.size()) == step.tokens,
+          "batch: lengths of positions and starts do not fit");
+  require(static_cast<int64_t>(sampling.size()) == step.outputs * int64_t{sizeof(SamplingRow)} &&
+              static_cast<int64_t>(history_starts.size()) == step.outputs + 1 &&
+              static_cast<int64_t>(bias_starts.size()) == step.outputs + 1 &&
+              bias_tokens.size() == bias_values.size(),
+          "batch: sampling arrays do not fit the output rows");
+  step.token_ids = tokens.data();
+  step.positions = positions.data();
+  step.starts = starts.data();
+  step.contexts = contexts.data();
+  step.output_rows = output_rows.data();
+  step.sampling = reinterpret_cast<const SamplingRow*>(sampling.data());
+  step.history = history.data();
+  step.history_starts = history_starts.data();
+  step.bias_tokens = bias_tokens.data();
+  step.bias_starts = bias_starts.data();
+  step.bias_values = bias_values.data();
+  step.wanted_taps = std::move(wanted_taps);
+  require(step.wanted_taps.size() == program.taps.size(), "batch: taps do not fit the program");
+  check_ids(step.token_ids, step.tokens, program.vocab, "batch tokens");
+  check_ids(step.history, step.history_starts[step.outputs], program.vocab, "batch history");
+  check_ids(step.bias_tokens, step.bias_starts[step.outputs], program.vocab, "logit bias");
+  for (int64_t r = 0; r < step.outputs; ++r)
+    require(step.output_rows[r] >= 0 && step.output_rows[r] < step.tokens, "batch: output row outside the tokens");
+  int32_t groups = 0;
+  for (const StateInfo& state : program.states) groups = std::max(groups, state.group + 1);
+  require(static_cast<int32_t>(tables.size()) == groups, "batch: one block table a state group is needed");
+  for (const auto& table : tables) {
+    require(table.ndim() == 2 && static_cast<int64_t>(table.shape(0)) == step.sequences, "batch: block table shape");
+    step.tables.push_back({table.data(), static_cast<int64_t>(table.shape(1))});
+  }
+  for (int64_t s = 0; s < step.sequences; ++s) {
+    const int64_t end = step.contexts[s] + step.starts[s + 1] - step.starts[s];
+    for (const BlockTable& table : step.tables)
+      require((end + program.block_size - 1) / program.block_size <= table.width,
+              "batch: a block table is shorter than its sequence");
+  }
+  require(rope_frequencies.size() == program.ropes.size(), "batch: one entry a rope is needed");
+  for (size_t r = 0; r < program.ropes.size(); ++r) {
+    const auto& given = rope_frequencies[r];
+    if (given) require(static_cast<int64_t>(given->size()) == step.sequences * program.ropes[r].dim / 2, "batch: rope frequencies");
+    step.rope_frequencies.push_back(given ? given->data() : nullptr);
+  }
+  StepResult result;
+  {
+    nb::gil_scoped_release release;
+    result = self.executor.run(step);
+  }
+  std::vector<int32_t> ids, top_ids, top_starts{0};
+  std::vector<float> logprobs, top_logprobs;
+  for (const SampleResult& sample : result.samples) {
+    ids.push_back(sample.token);
+    logprobs.push_back(sample.logprob);
+    top_ids.insert(top_ids.end(), sample.top_tokens.begin(), sample.top_tokens.end());
+    top_logprobs.insert(top_logprobs.end(), sample.top_logprobs.begin(), sample.top_logprobs.end());
+    top_starts.push_back(static_cast<int32_t>(top_ids.size()));
+  }
+  nb::list taps;
+  for (size_t t = 0; t < result.taps.size(); ++t) {
+    const auto rows = static_cast<size_t>(result.tap_rows[t]);
+    const size_t width = rows ? result.taps[t].size() / rows : 0;
+    taps.append(to_numpy(std::move(result.taps[t]), {rows, width}));
+  }
+  return nb::make_tuple(to_numpy(std::move(ids)), to_numpy(std::move(logprobs)), to_numpy(std::move(top_ids)),
+                        to_numpy(std::move(top_logprobs)), to_numpy(std::move(top_starts)), taps);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.attr("CHUNK") = kChunk;
+  m.attr("LANES") = kLanes;
+  m.def("usable_paths", &usable_paths, "Instruction-set paths that run here, best first.");
+
+  nb::class_<ThreadPool>(m, "ThreadPool")
+      .def(nb::init<int>(), "threads"_a)
+      .def_prop_ro("threads", &ThreadPool::threads);
+
+  m.def(
+      "pack_codes",
+      [](ThreadPool& pool, In<uint8_t> codes, int64_t n, int64_t k, int64_t k_padded, int bits, int zero,
+         InOut<uint8_t> out) {
+        const int64_t padded = (n + kLanes - 1) / kLanes * kLanes * k_padded;
+        require(static_cast<int64_t>(codes.size()) == n * k && static_cast<int64_t>(out.size()) == padded * bits / 8,
+                "pack_codes: sizes do not fit");
+        nb::gil_scoped_release release;
+        pack_codes(pool, codes.data(), n, k, k_padded, bits, zero, out.data());
+      },
+      "pool"_a, "codes"_a, "n"_a, "k"_a, "k_padded"_a, "bits"_a, "zero"_a, "out"_a);
+  m.def(
+      "pack_scales",
+      [](In<float> values, int64_t n, int64_t groups, int64_t padded_groups, float factor, InOut<uint16_t> out) {
+        require(static_cast<int64_t>(values.size()) == n * groups &&
+                    static_cast<int64_t>(out.size()) == (n + kLanes - 1) / kLanes * kLanes * padded_groups,
+                "pack_scales: sizes do not fit");
+        nb::gil_scoped_release release;
+        return pack_scales(values.data(), n, groups, padded_groups, factor, out.data());
+      },
+      "values"_a, "n"_a, "groups"_a, "padded_groups"_a, "factor"_a, "out"_a);
+  m.def(
+      "pack_dense",
+      [](ThreadPool& pool, In<uint8_t> values, int64_t n, int64_t k, int64_t k_padded, int element_bytes,
+         InOut<uint8_t> out) {
+        const int64_t padded = (n + kLanes - 1) / kLanes * kLanes * k_padded * element_bytes;
+        require(static_cast<int64_t>(values.size()) == n * k * element_bytes && static_cast<int64_t>(out.size()) == padded,
+                "pack_dense: sizes do not fit");
+        nb::gil_scoped_release release;
+        pack_dense(pool, values.data(), n, k, k_padded, element_bytes, out.data());
+      },
+      "pool"_a, "values"_a, "n"_a, "k"_a, "k_padded"_a, "element_bytes"_a, "out"_a);
+
+  nb::class_<HeldMatrix>(m, "Matrix");
+  m.def("matrix", &make_matrix, "storage"_a, "n"_a, "k"_a, "k_padded"_a, "codes"_a, "scales"_a.none(),
+        "offsets"_a.none(), "bits"_a, "group"_a, "zero"_a, "scale_multiplier"_a, "offset_multiplier"_a, "table"_a);
+
+  nb::class_<PyProgram>(m, "Program")
+      .def("__init__",
+           [](PyProgram* self, int64_t vocab, int64_t block_size, const std::string& kv, bool int8_activations,
+              std::vector<std::string> taps) {
+             new (self) PyProgram();
+             self->info.vocab = vocab;
+             self->info.block_size = block_size;
+             self->info.kv = storage_of(kv);
+             self->info.int8_activations = int8_activations;
+             self->info.taps = std::move(taps);
+           },
+           "vocab"_a, "block_size"_a, "kv"_a, "int8_activations"_a, "taps"_a)
+      .def("add_value", [](PyProgram& p, int64_t width, bool per_output) { p.info.values.push_back({width, per_output}); },
+           "width"_a, "per_output"_a)
+      .def("add_matrix", &PyProgram::add_matrix, "matrix"_a)
+      .def("add_vector", &PyProgram::add_vector, "vector"_a)
+      .def("add_rope",
+           [](PyProgram& p, int64_t dim, bool interleaved, float factor, In<float> inverse) {
+             require(static_cast<int64_t>(inverse.size()) == dim / 2, "rope: wrong number of frequencies");
+             p.info.ropes.push_back({dim, interleaved, factor, {inverse.data(), inverse.data() + inverse.size()}});
+           },
+           "dim"_a, "interleaved"_a, "factor"_a, "inverse_frequencies"_a)
+      .def("add_state",
+           [](PyProgram& p, int64_t kv_heads, int64_t head_dim, int64_t value_dim, int32_t group) {
+             p.info.states.push_back({kv_heads, head_dim, value_dim, group});
+           },
+           "kv_heads"_a, "head_dim"_a, "value_dim"_a, "group"_a)
+      .def("add_instruction",
+           [](PyProgram& p, int op, const std::string& name, std::vector<int32_t> inputs, std::vector<int32_t> outputs,
+              std::vector<int32_t> matrices, std::vector<int32_t> vectors, nb::dict fields) {
+             p.info.instructions.push_back(make_instruction(op, name, std::move(inputs), std::move(outputs),
+                                                            std::move(matrices), std::move(vectors), fields));
+           },
+           "op"_a, "name"_a, "inputs"_a, "outputs"_a, "matrices"_a, "vectors"_a, "fields"_a);
+
+  nb::class_<PyExecutor>(m, "Executor")
+      .def("__init__",
+           [](PyExecutor* self, const PyProgram& program, std::shared_ptr<ThreadPool> pool, const std::string& isa) {
+             new (self) PyExecutor{Executor(program.info, std::move(pool), kernels_of(isa)), program.held};
+           },
+           "program"_a, "pool"_a, "isa"_a)
+      .def("block_bytes", [](const PyExecutor& e, int32_t group) { return e.executor.block_bytes(group); }, "group"_a)
+      .def("allocate_state", [](PyExecutor& e, const std::vector<int64_t>& blocks) { e.executor.allocate_state(blocks); },
+           "blocks"_a)
+      .def("run", &run_step)
+      .def_prop_ro("state_bytes", [](const PyExecutor& e) { return e.executor.state_bytes(); })
+      .def_prop_ro("scratch_bytes", [](const PyExecutor& e) { return e.executor.scratch_bytes(); })
+      .def("profile", [](PyExecutor& e, bool on) { e.executor.profile(on); }, "on"_a)
+      .def("seconds", [](const PyExecutor& e) {
+        std::vector<std::pair<std::string, double>> out;
+        const auto& seconds = e.executor.seconds();
+        for (size_t i = 0; i < seconds.size(); ++i)
+          out.emplace_back(e.executor.program().instructions[i].name, seconds[i]);
+        return out;
+      });
+
+  m.def(
+      "measure_ceilings",
+      [](ThreadPool& pool, const std::string& isa, double seconds) {
+        const Kernels* kernels = kernels_of(isa);
+        nb::gil_scoped_release release;
+        const Ceilings c = measure_ceilings(pool, *kernels, seconds);
+        return std::make_tuple(c.read_bytes, c.int8_ops, c.fp32_ops);
+      },
+      "pool"_a, "isa"_a, "seconds"_a, "Read bytes/s, int8 operations/s, fp32 operations/s.");
+  m.def("uniform", &sartor::uniform, "seed"_a, "choice"_a, "position"_a);
+}

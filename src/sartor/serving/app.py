@@ -1,0 +1,68 @@
+"""The HTTP application: routes, and errors in the shape that clients expect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from sartor import __version__
+from sartor.serving.errors import ApiError, internal
+from sartor.serving.gateway import Gateway
+from sartor.serving.openai_api import create_router
+from sartor.serving.openai_types import ChatRequest, CompletionRequest
+
+
+def create_app(gateway: Gateway) -> FastAPI:
+    """The OpenAI-compatible API over a gateway, which the caller starts and closes."""
+    app = FastAPI(title="Sartor", version=__version__)
+    app.include_router(create_router(gateway))
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected)
+
+    def openapi() -> dict[str, Any]:
+        # Bodies are read by hand, for error messages that name the parameter, so their schemas
+        # are added by hand too.
+        if app.openapi_schema is None:
+            schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+            for kind in (ChatRequest, CompletionRequest):
+                own = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+                schemas.update(own.pop("$defs", {}))
+                schemas[kind.__name__] = own
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    return app
+
+
+def _respond(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body(), error.status, headers=error.headers())
+
+
+async def _api_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return _respond(error)
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        message = f"there is nothing at {request.url.path}; the API lives below /v1"
+    elif error.status_code == 405:
+        message = f"{request.method} is not possible at {request.url.path}"
+    else:
+        message = str(error.detail)
+    answer = _respond(ApiError(error.status_code, message))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _unexpected(_: Request, error: Exception) -> JSONResponse:
+    # The server's log has the traceback; clients learn no internals.
+    return _respond(internal(f"the server made a mistake ({type(error).__name__})"))

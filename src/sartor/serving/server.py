@@ -1,0 +1,150 @@
+"""``sartor serve``: the gateway process, from model names to the end of the last answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from sartor.errors import SartorError, UsageError
+from sartor.plan import ExecutionPlan
+from sartor.serving.app import create_app
+from sartor.serving.frontend import ServedModel, open_served_model
+from sartor.serving.gateway import Gateway
+from sartor.serving.lifecycle import Timing
+from sartor.store.progress import Progress
+from sartor.store.store import ModelStore
+
+_BACKLOG = 2048
+
+
+def serve(
+    models: Sequence[str],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    plan: ExecutionPlan | None = None,
+    cache: Path | None = None,
+    max_requests: int = 1024,
+    timing: Timing | None = None,
+    store: ModelStore | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Serves models until a signal comes; the exit status is 0 after a drain, 1 when cut short.
+
+    models        catalogue names, paths or other references that the store knows
+    port          0 takes a free one; the ready line names it
+    cache         folder of packed weights; None keeps none
+    max_requests  prompts that may be unfinished at once; further ones get status 429
+
+    Blocks. The first SIGINT or SIGTERM stops listening and lets answers finish, a second one
+    stops at once. Raises SartorError where a model cannot be found or read, or the port is taken.
+    """
+    if not models:
+        raise UsageError("serve: name at least one model, for example smollm2:135m")
+    plan = plan or ExecutionPlan()
+    store = store or ModelStore()
+    served: dict[str, ServedModel] = {}
+    for reference in models:
+        stored = store.ensure(reference, progress)
+        if stored.name in served:
+            raise UsageError(f"serve: the model {stored.name} is named twice; name it once")
+        model = open_served_model(stored.name, stored.path, plan, cache)
+        # What the user typed works in requests too: "./m.gguf", or a name without its tag.
+        model.aliases = frozenset({reference})
+        served[stored.name] = model
+    with contextlib.closing(_listen(host, port)) as listener:
+        return asyncio.run(
+            _serve(list(served.values()), listener, timing or Timing(), max_requests)
+        )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    except (OSError, OverflowError) as error:
+        raise SartorError(
+            f"cannot listen on {host} port {port}: {error}; choose another with --host or --port"
+        ) from None
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def _serve(
+    models: Sequence[ServedModel], listener: socket.socket, timing: Timing, max_requests: int
+) -> int:
+    gateway = Gateway(models, timing=timing, max_requests=max_requests)
+    config = uvicorn.Config(
+        create_app(gateway), log_level="warning", access_log=False, lifespan="off"
+    )
+    server = _Server(config, gateway)
+    announcement = asyncio.create_task(_announce(gateway, _url(listener)))
+    gateway.start()
+    try:
+        server.serving = asyncio.create_task(server.serve(sockets=[listener]))
+        await server.serving
+        return 0
+    except asyncio.CancelledError:
+        if not server.cut_short:
+            raise
+        return 1
+    finally:
+        announcement.cancel()
+        await gateway.close()
+
+
+async def _announce(gateway: Gateway, url: str) -> None:
+    names = ", ".join(gateway.models)
+    print(f"Loading {names} ...", file=sys.stderr, flush=True)
+    await gateway.settled()
+    working = [name for name in gateway.models if gateway.problem(name) is None]
+    for name in gateway.models:
+        if problem := gateway.problem(name):
+            print(f"error: the model {name} is not available: {problem}", file=sys.stderr)
+    if working:
+        print(f"Ready: {', '.join(working)} at {url}/v1 (Ctrl-C stops)", flush=True)
+    else:
+        print(f"No model is available; {url}/health says why (Ctrl-C stops)", flush=True)
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn with our way to end: any second signal cuts answers short."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+        super().__init__(config)
+        self.serving: asyncio.Task[None] | None = None
+        self.cut_short = False
+        self._gateway = gateway
+        self._loop = asyncio.get_running_loop()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Not passed on: uvicorn would raise the signal again after the drain, and the exit
+        # status would be the signal's.
+        self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        if self.should_exit:
+            self.cut_short = True
+            if self.serving is not None:
+                self.serving.cancel()
+            return
+        self.should_exit = True
+        self._gateway.draining = True
+        if count := self._gateway.unfinished:
+            print(
+                f"Stopping after {count} unfinished requests; once more stops at once",
+                file=sys.stderr,
+                flush=True,
+            )

@@ -1,0 +1,83 @@
+"""Server-sent events, and noticing that nobody listens any more.
+
+Source of the format: WHATWG HTML, section 9.2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.background import BackgroundTask
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+T = TypeVar("T")
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+def event(data: object) -> bytes:
+    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+
+
+class Disconnected(Exception):
+    """The client has gone; there is nobody to answer."""
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        continue
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``, which is cancelled when the client goes: then Disconnected."""
+    working, watching = asyncio.create_task(work), asyncio.create_task(_gone(receive))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Disconnected
+        return working.result()
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+class EventStream(Response):
+    """A response whose body comes from ``pieces``; calls ``close`` when it ends, however.
+
+    It ends early when the client goes; one that leaves a piece unread for ``stall_seconds``
+    counts as gone.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, pieces: AsyncIterator[bytes], close: Callable[[], None], stall_seconds: float
+    ) -> None:
+        self.status_code = 200
+        self.background: BackgroundTask | None = None
+        self._pieces = pieces
+        self._close = close
+        self._stall_seconds = stall_seconds
+        # Proxies must not collect events; X-Accel-Buffering is what nginx listens to.
+        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await while_connected(receive, self._send(send))
+        except (Disconnected, TimeoutError, OSError):
+            return
+        finally:
+            self._close()
+
+    async def _send(self, send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        async for piece in self._pieces:
+            body = {"type": "http.response.body", "body": piece, "more_body": True}
+            await asyncio.wait_for(send(body), self._stall_seconds)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import pytest
+from engine_helpers import byte_tokenizer, prompt, request
+
+from sartor.engine.cache import StateCache
+from sartor.engine.output import OutputStream
+from sartor.engine.sequence import Sequence
+from sartor.errors import CapacityError
+
+BLOCK = 16
+
+
+def make_cache(*windows: int, blocks: int = 20, sequences: int = 4) -> StateCache:
+    return StateCache(
+        windows,
+        [blocks] * len(windows),
+        block_size=BLOCK,
+        max_sequences=sequences,
+        max_context=512,
+        prefix_cache=True,
+    )
+
+
+def sequence(ids: tuple[int, ...], root: str = "") -> Sequence:
+    r = request("r", ids)
+    return Sequence(r, OutputStream(r, 0, byte_tokenizer(), 512), 0, 512, root)
+
+
+def compute(cache: StateCache, s: Sequence, *, chunk: int = 512) -> int:
+    """Admits a sequence and computes all of it; the tokens that came from the cache."""
+    prefix = cache.match(s)
+    cache.admit(s, prefix)
+    while s.computed < s.length:
+        step = min(chunk, s.length - s.computed)
+        cache.extend(s, s.computed + step)
+        s.computed += step
+        cache.commit(s)
+        cache.check([s])
+    return prefix.tokens
+
+
+def table(cache: StateCache, s: Sequence, group: int = 0) -> list[int]:
+    row: list[int] = cache.tables[group][s.slot].tolist()
+    return row
+
+
+def test_whole_blocks_are_found_again_and_the_last_token_is_not() -> None:
+    cache = make_cache(0)
+    ids = prompt(1, 64)
+    first = sequence(ids)
+    assert compute(cache, first) == 0
+    cache.release(first)
+    assert compute(cache, sequence(ids)) == 48
+    assert cache.match(sequence((*ids, 1))).tokens == 64
+    assert cache.match(sequence((*ids[:20], 0, *ids[21:]))).tokens == 16
+    assert cache.match(sequence(ids, root="another tenant")).tokens == 0
+
+
+def test_live_sequences_share_blocks() -> None:
+    cache = make_cache(0)
+    ids = prompt(1, 64)
+    one, two = sequence((*ids, 1)), sequence((*ids, 2))
+    compute(cache, one)
+    cache.admit(two, cache.match(two))
+    assert table(cache, one)[:4] == table(cache, two)[:4]
+    cache.check([one, two])
+    assert cache.available() == (20 - 5,)
+    cache.release(one)
+    cache.check([two])
+    cache.release(two)
+    assert cache.available() == (20,)
+
+
+def test_equal_blocks_computed_twice_become_one() -> None:
+    cache = make_cache(0, 40)
+    ids = prompt(1, 64)
+    one, two = sequence(ids), sequence(ids)
+    for s in (one, two):
+        cache.admit(s, cache.match(s))
+        cache.extend(s, 64)
+    assert cache.available() == (12, 12)
+    for s in (one, two):
+        s.computed = 64
+        cache.commit(s)
+    cache.check([one, two])
+    assert table(cache, one) == table(cache, two)
+    assert cache.available() == (16, 17)
+
+
+def test_the_longest_unused_blocks_are_evicted_leaves_first() -> None:
+    cache = make_cache(0, blocks=8)
+    old, new = prompt(1, 65), prompt(2, 49)
+    for ids in (old, new):
+        s = sequence(ids)
+        compute(cache, s)
+        cache.release(s)
+    cache.check([])
+    assert cache.match(sequence(new)).tokens == 48
+    s = sequence(prompt(3, 40))
+    compute(cache, s)
+    # Three blocks were needed and one was free: the old prompt lost its two deepest.
+    assert cache.match(sequence(old)).tokens == 32
+    assert cache.match(sequence(new)).tokens == 48
+
+
+def test_blocks_that_slid_out_of_a_window_are_given_back() -> None:
+    cache = make_cache(0, 20)
+    s = sequence(prompt(1, 200))
+    compute(cache, s, chunk=16)
+    # Position 200 sees 181 to 199: blocks 11 and 12 of 13.
+    assert [b >= 0 for b in table(cache, s, 1)[:13]] == [False] * 11 + [True] * 2
+    assert cache.available() == (20 - 13, 20 - 2)
+    assert cache.pools[1].cached == 11
+
+
+def test_a_prefix_counts_only_as_far_as_its_window_is_there() -> None:
+    cache = make_cache(0, 20, blocks=14)
+    ids = prompt(1, 100)
+    s = sequence(ids)
+    compute(cache, s, chunk=16)
+    cache.release(s)
+    assert cache.match(sequence(ids)).tokens == 96
+    # Blocks that slid out first go first: 10 more make the window group reuse them.
+    other = sequence(prompt(2, 200))
+    cache.admit(other, cache.match(other))
+    cache.extend(other, 10 * BLOCK)
+    assert cache.match(sequence(ids)).tokens in (0, 32, 48, 64, 80)
+    cache.check([other])
+
+
+def test_a_window_only_model_shares_too() -> None:
+    cache = make_cache(20)
+    ids = prompt(1, 100)
+    s = sequence(ids)
+    compute(cache, s, chunk=16)
+    cache.release(s)
+    again = sequence(ids)
+    assert compute(cache, again) == 96
+    assert table(cache, again)[:4] == [-1] * 4
+
+
+def test_running_out_leaves_the_books_in_order() -> None:
+    cache = make_cache(0, 20, blocks=3)
+    s = sequence(prompt(1, 100))
+    cache.admit(s, cache.match(s))
+    with pytest.raises(CapacityError, match="state_bytes"):
+        cache.extend(s, 100)
+    cache.check([s])
+    cache.release(s)
+    cache.check([])
+    assert cache.available() == (3, 3)
+
+
+def test_the_check_notices_mistakes() -> None:
+    cache = make_cache(0)
+    s = sequence(prompt(1, 40))
+    compute(cache, s)
+    cache.tables[0][s.slot, 1] = cache.tables[0][s.slot, 0]
+    with pytest.raises(AssertionError):
+        cache.check([s])

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sartor.engine.scheduler import UNBOUNDED, Limits, Schedule, decide
+
+
+@dataclass
+class Seq:
+    name: str
+    length: int
+    computed: int = 0
+    end: int = 0
+    priority: int = 0
+
+
+@dataclass(frozen=True)
+class Found:
+    tokens: int = 0
+    cost: tuple[int, ...] = (0,)
+    hold: bool = False
+
+
+def decoding(name: str, length: int = 20, priority: int = 0) -> Seq:
+    return Seq(name, length, length - 1, -(-(length - 1) // 16), priority)
+
+
+def plan(
+    running: Sequence[Seq] = (),
+    waiting: Sequence[Seq] = (),
+    available: int = 100,
+    found: dict[str, Found] | None = None,
+    tokens: int = 32,
+    sequences: int = 8,
+) -> Schedule[Seq, Found]:
+    return decide(
+        running,
+        waiting,
+        (available,),
+        Limits(tokens, sequences, 16, (UNBOUNDED,)),
+        lambda s, admitted: (found or {}).get(s.name, Found()),
+    )
+
+
+def names(schedule: Schedule[Seq, Found]) -> list[tuple[str, int]]:
+    return [(s.name, n) for s, n in schedule.items]
+
+
+def test_decodes_go_first_then_begun_prompts_then_new_ones() -> None:
+    running = [Seq("begun", 60, 16, 1), decoding("d1"), decoding("d2")]
+    schedule = plan(running, [Seq("new", 5)], tokens=50)
+    assert names(schedule) == [("d1", 1), ("d2", 1), ("begun", 44), ("new", 4)]
+    assert [s.name for s, _ in schedule.admitted] == ["new"]
+
+
+def test_the_token_budget_cuts_the_last_prompt() -> None:
+    assert names(plan(waiting=[Seq("a", 20), Seq("b", 20), Seq("c", 20)])) == [("a", 20), ("b", 12)]
+
+
+def test_a_cached_prefix_is_not_computed_again() -> None:
+    schedule = plan(waiting=[Seq("a", 60)], found={"a": Found(48)})
+    assert names(schedule) == [("a", 12)]
+
+
+def test_nobody_overtakes_a_prompt_that_does_not_fit() -> None:
+    running = [decoding("d", 20)]
+    assert names(plan(running, [Seq("big", 90), Seq("small", 5)], available=5)) == [("d", 1)]
+    assert names(plan(running, [Seq("big", 70), Seq("small", 5)], available=6))[1][0] == "big"
+
+
+def test_blocks_of_a_prefix_count_when_nobody_else_holds_them() -> None:
+    running = [decoding("d", 20)]
+    waiting = [Seq("a", 64)]
+    assert len(names(plan(running, waiting, 4, {"a": Found(48, (0,))}))) == 2
+    assert len(names(plan(running, waiting, 4, {"a": Found(48, (3,))}))) == 1
+
+
+def test_new_prompts_leave_what_begun_ones_still_need() -> None:
+    begun = Seq("begun", 100, 16, 1)
+    assert names(plan([begun], [Seq("new", 30)], available=8)) == [("begun", 32)]
+    assert [n for n, _ in names(plan([begun], [Seq("new", 30)], available=9, tokens=40))] == [
+        "begun",
+        "new",
+    ]
+
+
+def test_a_prompt_on_hold_is_passed_over() -> None:
+    schedule = plan(waiting=[Seq("a", 20), Seq("b", 5)], found={"a": Found(hold=True)})
+    assert names(schedule) == [("b", 5)]
+
+
+def test_the_youngest_gives_way_when_a_decode_needs_a_block() -> None:
+    running = [decoding("old", 17), decoding("young", 20)]
+    schedule = plan(running, available=0)
+    assert schedule.preempt is running[1]
+    assert not schedule.items
+
+
+def test_a_prompt_shrinks_to_the_blocks_left_and_the_older_one_goes_on() -> None:
+    old, young = Seq("old", 100, 16, 1), Seq("young", 100, 16, 1)
+    assert names(plan([old, young], available=1)) == [("old", 16)]
+    assert plan([old, young], available=0).preempt is young
+
+
+def test_higher_priority_takes_the_place_of_lower() -> None:
+    running = [decoding("normal"), decoding("low", priority=-1)]
+    waiting = [Seq("urgent", 5, priority=1)]
+    assert plan(running, waiting, sequences=2).preempt is running[1]
+    assert plan(running, waiting, available=0, sequences=8).preempt is running[1]
+    waiting = [Seq("same", 5, priority=-1)]
+    assert plan(running, waiting, sequences=2).preempt is None
+
+
+@given(st.data())
+def test_budgets_hold_and_someone_always_goes_on(data: st.DataObject) -> None:
+    number = st.integers(1, 200)
+    running = []
+    for i in range(data.draw(st.integers(0, 5))):
+        length = data.draw(number)
+        computed = data.draw(st.integers(0, length - 1))
+        running.append(Seq(f"r{i}", length, computed, -(-computed // 16)))
+    waiting = [Seq(f"w{i}", data.draw(number)) for i in range(data.draw(st.integers(0, 5)))]
+    available = data.draw(st.integers(0, 40))
+    tokens = data.draw(st.integers(6, 64))
+    schedule = plan(running, waiting, available, tokens=tokens, sequences=6)
+    if schedule.preempt is not None:
+        assert schedule.preempt is running[-1]
+        return
+    assert sum(n for _, n in schedule.items) <= tokens
+    assert all(0 < n <= s.length - s.computed for s, n in schedule.items)
+    blocks = sum(max(0, -(-(s.computed + n) // 16) - s.end) for s, n in schedule.items)
+    alone = not running and len(schedule.items) == 1
+    assert blocks <= available or alone
+    if len(running) > 1:
+        assert schedule.items

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+
+from sartor.engine.sizing import size_state
+from sartor.errors import CapacityError
+from sartor.plan import ExecutionPlan
+
+PLAN = ExecutionPlan(block_size=32, max_batch_tokens=64, max_sequences=4)
+
+
+def test_no_more_than_all_sequences_can_use() -> None:
+    assert size_state([0], [100], PLAN, 1024, 1 << 40) == (4 * 32,)
+    # A window of 100 tokens: 4 blocks, 2 for a chunk, 2 more.
+    assert size_state([0, 100], [100, 500], PLAN, 1024, 1 << 40) == (128, 32)
+
+
+def test_groups_share_evenly_what_there_is() -> None:
+    assert size_state([0, 100], [100, 300], PLAN, 1024, 4 * 4000) == (10, 10)
+    # 32 is all that the window group can use; the rest is for the other.
+    assert size_state([0, 100], [100, 300], PLAN, 1024, 4 * 20000) == (104, 32)
+
+
+def test_the_plan_decides() -> None:
+    assert size_state([0], [100], PLAN.replace(state_bytes=3000), 1024, 0) == (30,)
+
+
+def test_too_little_names_what_will_do() -> None:
+    with pytest.raises(CapacityError, match="state_bytes of 200"):
+        size_state([0], [100], PLAN.replace(state_bytes=100), 1024, 0)
+
+
+def test_a_program_without_state() -> None:
+    assert size_state([], [], PLAN, 1024, 100) == ()

@@ -1,0 +1,106 @@
+"""Logits against transformers, an independent implementation, on tiny random models in fp32."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from logits_runner import compiled, head_of, relative_error, run, step_batch
+from tiny_models import CASES, VOCAB, Case, build, expected_logits, save
+
+from sartor.formats import open_checkpoint
+from sartor.graph.passes import fuse
+from sartor.models import Model, load_model
+from sartor.ops import FUSED_OPERATORS
+
+TOLERANCE = 1e-4
+PROMPT, WRITTEN = 23, 8
+LENGTH = PROMPT + WRITTEN
+CHUNKINGS = {
+    "whole": [LENGTH],
+    "prompt-then-tokens": [PROMPT] + [1] * WRITTEN,
+    "chunks-then-tokens": [9, 1, 13] + [1] * WRITTEN,
+}
+TOKENS = [int(t) for t in np.random.default_rng(7).integers(2, VOCAB, LENGTH)]
+
+
+class Tiny:
+    """A case, saved, loaded, and its logits by transformers."""
+
+    def __init__(self, case: Case, folder: Path, shards: str = "1GB") -> None:
+        oracle = build(case, {})
+        self.model: Model = load_model(open_checkpoint(save(oracle, folder, shards)))
+        # Dynamic NTK: transformers changes the rope while it writes, Sartor fixes it at
+        # admission; both agree on a sequence that is fed whole.
+        dynamic = self.model.config.layers[0].rope.depends_on_length
+        self.logits = expected_logits(
+            oracle, TOKENS, CHUNKINGS["whole" if dynamic else "prompt-then-tokens"]
+        )
+
+
+@pytest.fixture(scope="module", params=CASES)
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return Tiny(CASES[request.param], tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.mark.parametrize("chunks", CHUNKINGS.values(), ids=CHUNKINGS)
+def test_logits_equal_transformers(tiny: Tiny, backend: str, chunks: list[int]) -> None:
+    found = run(tiny.model, backend, TOKENS, chunks)
+    assert relative_error(found, tiny.logits) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.plain])
+def test_option_under_test_matters(name: str) -> None:
+    """A case would fail if its option were ignored: without it the logits are others."""
+    case = CASES[name]
+    with_option = expected_logits(build(case, {}), TOKENS, CHUNKINGS["whole"])
+    without = expected_logits(build(case, case.plain), TOKENS, CHUNKINGS["whole"])
+    assert relative_error(without, with_option) > 100 * TOLERANCE
+
+
+def test_fused_program_gives_equal_logits(tiny: Tiny) -> None:
+    fused = fuse(tiny.model.program, frozenset(FUSED_OPERATORS), frozenset({"lm_head"}))
+    assert len(fused.nodes) < len(tiny.model.program.nodes)
+    found = run(tiny.model, "reference", TOKENS, [LENGTH], fused)
+    assert np.array_equal(found, run(tiny.model, "reference", TOKENS, [LENGTH]))
+
+
+def test_two_sequences_in_one_batch(tiny: Tiny, backend: str) -> None:
+    """One sequence goes on while another begins; each gets its own logits."""
+    program = tiny.model.program
+    executable = compiled(tiny.model, backend)
+    tables = [[0, 6, 3], [4, 1, 2]]
+    first = step_batch(program, [(TOKENS[:PROMPT], 0)], tables[:1], LENGTH)
+    executable.collect(executable.submit(first))
+    both = step_batch(program, [(TOKENS[PROMPT:], PROMPT), (TOKENS, 0)], tables, LENGTH)
+    logits = executable.collect(executable.submit(both)).taps[head_of(program)]
+    assert relative_error(logits[:WRITTEN], tiny.logits[PROMPT:]) < TOLERANCE
+    assert relative_error(logits[WRITTEN:], tiny.logits) < TOLERANCE
+
+
+def test_sharded_checkpoint(tmp_path: Path) -> None:
+    tiny = Tiny(CASES["qwen2-tied"], tmp_path, shards="40KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert relative_error(run(tiny.model, "reference", TOKENS, [LENGTH]), tiny.logits) < TOLERANCE
+
+
+def test_windows_and_ropes_of_gemma3_layers(tmp_path: Path) -> None:
+    config = Tiny(CASES["gemma3-linear-softcap"], tmp_path).model.config
+    assert [layer.window for layer in config.layers] == [5, 5, 5, 5, 5, 0, 5]
+    assert {(part.rope.kind, part.rope.theta) for part in config.layers if not part.window} == {
+        ("linear", 1e6)
+    }
+    assert {(part.rope.kind, part.rope.theta) for part in config.layers if part.window} == {
+        ("default", 1e4)
+    }
+
+
+def test_program_names_weights_as_the_checkpoint_does(tiny: Tiny) -> None:
+    names = {spec.name for spec in tiny.model.program.weights}
+    assert "model.layers.0.self_attn.q_proj.weight" in names
+    assert ("lm_head.weight" in names) != tiny.model.config.tied_head
+    weight = tiny.model.source.weight("model.norm.weight")
+    assert weight.name == "model.norm.weight"
+    assert dataclasses.is_dataclass(tiny.model)

@@ -1,0 +1,145 @@
+"""A real server in a process of its own, on a free port of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from openai import OpenAI
+
+_SCRIPT = """
+import json, sys
+from sartor.errors import SartorError
+from sartor.plan import ExecutionPlan
+from sartor.serving.lifecycle import Timing
+from sartor.serving.server import serve
+o = json.loads(sys.argv[1])
+try:
+    code = serve(o["models"], port=0, plan=ExecutionPlan(**o["plan"]), timing=Timing(**o["timing"]),
+                 **o["more"])
+except SartorError as error:
+    sys.exit(f"error: {error}")
+sys.exit(code)
+"""
+
+
+class ServerProcess:
+    """Options beside these go to ``serve``. The server is ready when the constructor returns."""
+
+    def __init__(
+        self,
+        models: Sequence[Path],
+        *,
+        device: str = "null",
+        backend: str = "null",
+        timing: dict[str, float] | None = None,
+        plan: dict[str, Any] | None = None,
+        wait: bool = True,
+        **more: Any,
+    ) -> None:
+        options = {
+            "models": [str(model) for model in models],
+            "plan": {"backend": backend, "device": device, **(plan or {})},
+            "timing": {"delay": 0.1, **(timing or {})},
+            "more": more,
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _SCRIPT, json.dumps(options)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if not wait else None,
+            text=True,
+        )
+        self.names = [str(model) for model in models]
+        self.url = ""
+        if wait:
+            self.read_ready_line()
+
+    def read_ready_line(self) -> None:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        found = re.search(r"http://[^/ ]+", line)
+        assert found, f"no ready line, but {line!r}"
+        self.url = found[0]
+        self.ready_line = line
+
+    def __enter__(self) -> ServerProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    def client(self, **options: Any) -> OpenAI:
+        options = {"max_retries": 0, "timeout": 20, **options}
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", **options)
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=20, **options)
+
+    def health(self) -> httpx.Response:
+        return httpx.get(f"{self.url}/health", timeout=10)
+
+    def workers(self) -> list[psutil.Process]:
+        return [
+            child
+            for child in psutil.Process(self.process.pid).children()
+            if "sartor.serving.worker" in child.cmdline()
+        ]
+
+    def worker(self) -> psutil.Process:
+        (worker,) = self.workers()
+        return worker
+
+    def wait_healthy(self, seconds: float = 10.0) -> None:
+        wait_until(lambda: self.health().status_code == 200, seconds)
+
+    def stop(self, seconds: float = 10.0) -> int:
+        """Ends it as a user would; whatever is left afterwards is killed and an error."""
+        if self.process.poll() is None:
+            family = psutil.Process(self.process.pid).children(recursive=True)
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                self.process.send_signal(signal.SIGTERM)
+                try:
+                    self.process.wait(5)
+                except subprocess.TimeoutExpired:
+                    self.process.kill()
+                    self.process.wait()
+                    raise
+            finally:
+                _, left = psutil.wait_procs(family, 5)
+                for process in left:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+            assert not left, f"processes left over: {left}"
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+        return self.process.returncode
+
+
+def wait_until(condition: Any, seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def kill_hard(process: psutil.Process) -> None:
+    os.kill(process.pid, signal.SIGKILL)
