@@ -11,10 +11,10 @@ from sartor.errors import CapacityError
 BLOCK = 16
 
 
-def make_cache(*windows: int, blocks: int = 20, sequences: int = 4) -> StateCache:
+def make_cache(*windows: int, blocks: int | list[int] = 20, sequences: int = 4) -> StateCache:
     return StateCache(
         windows,
-        [blocks] * len(windows),
+        [blocks] * len(windows) if isinstance(blocks, int) else blocks,
         block_size=BLOCK,
         max_sequences=sequences,
         max_context=512,
@@ -114,19 +114,35 @@ def test_blocks_that_slid_out_of_a_window_are_given_back() -> None:
     assert cache.pools[1].cached == 11
 
 
-def test_a_prefix_counts_only_as_far_as_its_window_is_there() -> None:
+def test_a_prefix_counts_only_where_its_window_is_there() -> None:
+    cache = make_cache(0, 20, blocks=[20, 8])
+    ids = prompt(1, 100)
+    s = sequence(ids)
+    compute(cache, s, chunk=16)
+    cache.release(s)
+    assert cache.match(sequence(ids[:65])).tokens == 64
+    # What slid out first goes first: of blocks 0 to 5 the window group keeps 3 to 5.
+    other = sequence(prompt(2, 80))
+    cache.admit(other, cache.match(other))
+    cache.extend(other, 80)
+    cache.check([other])
+    assert cache.match(sequence(ids)).tokens == 96
+    assert cache.match(sequence(ids[:81])).tokens == 80
+    assert cache.match(sequence(ids[:65])).tokens == 0
+
+
+def test_a_prefix_without_its_full_blocks_is_forgotten() -> None:
     cache = make_cache(0, 20, blocks=14)
     ids = prompt(1, 100)
     s = sequence(ids)
     compute(cache, s, chunk=16)
     cache.release(s)
-    assert cache.match(sequence(ids)).tokens == 96
-    # Blocks that slid out first go first: 10 more make the window group reuse them.
     other = sequence(prompt(2, 200))
     cache.admit(other, cache.match(other))
-    cache.extend(other, 10 * BLOCK)
-    assert cache.match(sequence(ids)).tokens in (0, 32, 48, 64, 80)
-    cache.check([other])
+    for blocks, tokens in ((8, 96), (10, 64), (12, 32), (14, 0)):
+        cache.extend(other, blocks * BLOCK)
+        assert cache.match(sequence(ids)).tokens == tokens
+        cache.check([other])
 
 
 def test_a_window_only_model_shares_too() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from tiny_models import VOCAB
 
 from sartor.backends.base import Executable
 from sartor.backends.registry import choose
@@ -11,6 +12,10 @@ from sartor.models import Model
 from sartor.plan import ExecutionPlan
 
 BLOCK = 16
+TOLERANCE = 1e-4
+PROMPT, WRITTEN = 23, 8
+LENGTH = PROMPT + WRITTEN
+TOKENS = [int(t) for t in np.random.default_rng(7).integers(2, VOCAB, LENGTH)]
 
 
 def head_of(program: Program) -> str:

@@ -55,8 +55,3 @@ class ModelConfig:
                 f"{self.architecture}: {self.heads} attention heads do not divide into "
                 f"num_key_value_heads = {self.kv_heads} groups"
             )
-        if self.head_dim % 2:
-            raise UnsupportedError(
-                f"{self.architecture}: head_dim = {self.head_dim} is odd; rotary embedding needs "
-                "an even one"
-            )

@@ -51,7 +51,7 @@ def _from_hf(checkpoint: Checkpoint) -> ModelConfig:
     options.require("quantization_config")
     count = huggingface.hf_layer_count(checkpoint, options, 26)
     hidden = options.size("hidden_size", 2304)
-    head_dim = options.size("head_dim", 256)
+    head_dim = options.even_size("head_dim", 256)
     bias = options.flag("attention_bias", False)
     tied = huggingface.hf_tied_head(
         checkpoint,

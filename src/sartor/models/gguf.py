@@ -128,7 +128,7 @@ def gguf_config(
         )
     hidden = options.size("embedding_length")
     heads = options.size("attention.head_count")
-    head_dim = options.size("attention.key_length", hidden // heads)
+    head_dim = options.even_size("attention.key_length", hidden // heads)
     options.require("attention.value_length", head_dim)
     context = options.size("context_length")
     frequencies: tuple[float, ...] = ()

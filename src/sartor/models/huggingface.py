@@ -66,7 +66,7 @@ def hf_head_dim(options: Options, heads: int, hidden: int) -> int:
             f"{options.where}: hidden_size = {hidden} does not divide into "
             f"num_attention_heads = {heads}, and no head_dim is given"
         )
-    return options.size("head_dim", hidden // heads)
+    return options.even_size("head_dim", hidden // heads)
 
 
 def hf_tied_head(

@@ -45,6 +45,13 @@ class Options:
             raise self._mistyped(key, value, "above zero")
         return value
 
+    def even_size(self, key: str, default: int | None = None) -> int:
+        """An even integer above zero; rotary embedding pairs the features of a head."""
+        value = self.size(key, default)
+        if value % 2:
+            raise self.refusal(key, value)
+        return value
+
     def window(self, key: str, default: int) -> int:
         """A window in tokens; 0 for none. Absent is the default, null and 0 are none."""
         absent = self.prefix + key not in self._values

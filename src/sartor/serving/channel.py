@@ -64,7 +64,10 @@ class Sender(Generic[T]):
     def __init__(self, address: str, key: str) -> None:
         self._key = key.encode()
         self._encoder = msgspec.msgpack.Encoder()
-        self._socket: Any = zmq.Context.instance().socket(zmq.PUSH)
+        # A context of its own: only its end waits for what is unsent, and another sender's
+        # open socket must not hold that up.
+        self._context = zmq.Context()
+        self._socket: Any = self._context.socket(zmq.PUSH)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.connect(address)
 
@@ -74,3 +77,4 @@ class Sender(Generic[T]):
     def close(self, linger_seconds: float = 0.0) -> None:
         """Closes; what is still unsent gets ``linger_seconds`` to leave."""
         self._socket.close(linger=int(linger_seconds * 1000))
+        self._context.term()

@@ -144,9 +144,7 @@ class CompletionShape:
             chances = {
                 "tokens": [entry.text for entry in logprobs],
                 "token_logprobs": [_finite(entry) for entry in logprobs],
-                "top_logprobs": [
-                    {other.text: _finite(other) for other in entry.top} for entry in logprobs
-                ],
+                "top_logprobs": [_by_text(entry.top) for entry in logprobs],
                 "text_offset": [offsets.next(entry.bytes) for entry in logprobs],
             }
         return {"index": index, "text": text, "logprobs": chances, "finish_reason": end}
@@ -204,6 +202,11 @@ def _head(prefix: str, kind: str, model: str, fingerprint: str, stream: bool) ->
 
 def _chance(entry: TokenLogprob) -> Json:
     return {"token": entry.text, "logprob": _finite(entry), "bytes": list(entry.bytes)}
+
+
+def _by_text(entries: Sequence[TokenLogprob]) -> dict[str, float]:
+    """By text, as this format wants it; of tokens that look alike, the likeliest counts."""
+    return {entry.text: _finite(entry) for entry in sorted(entries, key=lambda e: e.logprob)}
 
 
 def _finite(entry: TokenLogprob) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -26,6 +25,7 @@ _SHOWN = 80
 _EXPECTED = {
     "prompt": "a string, a list of strings, a list of token ids, or a list of such lists",
     "stop": "a string, or a list of at most 16 strings, none of them empty",
+    "logit_bias": "an object of token ids, as strings, with numbers from -100 to 100",
     "content": "a string, or a list of parts like {'type': 'text', 'text': '...'}",
 }
 
@@ -113,7 +113,7 @@ def _explain(detail: ErrorDetails) -> ApiError:
 
 def _spell(names: list[int | str]) -> str:
     text = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in names)
-    return re.sub(r"\.\[key\]$", "", text.removeprefix("."))
+    return text.removeprefix(".")
 
 
 def _show(value: object) -> str:

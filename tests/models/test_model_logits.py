@@ -7,23 +7,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from logits_runner import compiled, head_of, relative_error, run, step_batch
-from tiny_models import CASES, VOCAB, Case, build, expected_logits, save
+from logits_runner import (
+    LENGTH,
+    PROMPT,
+    TOKENS,
+    TOLERANCE,
+    WRITTEN,
+    compiled,
+    head_of,
+    relative_error,
+    run,
+    step_batch,
+)
+from tiny_models import CASES, Case, build, expected_logits, save
 
 from sartor.formats import open_checkpoint
 from sartor.graph.passes import fuse
 from sartor.models import Model, load_model
 from sartor.ops import FUSED_OPERATORS
 
-TOLERANCE = 1e-4
-PROMPT, WRITTEN = 23, 8
-LENGTH = PROMPT + WRITTEN
 CHUNKINGS = {
     "whole": [LENGTH],
     "prompt-then-tokens": [PROMPT] + [1] * WRITTEN,
     "chunks-then-tokens": [9, 1, 13] + [1] * WRITTEN,
 }
-TOKENS = [int(t) for t in np.random.default_rng(7).integers(2, VOCAB, LENGTH)]
 
 
 class Tiny:

@@ -1,0 +1,272 @@
+"""The CPU backend: Sartor's native kernels behind the contract."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sartor.backends.base import Device, MemoryUse, PackedWeights, WeightSource
+from sartor.backends.cpu import _native
+from sartor.backends.cpu.weights import CpuWeights, pack
+from sartor.errors import CapacityError, UsageError
+from sartor.graph import Batch, Capabilities, Program, Ragged, StepOutput
+from sartor.graph.passes import fuse
+from sartor.hardware import available_cores, inventory
+from sartor.ops import CORE_OPERATORS, FUSED_OPERATORS
+from sartor.ops.rope import attention_factor, inverse_frequencies
+from sartor.plan import ExecutionPlan
+
+# The order of `enum class Op` in native/core/executor.hpp.
+OPCODES = (
+    "embedding",
+    "linear",
+    "rms_norm",
+    "layer_norm",
+    "rope",
+    "kv_write",
+    "attention",
+    "activation",
+    "gated_activation",
+    "add",
+    "mul",
+    "scale",
+    "softcap",
+    "gather_rows",
+    "add_rms_norm",
+    "sample",
+)
+_MATRIX_OPERATORS = ("embedding", "linear", "linear_group")
+
+
+class CpuBackend:
+    """x86-64 with AVX-512 VNNI or AVX2, and a portable path for any other processor."""
+
+    name = "cpu"
+
+    def __init__(self) -> None:
+        self._pools: dict[int, Any] = {}
+        self._lock = threading.Lock()
+
+    def devices(self) -> list[Device]:
+        machine = inventory()
+        isa = _native.usable_paths()[0]
+        description = f"{machine.cpu}, {machine.cores} cores"
+        return [Device("cpu", self.name, description, machine.memory_bytes, isa)]
+
+    def capabilities(self, device: str) -> Capabilities:
+        return Capabilities(
+            operators=frozenset(CORE_OPERATORS),
+            fused=frozenset(FUSED_OPERATORS),
+            weight_formats=frozenset({"dense", "affine", "lookup"}),
+            activations=frozenset({"int8", "fp32"}),
+            kv_formats=frozenset({"bf16", "fp16", "fp32"}),
+            bitwise=True,
+        )
+
+    def pool(self, threads: int) -> Any:
+        """The thread pool of that size (0: every core); made once."""
+        threads = threads or available_cores()
+        with self._lock:
+            if threads not in self._pools:
+                self._pools[threads] = _native.ThreadPool(threads)
+            return self._pools[threads]
+
+    def pack(
+        self, program: Program, source: WeightSource, plan: ExecutionPlan, cache: Path | None
+    ) -> CpuWeights:
+        return pack(self.pool(plan.threads), program, source, cache)
+
+    def compile(
+        self,
+        program: Program,
+        weights: PackedWeights,
+        plan: ExecutionPlan,
+        device: str,
+        taps: Sequence[str] = (),
+    ) -> CpuExecutable:
+        assert isinstance(weights, CpuWeights)
+        usable = _native.usable_paths()
+        if plan.isa != "auto" and plan.isa not in usable:
+            raise UsageError(
+                f"plan: instruction-set path {plan.isa} cannot run on this machine; "
+                f"choose from {', '.join(usable)}"
+            )
+        plan = plan.replace(
+            backend=self.name,
+            device=device,
+            threads=plan.threads or available_cores(),
+            isa=usable[0] if plan.isa == "auto" else plan.isa,
+        )
+        return CpuExecutable(program, weights, plan, self.pool(plan.threads), tuple(taps))
+
+
+class CpuExecutable:
+    """A program on the native core: one call a step."""
+
+    def __init__(
+        self,
+        program: Program,
+        weights: CpuWeights,
+        plan: ExecutionPlan,
+        pool: Any,
+        taps: tuple[str, ...],
+    ) -> None:
+        self.program = program
+        self.plan = plan
+        self._weights = weights
+        self._taps = taps
+        self._native = _native.Executor(_translate(program, weights, plan, taps), pool, plan.isa)
+        self._finished: dict[int, StepOutput] = {}
+        self._next_handle = 0
+        self._last_tokens = np.zeros(0, np.int32)
+        self._allocated = not program.states
+
+    def block_bytes(self, group: int) -> int:
+        return int(self._native.block_bytes(group))
+
+    def allocate_state(self, blocks: Sequence[int]) -> None:
+        try:
+            self._native.allocate_state(list(blocks))
+        except MemoryError:
+            need = sum(n * self.block_bytes(g) for g, n in enumerate(blocks))
+            raise CapacityError(
+                f"no memory for {need >> 20} MiB of sequence state; lower state_bytes, "
+                "max_sequences or max_context"
+            ) from None
+        self._allocated = True
+
+    def submit(self, batch: Batch) -> int:
+        if not self._allocated:
+            raise UsageError("cpu backend: allocate_state before the first step")
+        tokens = batch.tokens
+        if len(tokens) and tokens.min() < 0:
+            names = np.where(tokens < 0, -1 - tokens, 0)
+            tokens = np.where(tokens < 0, self._last_tokens[names], tokens).astype(np.int32)
+        unknown = set(batch.taps) - set(self._taps)
+        if unknown:
+            raise UsageError(f"taps {sorted(unknown)} were not named when the program was compiled")
+        ids, logprobs, top_ids, top_logprobs, top_starts, taps = self._native.run(
+            tokens,
+            batch.positions,
+            batch.starts,
+            batch.contexts,
+            list(batch.block_tables),
+            batch.output_rows,
+            batch.sampling.view(np.uint8),
+            batch.history.values,
+            batch.history.starts,
+            batch.bias_tokens.values,
+            batch.bias_tokens.starts,
+            batch.bias_values.values,
+            [self._rope_frequencies(i, batch) for i in range(len(self.program.ropes))],
+            [tap in batch.taps for tap in self._taps],
+        )
+        output = StepOutput(
+            ids,
+            logprobs,
+            Ragged(top_ids, top_starts),
+            Ragged(top_logprobs, top_starts),
+            {name: tap for name, tap in zip(self._taps, taps, strict=True) if name in batch.taps},
+        )
+        self._last_tokens = ids
+        handle = self._next_handle
+        self._next_handle += 1
+        self._finished[handle] = output
+        return handle
+
+    def collect(self, handle: int) -> StepOutput:
+        return self._finished.pop(handle)
+
+    def memory(self) -> MemoryUse:
+        return MemoryUse(
+            self._weights.nbytes, int(self._native.state_bytes), int(self._native.scratch_bytes)
+        )
+
+    def profile(self, on: bool) -> None:
+        """Starts or stops timing every instruction; :meth:`seconds` reads the sums."""
+        self._native.profile(on)
+
+    def seconds(self) -> list[tuple[str, float]]:
+        """Seconds by node since profiling began, in program order."""
+        return list(self._native.seconds())
+
+    def close(self) -> None:
+        self._native.allocate_state([0] * len(self.program.groups()))
+        self._allocated = not self.program.states
+
+    def _rope_frequencies(self, index: int, batch: Batch) -> Any:
+        spec = self.program.ropes[index]
+        if not spec.depends_on_length:
+            return None
+        return np.stack([inverse_frequencies(spec, int(n)) for n in batch.rope_lengths])
+
+
+def _translate(
+    program: Program, weights: CpuWeights, plan: ExecutionPlan, taps: tuple[str, ...]
+) -> Any:
+    """The native form of a program: fused, with weights bound."""
+    for tap in taps:
+        program.node(tap)
+    fused = fuse(program, frozenset(FUSED_OPERATORS), frozenset(taps))
+    native = _native.Program(
+        vocab=program.vocab,
+        block_size=plan.block_size,
+        kv=plan.kv,
+        int8_activations=plan.activation == "int8",
+        taps=list(taps),
+    )
+    for value in fused.values:
+        width = value.shape[1] if len(value.shape) == 2 and value.source == "node" else 1
+        native.add_value(width, value.shape[0] == "R")
+    names = {spec.value: spec.name for spec in fused.weights}
+    matrices = {n: native.add_matrix(m.native()) for n, m in weights.matrices.items()}
+    vectors = {n: native.add_vector(v) for n, v in weights.vectors.items()}
+    for spec in fused.ropes:
+        native.add_rope(
+            spec.dim, spec.interleaved, attention_factor(spec), inverse_frequencies(spec)
+        )
+    group_of = {state: group.index for group in fused.groups() for state in group.states}
+    for index, state in enumerate(fused.states):
+        native.add_state(state.kv_heads, state.head_dim, state.value_dim, group_of[index])
+    inputs = set(fused.inputs.values())
+    for node in fused.nodes:
+        fields = {k: v for k, v in node.attributes.items() if k != "biases"}
+        if node.name in taps:
+            fields["tap"] = taps.index(node.name)
+        bound_matrices, bound_vectors = _bind(node.inputs, node.op, names, matrices, vectors)
+        native.add_instruction(
+            OPCODES.index("linear" if node.op == "linear_group" else node.op),
+            node.name,
+            [v for v in node.inputs if v not in names and v not in inputs],
+            list(node.outputs),
+            bound_matrices,
+            bound_vectors,
+            fields,
+        )
+    return native
+
+
+def _bind(
+    inputs: tuple[int, ...],
+    op: str,
+    names: dict[int, str],
+    matrices: dict[str, int],
+    vectors: dict[str, int],
+) -> tuple[list[int], list[int]]:
+    """Weight inputs of a node; a matrix without a bias gets the vector -1."""
+    bound = [names[v] for v in inputs if v in names]
+    if op not in _MATRIX_OPERATORS:
+        return [], [vectors[name] for name in bound]
+    out_matrices: list[int] = []
+    out_vectors: list[int] = []
+    for name in bound:
+        if name in matrices:
+            out_matrices.append(matrices[name])
+            out_vectors.append(-1)
+        else:
+            out_vectors[-1] = vectors[name]
+    return out_matrices, out_vectors

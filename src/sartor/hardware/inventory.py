@@ -1,0 +1,52 @@
+"""The machine's inventory, read from the system."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Facts of the machine; bytes are bytes."""
+
+    system: str
+    machine: str
+    cpu: str
+    cores: int
+    memory_bytes: int
+    available_bytes: int
+
+
+def available_cores() -> int:
+    """Cores that this process may use: its affinity mask where the system has one."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """The processor's name as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def inventory() -> Inventory:
+    memory = psutil.virtual_memory()
+    return Inventory(
+        system=f"{platform.system()} {platform.release()}",
+        machine=platform.machine(),
+        cpu=cpu_name(),
+        cores=available_cores(),
+        memory_bytes=memory.total,
+        available_bytes=memory.available,
+    )

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from engine_helpers import VOCAB, RandomWeights, byte_tokenizer, llama_program
+
+from sartor import LLM, SamplingParams
+from sartor.backends.null.backend import null_program
+from sartor.backends.registry import load_backend
+from sartor.engine.load import LoadedModel, load
+from sartor.engine.request import Chunk
+from sartor.errors import CapacityError, SartorError, UnsupportedError, UsageError
+from sartor.models import Model
+from sartor.plan import ExecutionPlan
+from sartor.text.template import ChatTemplate
+
+BOS = 254
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+
+
+def loaded(backend: str = "null", template: bool = True, **plan_fields: object) -> LoadedModel:
+    program = null_program(VOCAB) if backend == "null" else llama_program()
+    fields = {"block_size": 16, "kv": "fp32", "max_sequences": 8, "max_batch_tokens": 64}
+    plan = ExecutionPlan(backend=backend).replace(**{**fields, **plan_fields})
+    chip = load_backend(backend)
+    source = RandomWeights(program)
+    weights = chip.pack(program, source, plan, None)
+    executable = chip.compile(program, weights, plan, chip.devices()[0].name)
+    return LoadedModel(
+        name="tiny",
+        model=cast(Model, SimpleNamespace(context_length=512, source=source)),
+        tokenizer=byte_tokenizer(bos=BOS),
+        template=ChatTemplate(TEMPLATE, bos_token="", eos_token="") if template else None,
+        executable=executable,
+        plan=executable.plan,
+        load_seconds=0.0,
+        bits_per_weight=0.0,
+    )
+
+
+@pytest.fixture
+def llm() -> LLM:
+    return LLM.from_loaded(loaded())
+
+
+PARAMS = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+
+
+def test_text_gets_the_special_tokens_and_ids_are_taken_as_they_are(llm: LLM) -> None:
+    (output,) = llm.generate("Hello", PARAMS)
+    assert output.prompt_tokens == (BOS, *b"Hello")
+    assert len(output.tokens) == 8
+    assert output.choices[0].finish_reason == "length"
+    assert output.text == llm.tokenizer.decode(output.tokens)
+    (same,) = llm.generate([BOS, *b"Hello"], PARAMS)
+    assert same.tokens == output.tokens
+    (array,) = llm.generate(np.array([BOS, *b"Hello"]), PARAMS)  # type: ignore[arg-type]
+    assert array == same
+
+
+def test_many_prompts_with_parameters_each(llm: LLM) -> None:
+    prompts = ["one", [1, 2, 3], "three"]
+    outputs = llm.generate(prompts, [PARAMS, SamplingParams(max_tokens=2, seed=1), PARAMS])
+    assert [len(o.tokens) for o in outputs] == [8, 2, 8]
+    assert outputs[0] == llm.generate("one", PARAMS)[0]
+    assert llm.generate([], PARAMS) == []
+    with pytest.raises(UsageError, match="3 prompts, but 1 params"):
+        llm.generate(prompts, [PARAMS])
+
+
+def test_choices_and_logprobs(llm: LLM) -> None:
+    params = SamplingParams(seed=3, n=3, max_tokens=5, logprobs=2, ignore_eos=True)
+    (output,) = llm.generate("abc", params)
+    assert len({choice.tokens for choice in output.choices}) == 3
+    assert all(len(choice.logprobs) == 5 for choice in output.choices)
+    assert output == llm.generate("abc", params)[0]
+
+
+def test_without_a_seed_answers_differ(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=8, ignore_eos=True)
+    assert len({llm.generate("abc", params)[0].tokens for _ in range(4)}) == 4
+
+
+def test_streams_fold_to_the_answer(llm: LLM) -> None:
+    chunks = list(llm.stream("Hello", PARAMS))
+    (whole,) = llm.generate("Hello", PARAMS)
+    assert "".join(c.text for c in chunks) == whole.text
+    assert len(chunks) == 8
+
+
+def test_streams_can_be_interleaved_and_left(llm: LLM) -> None:
+    expected = [llm.generate(word, PARAMS)[0].text for word in ("one", "two")]
+    one, two, left = (llm.stream(word, PARAMS) for word in ("one", "two", "left"))
+    next(left)
+    pairs: list[tuple[Chunk, Chunk]] = list(zip(one, two, strict=True))
+    left.close()  # type: ignore[attr-defined]
+    assert ["".join(p[i].text for p in pairs) for i in range(2)] == expected
+    assert llm._engine.running == 0
+
+
+def test_chat_renders_the_template_and_adds_no_second_bos(llm: LLM) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    output = llm.chat(messages, PARAMS)
+    assert output.prompt_tokens == tuple(b"<user>Hi<assistant>")
+    chunks = list(llm.chat(messages, PARAMS, stream=True))
+    assert "".join(c.text for c in chunks) == output.text
+
+
+def test_chat_needs_a_template() -> None:
+    llm = LLM.from_loaded(loaded(template=False))
+    with pytest.raises(UsageError, match="no chat template"):
+        llm.chat([{"role": "user", "content": "Hi"}])
+
+
+def test_a_refused_prompt_takes_no_other_with_it(llm: LLM) -> None:
+    with pytest.raises(CapacityError, match="600 tokens"):
+        llm.generate([[1, 2, 3], [1] * 600], PARAMS)
+    assert llm._engine.running == llm._engine.waiting == 0
+    assert len(llm.generate("abc", PARAMS)[0].tokens) == 8
+
+
+def test_an_interrupt_leaves_the_model_usable(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = llm.generate("abc", PARAMS)
+    executable = llm._engine.executable
+    for part in ("submit", "collect"):
+        with monkeypatch.context() as patch:
+
+            def interrupt(argument: Any) -> Any:
+                raise KeyboardInterrupt
+
+            patch.setattr(executable, part, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                llm.generate(["abc", "def"], PARAMS)
+        llm._engine.check()
+        assert llm._engine.running == llm._engine.waiting == 0
+        assert llm.generate("abc", PARAMS) == expected
+
+
+def test_a_failed_step_raises_and_the_next_call_works(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+
+        def fail(batch: Any) -> int:
+            raise SartorError("the chip is gone")
+
+        patch.setattr(llm._engine.executable, "submit", fail)
+        with pytest.raises(SartorError, match="the chip is gone"):
+            llm.generate("abc", PARAMS)
+    assert len(llm.generate("abc", PARAMS)[0].tokens) == 8
+
+
+def test_threads_take_turns(llm: LLM) -> None:
+    words = [f"word {i}" for i in range(6)]
+    expected = [o.tokens for o in llm.generate(words, PARAMS)]
+    found: dict[int, tuple[int, ...]] = {}
+
+    def ask(index: int) -> None:
+        found[index] = llm.generate(words[index], PARAMS)[0].tokens
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(words))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[i] for i in range(len(words))] == expected
+
+
+def test_a_real_program_runs_too() -> None:
+    with LLM.from_loaded(loaded("reference", activation="fp32")) as llm:
+        outputs = llm.generate(["Hello", "Hello there"], PARAMS)
+        assert [len(o.tokens) for o in outputs] == [8, 8]
+        assert outputs[0].tokens == llm.generate("Hello", PARAMS)[0].tokens
+
+
+def test_what_a_backend_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sartor.engine.load import _check
+
+    capabilities = load_backend("null").capabilities("null")
+    with pytest.raises(UnsupportedError, match="block_size 16.*32, 64"):
+        plan = ExecutionPlan(backend="null", block_size=16)
+        narrow = type(capabilities)(capabilities.operators, block_sizes=(32, 64))
+        _check(narrow, null_program(), plan.replace(kv="fp32", activation="fp32"))
+    with pytest.raises(UnsupportedError, match="no operator attention"):
+        _check(
+            type(capabilities)(capabilities.operators - {"attention"}),
+            null_program(),
+            ExecutionPlan(backend="null"),
+        )
+
+
+def test_loading_what_is_not_there(tmp_path: Any) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        load(tmp_path / "none.gguf", ExecutionPlan(), "none", None)

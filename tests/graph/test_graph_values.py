@@ -1,0 +1,98 @@
+"""Sampling parameters and batches: what is out of range, or does not fit together, is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sartor.errors import UsageError
+from sartor.graph import SAMPLING_ROW, Batch, Ragged, SamplingParams
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"temperature": True},
+        {"top_p": 1.1},
+        {"min_p": -1},
+        {"top_k": -1},
+        {"repetition_penalty": 0},
+        {"n": 0},
+        {"logprobs": 21},
+        {"max_tokens": 0},
+        {"seed": 2**64},
+        {"stop": ("",)},
+        {"stop": ("x",) * 17},
+        {"logit_bias": {-1: 1.0}},
+        {"logit_bias": {1: 101.0}},
+    ],
+)
+def test_parameters_out_of_range_are_named(fields: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(fields))):
+        SamplingParams(**fields)
+
+
+def test_row_of_parameters() -> None:
+    assert SAMPLING_ROW.itemsize == 56
+    params = SamplingParams(temperature=0.5, top_k=7, top_p=0.25, logprobs=2, presence_penalty=1)
+    row = params.row(seed=-1, choice=3, prompt_length=9)[0]
+    assert row["temperature"] == 0.5
+    assert (row["top_k"], row["choice"], row["prompt_length"]) == (7, 3, 9)
+    assert (row["seed"], row["logprobs"], row["position"]) == (2**64 - 1, 2, 0)
+    assert SamplingParams().row(seed=0, choice=0, prompt_length=0)[0]["logprobs"] == -1
+    assert params.needs_history
+    assert not SamplingParams().needs_history
+
+
+def _batch(**changes: Any) -> Batch:
+    empty = Ragged.of([np.zeros(0, np.int32)], np.int32)
+    batch = Batch(
+        tokens=np.array([1, 2, 3], np.int32),
+        positions=np.array([0, 1, 5], np.int32),
+        starts=np.array([0, 2, 3], np.int32),
+        contexts=np.array([0, 5], np.int32),
+        block_tables=(np.zeros((2, 1), np.int32),),
+        rope_lengths=np.array([8, 8], np.int32),
+        output_rows=np.array([2], np.int32),
+        sampling=SamplingParams().row(seed=0, choice=0, prompt_length=0),
+        history=empty,
+        bias_tokens=empty,
+        bias_values=empty,
+    )
+    return dataclasses.replace(batch, **changes)
+
+
+def test_batch_that_fits() -> None:
+    _batch().validate()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"starts": np.array([0, 2, 4], np.int32)}, "starts"),
+        ({"starts": np.array([0, 0, 3], np.int32)}, "without tokens"),
+        ({"positions": np.zeros(2, np.int32)}, "positions has 2 entries instead of 3"),
+        ({"contexts": np.zeros(1, np.int32)}, "contexts"),
+        ({"rope_lengths": np.zeros(1, np.int32)}, "rope_lengths"),
+        ({"output_rows": np.array([3], np.int32)}, "output row"),
+        ({"output_rows": np.array([-1], np.int32)}, "output row"),
+        ({"output_rows": np.array([0, 1], np.int32)}, "sampling"),
+        ({"block_tables": (np.zeros(2, np.int32),)}, "block table"),
+    ],
+)
+def test_batch_that_does_not_fit(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        _batch(**changes).validate()
+
+
+def test_ragged() -> None:
+    ragged = Ragged.of([np.array([1, 2]), np.zeros(0), np.array([3])], np.int32)
+    assert ragged.values.dtype == np.int32
+    assert ragged.values.tolist() == [1, 2, 3]
+    assert ragged.starts.tolist() == [0, 2, 2, 3]
+    assert len(Ragged.of([], np.float32).values) == 0

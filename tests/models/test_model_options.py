@@ -1,0 +1,221 @@
+"""Options of config.json: read in both spellings, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from tiny_models import CASES, build, save
+
+from sartor.errors import FormatError, UnsupportedError
+from sartor.formats import open_checkpoint
+from sartor.models import Model, load_model
+from sartor.ops.rope import RopeSpec
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One saved checkpoint a family; tests copy its configuration and change it."""
+    cases = {
+        "llama": CASES["llama"],
+        "mistral": CASES["mistral-window"],
+        "qwen2": CASES["qwen2-tied"],
+        "qwen3": CASES["qwen3"],
+        "gemma3": CASES["gemma3"],
+    }
+    root = tmp_path_factory.mktemp("families")
+    return {name: save(build(case, {}), root / name) for name, case in cases.items()}
+
+
+def _changed(folder: Path, to: Path, **changes: Any) -> Path:
+    """The checkpoint with another configuration; None removes a key, ``...`` writes a null."""
+    config = json.loads((folder / "config.json").read_text())
+    for key, value in changes.items():
+        config.pop(key, None)
+        if value is not None:
+            config[key] = None if value is ... else value
+    (to / "config.json").write_text(json.dumps(config))
+    if not (to / "model.safetensors").exists():
+        (to / "model.safetensors").symlink_to(folder / "model.safetensors")
+    return to
+
+
+def _load(folder: Path) -> Model:
+    return load_model(open_checkpoint(folder))
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("llama", {"hidden_act": "relu2"}, "hidden_act = 'relu2'"),
+    ("llama", {"rope_parameters": {"rope_type": "longrope", "factor": 2}}, "rope type 'longrope'"),
+    ("llama", {"rope_parameters": None, "rope_scaling": {"type": "su"}}, "rope type 'su'"),
+    ("llama", {"rope_parameters": {"mrope_section": [1, 2]}}, "mrope_section"),
+    ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
+    ("llama", {"partial_rotary_factor": 0.25}, "partial_rotary_factor = 0.25"),
+    ("llama", {"head_dim": 7}, "head_dim = 7"),
+    ("llama", {"head_dim": None, "hidden_size": 49}, "hidden_size = 49"),
+    ("llama", {"num_key_value_heads": 3}, "num_key_value_heads = 3"),
+    ("llama", {"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+    ("llama", {"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM.*LlamaForCausalLM"),
+    ("mistral", {"layer_types": ["sliding_attention"] * 2 + ["full_attention"]}, "layer_types"),
+    ("qwen2", {"layer_types": ["chunked_attention"] * 3}, "chunked_attention"),
+    ("qwen2", {"layer_types": ["full_attention"] * 2}, "layer_types"),
+    ("qwen3", {"layer_types": ["sliding_attention"] * 3}, "sliding_window"),
+    ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
+    ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
+    ("gemma3", {"rope_parameters": {"rope_theta": 1e6}}, "rope_theta"),
+    ("gemma3", {"sliding_window": ...}, "sliding_window"),
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "message"), REFUSED)
+def test_options_not_implemented_are_refused_by_name(
+    family: str,
+    changes: dict[str, Any],
+    message: str,
+    folders: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        _load(_changed(folders[family], tmp_path, **changes))
+
+
+DAMAGED: list[tuple[str, dict[str, Any], str]] = [
+    ("llama", {"hidden_size": None}, "hidden_size is missing"),
+    ("llama", {"vocab_size": 68}, r"embed_tokens\.weight has shape \[67, 48\].*\[68, 48\]"),
+    ("llama", {"num_hidden_layers": 2}, r"no place for: model\.layers\.2\."),
+    ("llama", {"num_hidden_layers": 4}, r"missing: model\.layers\.3\."),
+    ("llama", {"num_hidden_layers": 2**40}, "num_hidden_layers is 1099511627776"),
+    ("llama", {"num_attention_heads": "four"}, "num_attention_heads is 'four'"),
+    ("llama", {"num_attention_heads": 0}, r"config\.json: num_attention_heads is 0"),
+    ("llama", {"attention_bias": True}, r"missing: .*q_proj\.bias"),
+    ("llama", {"attention_bias": 1}, "attention_bias is 1"),
+    ("llama", {"architectures": ["Qwen3ForCausalLM"]}, r"missing: .*k_norm\.weight"),
+    ("qwen3", {"architectures": ["LlamaForCausalLM"]}, r"no place for: .*k_norm\.weight"),
+    ("qwen2", {"sliding_window": "x", "use_sliding_window": True}, "sliding_window is 'x'"),
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "message"), DAMAGED)
+def test_configurations_that_do_not_fit_are_errors(
+    family: str,
+    changes: dict[str, Any],
+    message: str,
+    folders: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(FormatError, match=message):
+        _load(_changed(folders[family], tmp_path, **changes))
+
+
+OLD_SPELLINGS: list[tuple[str, dict[str, Any], RopeSpec]] = [
+    ("llama", {"rope_theta": 5e5}, RopeSpec(12, 5e5)),
+    ("llama", {}, RopeSpec(12, 1e4)),
+    (
+        "llama",
+        {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 2e4},
+        RopeSpec(12, 2e4, "linear", 2.0),
+    ),
+    (
+        "llama",
+        {"rope_scaling": {"type": "dynamic", "factor": 3.0}},
+        RopeSpec(12, 1e4, "dynamic", 3.0, 64),
+    ),
+    (
+        "qwen2",
+        {
+            "rope_theta": 1e6,
+            "rope_scaling": {
+                "type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        },
+        RopeSpec(12, 1e6, "yarn", 4.0, 32),
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "wanted"), OLD_SPELLINGS)
+def test_older_rope_spelling(
+    family: str,
+    changes: dict[str, Any],
+    wanted: RopeSpec,
+    folders: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    model = _load(_changed(folders[family], tmp_path, rope_parameters=None, **changes))
+    assert model.program.ropes == (wanted,)
+
+
+def test_older_gemma3_spelling(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = _changed(
+        folders["gemma3"],
+        tmp_path,
+        rope_parameters=None,
+        rope_theta=2e6,
+        rope_local_base_freq=3e4,
+        rope_scaling={"rope_type": "linear", "factor": 8.0},
+        layer_types=None,
+        sliding_window_pattern=2,
+    )
+    layers = _load(folder).config.layers
+    assert [part.window for part in layers] == [5, 0, 5, 0, 5, 0, 5]
+    assert layers[0].rope == RopeSpec(16, 3e4)
+    assert layers[1].rope == RopeSpec(16, 2e6, "linear", 8.0)
+
+
+def test_mistral_window_absent_and_null(folders: dict[str, Path], tmp_path: Path) -> None:
+    """An absent window is the class's default, a null one is none: as in transformers."""
+    absent = _load(_changed(folders["mistral"], tmp_path, sliding_window=None))
+    assert absent.config.layers[0].window == 4096
+    null = _load(_changed(folders["mistral"], tmp_path, sliding_window=...))
+    assert null.config.layers[0].window == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "rope", "context"),
+    [
+        ("llama", {"rope_type": "dynamic", "factor": 2.0}, 128),
+        (
+            "llama",
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+            128,
+        ),
+        ("llama", {"rope_type": "linear", "factor": 2.0}, 64),
+    ],
+)
+def test_context_length(
+    family: str, rope: dict[str, Any], context: int, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    assert (
+        _load(_changed(folders[family], tmp_path, rope_parameters=rope)).context_length == context
+    )
+
+
+def _rewritten(folder: Path, to: Path, tensors: dict[str, np.ndarray]) -> Path:
+    """The checkpoint with tensors added or replaced."""
+    values = safetensors.numpy.load_file(folder / "model.safetensors")
+    safetensors.numpy.save_file(values | tensors, to / "model.safetensors")
+    return _changed(folder, to)
+
+
+def test_tied_checkpoint_with_a_copy_of_the_head(folders: dict[str, Path], tmp_path: Path) -> None:
+    values = safetensors.numpy.load_file(folders["qwen2"] / "model.safetensors")
+    table = values["model.embed_tokens.weight"]
+    same = _load(_rewritten(folders["qwen2"], tmp_path, {"lm_head.weight": table}))
+    assert same.config.tied_head
+    other = _load(_rewritten(folders["qwen2"], tmp_path, {"lm_head.weight": table + 1}))
+    assert not other.config.tied_head
+    assert np.array_equal(other.source.weight("lm_head.weight").dequantize(), table + 1)
+
+
+def test_harmless_and_left_over_tensors(folders: dict[str, Path], tmp_path: Path) -> None:
+    data = np.ones(6, np.float32)
+    harmless = {"model.layers.0.self_attn.rotary_emb.inv_freq": data}
+    _load(_rewritten(folders["llama"], tmp_path, harmless))
+    with pytest.raises(FormatError, match=r"no place for: score\.weight"):
+        _load(_rewritten(folders["llama"], tmp_path, {"score.weight": data}))

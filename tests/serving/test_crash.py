@@ -1,0 +1,189 @@
+"""Workers that die, hang or never start: nothing is lost, everyone gets an answer."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+from server_process import ServerProcess, kill_hard, wait_until
+
+Start = Callable[..., ServerProcess]
+TOKENS = 40
+
+
+class Stream(threading.Thread):
+    """Reads one stream to its end."""
+
+    def __init__(self, server: ServerProcess, **parameters: Any) -> None:
+        super().__init__(daemon=True)
+        self.pieces: list[tuple[int, str]] = []
+        self.ends: dict[int, str] = {}
+        self.logprobs: list[tuple[str, float]] = []
+        self.usage: Any = None
+        self.error: Exception | None = None
+        self._server = server
+        self._parameters = {"max_tokens": TOKENS, "ignore_eos": True, **parameters}
+        self.start()
+
+    def run(self) -> None:
+        extra = {k: self._parameters.pop(k) for k in ("ignore_eos",)}
+        try:
+            with self._server.client() as client:
+                for event in client.chat.completions.create(
+                    model=self._server.name,
+                    stream=True,
+                    stream_options={"include_usage": True},
+                    extra_body=extra,
+                    **self._parameters,
+                ):
+                    self.usage = event.usage
+                    for choice in event.choices:
+                        self.pieces.append((choice.index, choice.delta.content or ""))
+                        if choice.logprobs:
+                            self.logprobs += [
+                                (t.token, t.logprob) for t in choice.logprobs.content
+                            ]
+                        if choice.finish_reason:
+                            self.ends[choice.index] = choice.finish_reason
+        except Exception as error:
+            self.error = error
+
+    def finish(self) -> tuple[dict[int, str], dict[int, str], list[tuple[str, float]], int]:
+        self.join(20)
+        assert not self.is_alive(), "the stream did not end"
+        if self.error is not None:
+            raise self.error
+        texts: dict[int, str] = {}
+        for index, piece in self.pieces:
+            texts[index] = texts.get(index, "") + piece
+        return texts, self.ends, self.logprobs, self.usage.completion_tokens
+
+
+def say(text: str) -> list[Any]:
+    return [{"role": "user", "content": text}]
+
+
+FOUR = [
+    {"messages": say("one"), "temperature": 0},
+    {"messages": say("two"), "seed": 5, "logprobs": True, "top_logprobs": 2},
+    {"messages": say("three"), "seed": 6, "n": 3, "presence_penalty": 1, "stop": ["e", "?"]},
+    {"messages": say("four"), "seed": 7, "ignore_eos": False, "max_tokens": 30},
+]
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Path) -> Iterator[ServerProcess]:
+    """20 ms a step, and 3 s of silence are a hang."""
+    with ServerProcess(
+        [tiny_model], device="null-20ms", timing={"hang": 3.0, "beat": 0.2}
+    ) as server:
+        yield server
+
+
+def kill_amid(server: ServerProcess, streams: list[Stream]) -> None:
+    """Kills the worker as soon as every stream has brought something new."""
+    seen = [len(stream.pieces) for stream in streams]
+    wait_until(lambda: all(len(s.pieces) > b for s, b in zip(streams, seen, strict=True)))
+    kill_hard(server.worker())
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_streams_outlive_a_killed_worker(server: ServerProcess, times: int) -> None:
+    server.wait_healthy()
+    streams = [Stream(server, **parameters) for parameters in FOUR]
+    undisturbed = [stream.finish() for stream in streams]
+    assert undisturbed[0][3] == TOKENS
+    first = server.worker()
+    streams = [Stream(server, **parameters) for parameters in FOUR]
+    # After the second time all are suspects and run one at a time; the answers are the same.
+    for _ in range(times):
+        kill_amid(server, streams)
+    assert [stream.finish() for stream in streams] == undisturbed
+    assert server.worker().pid != first.pid
+
+
+def test_a_request_that_kills_alone_twice_is_given_up(server: ServerProcess) -> None:
+    server.wait_healthy()
+    stream = Stream(server, messages=say("poison"), max_tokens=500)
+    for _ in range(2):
+        kill_amid(server, [stream])
+    with pytest.raises(openai.APIError, match="died twice"):
+        stream.finish()
+    assert Stream(server, messages=say("fine")).finish()[3] == TOKENS
+
+
+def test_a_worker_that_hangs_is_replaced(server: ServerProcess) -> None:
+    server.wait_healthy()
+    expected = Stream(server, messages=say("x"), seed=1).finish()
+    stream = Stream(server, messages=say("x"), seed=1)
+    wait_until(lambda: len(stream.pieces) > 5)
+    frozen = server.worker()
+    frozen.send_signal(signal.SIGSTOP)
+    assert stream.finish() == expected
+    assert not frozen.is_running()
+
+
+def test_a_worker_that_cannot_start_is_given_up(start_server: Start) -> None:
+    server = start_server(plan={"state_bytes": 1}, timing={"retry": 1000})
+    assert "No model" in server.ready_line
+    begin = time.monotonic()
+    answer = server.post("/v1/completions", {"model": server.name, "prompt": "x"})
+    assert time.monotonic() - begin < 1
+    assert answer.status_code == 503
+    error = answer.json()["error"]
+    assert "state_bytes" in error["message"]
+    assert error["code"] == "service_unavailable"
+    health = server.health()
+    assert health.status_code == 503
+    assert "state_bytes" in health.text
+    assert server.workers() == []
+
+
+def test_requests_wait_for_a_worker_that_restarts(server: ServerProcess) -> None:
+    server.wait_healthy()
+    kill_hard(server.worker())
+    stream = Stream(server, messages=say("x"))
+    assert stream.finish()[3] == TOKENS
+
+
+def test_a_client_that_leaves_frees_the_engine(start_server: Start) -> None:
+    server = start_server(device="null-20ms", plan={"max_sequences": 1})
+    body = {"model": server.name, "prompt": "x", "max_tokens": 1500, "ignore_eos": True}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json={**body, "stream": True}) as r:
+        next(r.iter_lines())
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/completions", json=body, timeout=0.5)
+    begin = time.monotonic()
+    answer = server.post("/v1/completions", {**body, "max_tokens": 5})
+    assert answer.json()["usage"]["completion_tokens"] == 5
+    assert time.monotonic() - begin < 3
+
+
+def test_a_full_queue_turns_requests_away(start_server: Start) -> None:
+    server = start_server(device="null-20ms", max_requests=2)
+    streams = [Stream(server, messages=say("x"), max_tokens=50) for _ in range(2)]
+    wait_until(lambda: all(stream.pieces for stream in streams))
+    answer = server.post("/v1/completions", {"model": server.name, "prompt": "x"})
+    assert answer.status_code == 429
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert answer.json()["error"]["code"] == "queue_full"
+    for stream in streams:
+        assert stream.finish()[3] == 50
+    answer = server.post("/v1/completions", {"model": server.name, "prompt": "x"})
+    assert answer.status_code == 200
+
+
+def test_a_worker_ends_with_its_gateway(start_server: Start) -> None:
+    server = start_server()
+    worker = server.worker()
+    kill_hard(psutil.Process(server.process.pid))
+    server.process.wait(5)
+    worker.wait(5)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from server_process import ServerProcess
+from test_crash import Stream, say, wait_until
+from tiny_model import write_tiny_model
+
+Start = Callable[..., ServerProcess]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_one_signal_drains(start_server: Start, number: signal.Signals) -> None:
+    server = start_server(device="null-20ms")
+    stream = Stream(server, messages=say("x"))
+    wait_until(lambda: len(stream.pieces) > 3)
+    server.process.send_signal(number)
+    server.worker().send_signal(number)  # as a terminal does: to the whole group
+    time.sleep(0.3)
+    with pytest.raises(httpx.TransportError):
+        server.health()
+    assert stream.finish()[3] == 40
+    assert server.process.wait(5) == 0
+
+
+def test_a_second_signal_stops_at_once(start_server: Start) -> None:
+    server = start_server(device="null-100ms")
+    worker = server.worker()
+    stream = Stream(server, messages=say("x"), max_tokens=500)
+    wait_until(lambda: len(stream.pieces) > 3)
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert server.process.poll() is None
+    begin = time.monotonic()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(5) == 1
+    assert time.monotonic() - begin < 4
+    worker.wait(5)
+
+
+def test_several_models(start_server: Start, tiny_model: Path, tmp_path: Path) -> None:
+    small = write_tiny_model(tmp_path / "small.gguf", context=64, template=None)
+    server = start_server([tiny_model, small])
+    (worker,) = server.workers()
+    assert {m.id for m in server.client().models.list()} == set(server.names)
+    for name in server.names:
+        body = {"model": name, "prompt": "x", "max_tokens": 3, "ignore_eos": True}
+        answer = server.post("/v1/completions", body).json()
+        assert (answer["model"], answer["usage"]["completion_tokens"]) == (name, 3)
+    body = {"model": str(small), "messages": say("x")}
+    answer = server.post("/v1/chat/completions", body)
+    assert answer.status_code == 400
+    assert "no chat template" in answer.text
+    answer = server.post("/v1/completions", {"model": str(small), "prompt": "x" * 64})
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_a_broken_model_is_an_error_at_once(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF")
+    server = ServerProcess([broken], wait=False)
+    assert server.process.wait(10) == 1
+    assert server.process.stderr is not None
+    text = server.process.stderr.read()
+    assert text.startswith("error:")
+    assert "broken.gguf" in text
+    server.stop()
