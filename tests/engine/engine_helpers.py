@@ -13,13 +13,14 @@ from sartor.backends.registry import load_backend
 from sartor.engine.engine import Engine
 from sartor.engine.request import Chunk, Request
 from sartor.graph import Builder, Program, SamplingParams
-from sartor.ops import RopeSpec, Weight, dense
+from sartor.ops import RopeSpec, Weight, dense, quantize_affine
 from sartor.plan import ExecutionPlan
 from sartor.text.tokenizer import Tokenizer
 
 VOCAB = 256
 EOS = 255
-BACKENDS = ["null", "reference", "cpu"]
+BACKENDS = ["null", "reference", "cpu", "cpu-int8"]
+"""The last is the CPU as it runs real checkpoints: 4-bit weights, int8 activations, bf16 state."""
 
 
 class _Bytes:
@@ -76,19 +77,23 @@ def llama_program(windows: Sequence[int] = (0, 0)) -> Program:
 
 
 class RandomWeights:
-    """Dense weights, the same for every program that names them alike."""
+    """Random weights, the same for every program that names them alike."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, quantized: bool = False) -> None:
+        self._quantized = quantized
         self._shapes = {spec.name: spec.shape for spec in program.weights}
 
     def weight(self, name: str) -> Weight:
         shape = self._shapes[name]
         rng = np.random.default_rng(sum(name.encode()))
         scale = 0.5 if len(shape) == 1 else 3 * shape[-1] ** -0.5
-        return dense(name, (rng.standard_normal(shape) * scale).astype(np.float32))
+        values = (rng.standard_normal(shape) * scale).astype(np.float32)
+        if self._quantized and len(shape) == 2:
+            return quantize_affine(name, values, bits=4)
+        return dense(name, values)
 
     def identity(self) -> str:
-        return "random"
+        return f"random {self._quantized}"
 
 
 def make_engine(
@@ -101,14 +106,18 @@ def make_engine(
     program: Program | None = None,
     **plan_fields: object,
 ) -> Engine:
+    backend, _, quantized = backend.partition("-")
     if backend == "cpu" and importlib.util.find_spec("sartor.backends.cpu._native") is None:
         pytest.skip("the native CPU backend is not built")
     if program is None:
         program = null_program(VOCAB, windows) if backend == "null" else llama_program(windows)
-    fields = {"block_size": 16, "activation": "fp32", "kv": "fp32", **plan_fields}
+    fields: dict[str, object] = {"block_size": 16}
+    if not quantized:
+        fields |= {"activation": "fp32", "kv": "fp32"}
+    fields |= plan_fields
     plan = ExecutionPlan(backend=backend).replace(**fields)
     chip = load_backend(backend)
-    weights = chip.pack(program, RandomWeights(program), plan, None)
+    weights = chip.pack(program, RandomWeights(program, bool(quantized)), plan, None)
     executable = chip.compile(program, weights, plan, chip.devices()[0].name)
     counts = [blocks] * len(program.groups()) if isinstance(blocks, int) else blocks
     return Engine(

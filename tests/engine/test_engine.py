@@ -139,7 +139,7 @@ def test_logprobs_name_every_token() -> None:
 
 def test_a_prompt_longer_than_the_context_names_both_numbers() -> None:
     engine = make_engine(context=64)
-    with pytest.raises(CapacityError, match="64 tokens.*can have 64"):
+    with pytest.raises(CapacityError, match=r"64 tokens.*can have 64"):
         engine.add(request("r", prompt(1, 64)))
     run(engine, request("r", prompt(1, 63)))
 

@@ -11,9 +11,10 @@ from engine_helpers import VOCAB, RandomWeights, byte_tokenizer, llama_program
 from sartor import LLM, SamplingParams
 from sartor.backends.null.backend import null_program
 from sartor.backends.registry import load_backend
-from sartor.engine.load import LoadedModel, load
+from sartor.engine.load import LoadedModel, _check, load
 from sartor.engine.request import Chunk
 from sartor.errors import CapacityError, SartorError, UnsupportedError, UsageError
+from sartor.graph import Capabilities
 from sartor.models import Model
 from sartor.plan import ExecutionPlan
 from sartor.text.template import ChatTemplate
@@ -177,20 +178,15 @@ def test_a_real_program_runs_too() -> None:
         assert outputs[0].tokens == llm.generate("Hello", PARAMS)[0].tokens
 
 
-def test_what_a_backend_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sartor.engine.load import _check
-
-    capabilities = load_backend("null").capabilities("null")
-    with pytest.raises(UnsupportedError, match="block_size 16.*32, 64"):
-        plan = ExecutionPlan(backend="null", block_size=16)
-        narrow = type(capabilities)(capabilities.operators, block_sizes=(32, 64))
-        _check(narrow, null_program(), plan.replace(kv="fp32", activation="fp32"))
+def test_what_a_backend_cannot_do_is_refused() -> None:
+    operators = load_backend("null").capabilities("null").operators
+    program, plan = null_program(), ExecutionPlan(activation="fp32", kv="fp32", block_size=16)
+    with pytest.raises(UnsupportedError, match=r"block_size 16.*32, 64"):
+        _check(Capabilities(operators, block_sizes=(32, 64)), program, plan)
     with pytest.raises(UnsupportedError, match="no operator attention"):
-        _check(
-            type(capabilities)(capabilities.operators - {"attention"}),
-            null_program(),
-            ExecutionPlan(backend="null"),
-        )
+        _check(Capabilities(operators - {"attention"}), program, plan)
+    with pytest.raises(UnsupportedError, match="activation int8"):
+        _check(Capabilities(operators), program, plan.replace(activation="int8"))
 
 
 def test_loading_what_is_not_there(tmp_path: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 from tiny_models import CASES, build, save
 
-from sartor.errors import FormatError, UnsupportedError
+from sartor.errors import FormatError, SartorError, UnsupportedError
 from sartor.formats import open_checkpoint
 from sartor.models import Model, load_model
 from sartor.ops.rope import RopeSpec
@@ -93,6 +93,20 @@ DAMAGED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"num_attention_heads": 0}, r"config\.json: num_attention_heads is 0"),
     ("llama", {"attention_bias": True}, r"missing: .*q_proj\.bias"),
     ("llama", {"attention_bias": 1}, "attention_bias is 1"),
+    ("llama", {"rope_parameters": {"rope_theta": 1.0}}, "base of its frequencies"),
+    (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 4.0,
+                "high_freq_factor": 4.0,
+            }
+        },
+        "low_freq_factor",
+    ),
+    ("qwen3", {"rope_parameters": {"rope_type": "yarn", "beta_slow": 40.0}}, "beta_slow"),
     ("llama", {"architectures": ["Qwen3ForCausalLM"]}, r"missing: .*k_norm\.weight"),
     ("qwen3", {"architectures": ["LlamaForCausalLM"]}, r"no place for: .*k_norm\.weight"),
     ("qwen2", {"sliding_window": "x", "use_sliding_window": True}, "sliding_window is 'x'"),
@@ -219,3 +233,43 @@ def test_harmless_and_left_over_tensors(folders: dict[str, Path], tmp_path: Path
     _load(_rewritten(folders["llama"], tmp_path, harmless))
     with pytest.raises(FormatError, match=r"no place for: score\.weight"):
         _load(_rewritten(folders["llama"], tmp_path, {"score.weight": data}))
+
+
+VALUES: list[Any] = [0, -1, 7, 2**70, 1e308, 0.5, "x", [], ["full_attention"], {}, True, ...]
+
+
+@pytest.mark.parametrize("name", ["llama-yarn", "gemma3-multimodal"])
+def test_any_configuration_loads_or_is_an_error_for_users(name: str, tmp_path: Path) -> None:
+    """Every option in turn takes absurd values: a model or a SartorError, never a crash."""
+    folder = save(build(CASES[name], {}), tmp_path / "saved")
+    config = json.loads((folder / "config.json").read_text())
+    refused = 0
+    nested = "text_config" if "text_config" in config else "rope_parameters"
+    for table in (config, config[nested]):
+        for key, before in list(table.items()):
+            for value in VALUES:
+                table[key] = None if value is ... else value
+                (folder / "config.json").write_text(json.dumps(config))
+                try:
+                    _load(folder)
+                except SartorError:
+                    refused += 1
+            table[key] = before
+    assert refused > 100
+
+
+def test_both_namings_of_multimodal_gemma3(tmp_path: Path) -> None:
+    """The text part stands under language_model.model, or under model.language_model."""
+    folder = save(build(CASES["gemma3-multimodal"], {}), tmp_path)
+    model = _load(folder)
+    values = safetensors.numpy.load_file(folder / "model.safetensors")
+    renamed = {}
+    for name, data in values.items():
+        inner = name.replace("language_model.model.", "language_model.")
+        renamed[f"model.{inner}"] = data
+    assert not set(renamed) & set(values)
+    safetensors.numpy.save_file(renamed, folder / "model.safetensors")
+    other = _load(folder)
+    assert other.config == model.config
+    name = "model.layers.3.mlp.up_proj.weight"
+    assert np.array_equal(other.source.weight(name).data, model.source.weight(name).data)

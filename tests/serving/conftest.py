@@ -14,9 +14,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def slow_server(tiny_model: Path) -> Iterator[ServerProcess]:
-    """A server with 4 ms a step; for tests that leave it as they found it."""
-    with ServerProcess([tiny_model], device="null-4ms") as server:
+def api_server(tiny_model: Path) -> Iterator[ServerProcess]:
+    """A server that takes no time for a step; for tests that leave it as they found it."""
+    with ServerProcess([tiny_model], timing={"stall": 1.0}) as server:
         yield server
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +84,22 @@ class ServerProcess:
     def name(self) -> str:
         return self.names[0]
 
-    def client(self, **options: Any) -> OpenAI:
-        options = {"max_retries": 0, "timeout": 20, **options}
-        return OpenAI(base_url=f"{self.url}/v1", api_key="none", **options)
+    @cached_property
+    def http(self) -> httpx.Client:
+        # verify=False: setting up TLS that nobody uses takes longer than most tests.
+        return httpx.Client(base_url=self.url, timeout=20, verify=False)
 
-    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=20, **options)
+    @cached_property
+    def client(self) -> OpenAI:
+        return OpenAI(
+            base_url=f"{self.url}/v1", api_key="none", max_retries=0, http_client=self.http
+        )
+
+    def post(self, path: str, body: Any) -> httpx.Response:
+        return self.http.post(path, json=body)
 
     def health(self) -> httpx.Response:
-        return httpx.get(f"{self.url}/health", timeout=10)
+        return self.http.get("/health")
 
     def workers(self) -> list[psutil.Process]:
         return [
@@ -128,6 +136,8 @@ class ServerProcess:
                     with contextlib.suppress(psutil.NoSuchProcess):
                         process.kill()
             assert not left, f"processes left over: {left}"
+        if self.url:
+            self.http.close()
         for stream in (self.process.stdout, self.process.stderr):
             if stream is not None:
                 stream.close()

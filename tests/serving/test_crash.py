@@ -48,9 +48,7 @@ class Stream(threading.Thread):
                     for choice in event.choices:
                         self.pieces.append((choice.index, choice.delta.content or ""))
                         if choice.logprobs:
-                            self.logprobs += [
-                                (t.token, t.logprob) for t in choice.logprobs.content
-                            ]
+                            self.logprobs += [(t.token, t.logprob) for t in choice.logprobs.content]
                         if choice.finish_reason:
                             self.ends[choice.index] = choice.finish_reason
         except Exception as error:
@@ -84,6 +82,15 @@ def server(tiny_model: Path) -> Iterator[ServerProcess]:
     """20 ms a step, and 3 s of silence are a hang."""
     with ServerProcess(
         [tiny_model], device="null-20ms", timing={"hang": 3.0, "beat": 0.2}
+    ) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def narrow_server(tiny_model: Path) -> Iterator[ServerProcess]:
+    """One sequence at a time, and two requests at most."""
+    with ServerProcess(
+        [tiny_model], device="null-20ms", plan={"max_sequences": 1}, max_requests=2
     ) as server:
         yield server
 
@@ -154,23 +161,24 @@ def test_requests_wait_for_a_worker_that_restarts(server: ServerProcess) -> None
     assert stream.finish()[3] == TOKENS
 
 
-def test_a_client_that_leaves_frees_the_engine(start_server: Start) -> None:
-    server = start_server(device="null-20ms", plan={"max_sequences": 1})
+def test_a_client_that_leaves_frees_the_engine(narrow_server: ServerProcess) -> None:
+    server = narrow_server
     body = {"model": server.name, "prompt": "x", "max_tokens": 1500, "ignore_eos": True}
-    with httpx.stream("POST", f"{server.url}/v1/completions", json={**body, "stream": True}) as r:
+    with server.http.stream("POST", "/v1/completions", json={**body, "stream": True}) as r:
         next(r.iter_lines())
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{server.url}/v1/completions", json=body, timeout=0.5)
+        server.http.post("/v1/completions", json=body, timeout=0.5)
     begin = time.monotonic()
     answer = server.post("/v1/completions", {**body, "max_tokens": 5})
     assert answer.json()["usage"]["completion_tokens"] == 5
     assert time.monotonic() - begin < 3
 
 
-def test_a_full_queue_turns_requests_away(start_server: Start) -> None:
-    server = start_server(device="null-20ms", max_requests=2)
+def test_a_full_queue_turns_requests_away(narrow_server: ServerProcess) -> None:
+    server = narrow_server
     streams = [Stream(server, messages=say("x"), max_tokens=50) for _ in range(2)]
-    wait_until(lambda: all(stream.pieces for stream in streams))
+    wait_until(lambda: any(stream.pieces for stream in streams))
+    time.sleep(0.2)  # the other one waits in the engine
     answer = server.post("/v1/completions", {"model": server.name, "prompt": "x"})
     assert answer.status_code == 429
     assert int(answer.headers["Retry-After"]) >= 1

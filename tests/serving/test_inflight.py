@@ -104,7 +104,9 @@ def test_a_suspect_waits_for_those_that_run() -> None:
 
 
 @given(st.integers(1, 8), st.data())
-def test_one_poison_among_many_is_found_and_all_others_finish(count: int, data: st.DataObject) -> None:
+def test_one_poison_among_many_is_found_and_all_others_finish(
+    count: int, data: st.DataObject
+) -> None:
     book, finished, poison = Ledger(), set(), data.draw(st.integers(0, count - 1))
     for i in range(count):
         book.add(entry(str(i)))

@@ -83,6 +83,10 @@ class Executable(Protocol):
 
     def memory(self) -> MemoryUse: ...
 
+    def kernel_path(self, node: str) -> str:
+        """Which code runs a node: arithmetic and weight format for linears, so that a test can
+        prove that the fast path ran."""
+
     def close(self) -> None:
         """Frees state and scratch; weights live on as long as something else holds them."""
 

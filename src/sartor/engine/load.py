@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from sartor.engine.engine import Engine
 from sartor.engine.sizing import size_state
 from sartor.errors import UnsupportedError
 from sartor.graph import Capabilities, Program
+from sartor.hardware import inventory
 from sartor.plan import ExecutionPlan
 
 if TYPE_CHECKING:
@@ -64,12 +66,15 @@ def load(
     started = time.perf_counter()
     checkpoint = open_checkpoint(path)
     model = load_model(checkpoint)
-    tokenizer, template = _text(checkpoint)
-    backend, device = choose(plan.backend, plan.device)
-    plan = plan.replace(backend=backend.name, device=device.name)
-    _check(backend.capabilities(device.name), model.program, plan)
-    weights = backend.pack(model.program, model.source, plan, cache)
-    executable = backend.compile(model.program, weights, plan, device.name, taps)
+    # A large vocabulary takes as long as the weights, and packing leaves the interpreter free.
+    with ThreadPoolExecutor(1) as pool:
+        text = pool.submit(_text, checkpoint)
+        backend, device = choose(plan.backend, plan.device)
+        plan = plan.replace(backend=backend.name, device=device.name)
+        _check(backend.capabilities(device.name), model.program, plan)
+        weights = backend.pack(model.program, model.source, plan, cache)
+        executable = backend.compile(model.program, weights, plan, device.name, taps)
+        tokenizer, template = text.result()
     return LoadedModel(
         name=name,
         model=model,
@@ -84,8 +89,6 @@ def load(
 
 def make_engine(loaded: LoadedModel) -> Engine:
     """An engine with state allocated as the plan says, or from the memory that is free now."""
-    import psutil
-
     executable = loaded.executable
     groups = executable.program.groups()
     blocks = size_state(
@@ -93,7 +96,7 @@ def make_engine(loaded: LoadedModel) -> Engine:
         [executable.block_bytes(group.index) for group in groups],
         loaded.plan,
         loaded.context_length,
-        psutil.virtual_memory().available,
+        inventory().available_bytes,
     )
     return Engine(
         executable,

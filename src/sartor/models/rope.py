@@ -7,6 +7,7 @@ older form); the ``rope.*`` keys of GGUF, with llama.cpp's meaning of them.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from sartor.errors import FormatError, UnsupportedError
 from sartor.models.options import Options
@@ -36,6 +37,7 @@ _KEYS = {
     ),
 }
 """Options of each rope type; ``finetuned`` is a note of older YaRN checkpoints, not an option."""
+_ABSURD = 1e9  # far above any stretch or number of rotations that a model could mean
 
 
 def hf_rope(options: Options, head_dim: int, default_theta: float = 10000.0) -> RopeSpec:
@@ -51,12 +53,16 @@ def hf_rope(options: Options, head_dim: int, default_theta: float = 10000.0) -> 
 def hf_rope_table(
     table: Options, head_dim: int, theta: float, context: int, original: int = 0
 ) -> RopeSpec:
-    """One table of rope parameters.
+    """The rope of one table of rope parameters.
 
     ``theta`` and ``context`` (``max_position_embeddings``) are used where the table leaves
     them open; ``original`` is the configuration's own original context, which overrides the
     table's (as in transformers).
     """
+    return _sound(_hf_spec(table, head_dim, theta, context, original), table.where)
+
+
+def _hf_spec(table: Options, head_dim: int, theta: float, context: int, original: int) -> RopeSpec:
     kind = table.text("rope_type", table.text("type", "default"))
     if kind not in _KEYS:
         raise UnsupportedError(
@@ -112,6 +118,12 @@ def gguf_rope(
 
     ``frequencies`` is the tensor ``rope_freqs.weight``: a divisor a pair.
     """
+    return _sound(_gguf_spec(options, head_dim, context, frequencies), options.where)
+
+
+def _gguf_spec(
+    options: Options, head_dim: int, context: int, frequencies: tuple[float, ...]
+) -> RopeSpec:
     options.require("rope.dimension_count", head_dim)
     if frequencies and len(frequencies) != head_dim // 2:
         raise FormatError(
@@ -150,3 +162,26 @@ def gguf_rope(
     )
     # llama.cpp multiplies the factor that it derives by the stored one.
     return dataclasses.replace(spec, attention_factor=attention_factor(spec) * extra)
+
+
+def _sound(spec: RopeSpec, where: str) -> RopeSpec:
+    """The spec, unless its numbers would divide by zero or take a logarithm of nothing."""
+    faults = {
+        "the base of its frequencies is not above 1": not 1 < spec.theta < math.inf,
+        "its factor is not above 0, or absurd": not 0 < spec.factor < _ABSURD,
+        "its attention factor is negative": not 0 <= spec.attention_factor < math.inf,
+        "low_freq_factor must be above 0 and below high_freq_factor": spec.kind == "llama3"
+        and not 0 < spec.low_freq_factor < spec.high_freq_factor < math.inf,
+        "beta_slow must be above 0, and beta_fast not below it": spec.kind == "yarn"
+        and not 0 < spec.beta_slow <= spec.beta_fast < _ABSURD,
+        "mscale must be a number from 0": not 0 <= spec.mscale < math.inf
+        or not 0 <= spec.mscale_all_dim < math.inf,
+        "dynamic scaling needs more than one pair": spec.kind == "dynamic" and spec.dim == 2,
+        "a divisor in rope_freqs.weight is not above 0": not all(
+            0 < divisor < math.inf for divisor in spec.frequencies
+        ),
+    }
+    for fault, found in faults.items():
+        if found:
+            raise FormatError(f"{where}: the rope cannot be computed: {fault}")
+    return spec

@@ -35,7 +35,7 @@ class Receiver(Generic[T]):
         self._socket: Any = zmq.Context.instance().socket(zmq.PULL)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         if folder is None:
-            port = self._socket.bind_to_random_port("tcp://127.0.0.1")
+            port: int = self._socket.bind_to_random_port("tcp://127.0.0.1")
             self.address = f"tcp://127.0.0.1:{port}"
         else:
             self.address = f"ipc://{folder}/{secrets.token_hex(6)}"

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import traceback
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import msgspec
@@ -198,9 +198,9 @@ async def _prompts(
     if isinstance(body.prompt, str):
         given = [body.prompt]
     elif body.prompt and isinstance(body.prompt[0], int):
-        given = [body.prompt]  # type: ignore[list-item]
+        given = [cast(list[int], body.prompt)]
     else:
-        given = body.prompt  # type: ignore[assignment]
+        given = cast(list[str] | list[list[int]], body.prompt)
     if not given:
         raise invalid("prompt: the list is empty; send at least one prompt", "prompt")
     prompts, echoes = [], []

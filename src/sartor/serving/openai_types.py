@@ -78,7 +78,8 @@ REFUSED_PARTS = ("image_url", "input_audio", "file", "video_url", "refusal")
 
 Choices = Annotated[int, Field(ge=1, le=128)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-Stop = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOP_STRINGS)]
+StopString = Annotated[str, Field(min_length=1)]
+StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
 TokenKey = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
 Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
@@ -107,7 +108,7 @@ class Generation(Strict):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     n: Choices | None = None
-    stop: str | Stop | None = None
+    stop: StopString | StopStrings | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None

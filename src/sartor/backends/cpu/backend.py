@@ -186,6 +186,15 @@ class CpuExecutable:
             self._weights.nbytes, int(self._native.state_bytes), int(self._native.scratch_bytes)
         )
 
+    def kernel_path(self, node: str) -> str:
+        found = self.program.node(node)
+        if found.op != "linear":
+            return f"{self.plan.isa} {found.op}"
+        specs = self.program.weight_values()
+        matrix = self._weights.matrices[specs[found.inputs[1]].name]
+        arithmetic = self.plan.activation if matrix.group else "fp32"
+        return f"{self.plan.isa} {arithmetic} {matrix.format_name}"
+
     def profile(self, on: bool) -> None:
         """Starts or stops timing every instruction; :meth:`seconds` reads the sums."""
         self._native.profile(on)

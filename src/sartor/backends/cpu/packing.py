@@ -44,6 +44,13 @@ class PackedMatrix:
     table: tuple[int, ...] = ()
 
     @property
+    def format_name(self) -> str:
+        """The name of the weight format that the codes are kept in."""
+        if not self.group:
+            return self.storage
+        return f"{self.storage}{self.bits}g{self.group}{'' if self.offsets is None else 'o'}"
+
+    @property
     def nbytes(self) -> int:
         return sum(a.nbytes for a in (self.codes, self.scales, self.offsets) if a is not None)
 
@@ -128,7 +135,7 @@ def _pack_codes(
 
 
 def _pack_scales(values: npt.NDArray[np.float32], n: int, groups: int) -> tuple[U16 | None, float]:
-    """fp16 values and the power of two that they are multiplied by; None where fp16 is too narrow."""
+    """fp16 values and their common power of two; None where fp16 is too narrow."""
     top = float(np.abs(values).max(initial=0.0))
     if not math.isfinite(top):
         return None, 1.0

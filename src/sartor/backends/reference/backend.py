@@ -116,6 +116,9 @@ class ReferenceExecutable:
         state = sum(a.nbytes for a in (*self._keys, *self._values))
         return MemoryUse(self._weights.nbytes, state, 0)
 
+    def kernel_path(self, node: str) -> str:
+        return f"numpy {self.program.node(node).op}"
+
     def close(self) -> None:
         self._keys, self._values = [], []
 

@@ -1,0 +1,310 @@
+"""The conformance suite: the same operator cases for every backend, against the reference.
+
+Each case is a small program over random weights, built to isolate one operator in one format.
+The result is the matrix that ``sartor conformance`` prints: right or wrong, the largest
+error beside what is allowed, the path that ran and its time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sartor.backends.base import Backend, Executable
+from sartor.backends.registry import load_backend
+from sartor.errors import SartorError
+from sartor.graph import SAMPLING_ROW, Batch, Builder, Program, Ragged, Value
+from sartor.ops import tolerances
+from sartor.ops.functions import ACTIVATIONS
+from sartor.ops.rope import RopeSpec
+from sartor.ops.weights import (
+    F32,
+    AffineFormat,
+    LookupFormat,
+    Weight,
+    dense,
+    quantize_affine,
+)
+from sartor.plan import ExecutionPlan
+
+ROWS = 21  # tokens of a step: not a multiple of any tile
+WIDTH = 96
+IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+
+Pack = Callable[[str, F32], Weight]
+Build = Callable[[Builder, Value], Value]
+
+
+def _affine(bits: int, group: int, offset: bool) -> Pack:
+    def pack(name: str, values: F32) -> Weight:
+        weight = quantize_affine(name, values, bits, group, offset=offset)
+        return dataclasses.replace(
+            weight, scale=_as_fp16(weight.scale), offset=_as_fp16(weight.offset)
+        )
+
+    return pack
+
+
+def _as_fp16(values: F32 | None) -> F32 | None:
+    """Scales that fp16 holds exactly, so that packing them cannot hide a wrong kernel."""
+    return None if values is None else values.astype(np.float16).astype(np.float32)
+
+
+def _lookup(name: str, values: F32) -> Weight:
+    codes = np.random.default_rng(5).integers(0, 16, values.shape, dtype=np.uint8)
+    scale = np.abs(values).reshape(len(values), -1, 32).max(axis=2) / np.float32(127)
+    return Weight(name, LookupFormat(IQ4_NL, 32), codes, _as_fp16(scale))
+
+
+FORMATS: dict[str, Pack] = {
+    "fp32": lambda name, values: dense(name, values),
+    "bf16": lambda name, values: dense(name, values, "bf16"),
+    "fp16": lambda name, values: dense(name, values, "fp16"),
+    **{
+        AffineFormat(bits, group, 0, offset).name: _affine(bits, group, offset)
+        for bits in (2, 3, 4, 5, 6, 7, 8)
+        for group in (16, 32)
+        for offset in (False, True)
+    },
+    "affine4g128o": _affine(4, 128, True),
+    "affine4g64": _affine(4, 64, False),
+    "lookup4g32": _lookup,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of the matrix: an operator, a format, and how to build it."""
+
+    operator: str
+    format: str
+    build: Build
+    tolerance: float
+    width: int = WIDTH
+    plan: dict[str, object] = field(default_factory=dict)
+    pack: Pack = FORMATS["fp32"]
+    expected_path: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a backend did on a case. ``error`` and ``tolerance`` are relative."""
+
+    operator: str
+    format: str
+    right: bool
+    error: float
+    tolerance: float
+    microseconds: float
+    path: str
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    backend: str
+    device: str
+    results: tuple[Result, ...]
+
+    @property
+    def right(self) -> bool:
+        return all(result.right for result in self.results)
+
+
+def _linear(biased: bool) -> Build:
+    return lambda b, x: b.linear(x, "op", 80, bias=biased)
+
+
+def _linear_group(b: Builder, x: Value) -> Value:
+    first, second = b.linear(x, "first", 64, bias=True), b.linear(x, "second", 64)
+    return b.add(first, second, name="op")
+
+
+def _attention(**options: object) -> Build:
+    def build(b: Builder, x: Value) -> Value:
+        heads, kv_heads, dim = 6, 2, 24
+        q = b.linear(x, "q", heads * dim)
+        k = b.linear(x, "k", kv_heads * dim)
+        v = b.linear(x, "v", kv_heads * dim)
+        return b.attention(
+            q,
+            k,
+            v,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=dim,
+            scale=0.2,
+            name="op",
+            **options,  # type: ignore[arg-type]
+        )
+
+    return build
+
+
+def cases() -> Iterator[Case]:
+    """Every operator, and ``linear`` in every format with both kinds of activations."""
+    for name, pack in FORMATS.items():
+        quantized = not name.startswith(("fp", "bf"))
+        width = 128 if "g128" in name or "g64" in name else WIDTH
+        for activation in ("fp32", "int8") if quantized else ("fp32",):
+            yield Case(
+                f"linear/{activation}",
+                name,
+                _linear(True),
+                tolerances.linear(width, int8=activation == "int8"),
+                width,
+                {"activation": activation},
+                pack,
+                name if quantized else "",
+            )
+    plain = {"activation": "fp32", "kv": "fp32"}
+    for name in ("fp32", "bf16", "fp16", "affine8g32", "affine4g32o", "affine6g16"):
+        yield Case(
+            "embedding", name, lambda b, x: b.scale(x, 1.0, "op"), tolerances.ELEMENTWISE,
+            plan=plain, pack=FORMATS[name],
+        )  # fmt: skip
+    yield Case("linear_group", "fp32", _linear_group, tolerances.linear(96, int8=False), plan=plain)  # fmt: skip
+    norm = tolerances.NORM
+    yield Case("rms_norm", "fp32", lambda b, x: b.rms_norm(x, "op", eps=1e-6), norm)
+    yield Case("rms_norm", "heads", lambda b, x: b.rms_norm(x, "op", eps=1e-6, run=24), norm)
+    yield Case("rms_norm", "offset", lambda b, x: b.rms_norm(x, "op", eps=1e-5, weight_offset=1.0), norm)  # fmt: skip
+    yield Case("add_rms_norm", "fp32", lambda b, x: b.rms_norm(b.add(x, x), "op", eps=1e-6), norm)
+    yield Case("layer_norm", "fp32", lambda b, x: b.layer_norm(x, "op", eps=1e-5), norm)
+    small = tolerances.ELEMENTWISE
+    for kind in ACTIVATIONS:
+        yield Case("activation", kind, lambda b, x, kind=kind: b.activation(x, kind, "op"), small)  # type: ignore[misc]
+        yield Case(
+            "gated_activation", kind, lambda b, x, kind=kind: b.gated_activation(x, x, kind, "op"), small  # type: ignore[misc]
+        )  # fmt: skip
+    yield Case("add", "fp32", lambda b, x: b.add(x, x, "op"), small)
+    yield Case("mul", "fp32", lambda b, x: b.mul(x, x, "op"), small)
+    yield Case("scale", "fp32", lambda b, x: b.scale(x, 0.37, "op"), small)
+    yield Case("softcap", "fp32", lambda b, x: b.softcap(x, 3.0, "op"), small)
+    for name, spec in (
+        ("halves", RopeSpec(24)),
+        ("partial", RopeSpec(16)),
+        ("interleaved", RopeSpec(24, interleaved=True)),
+        ("yarn", RopeSpec(24, kind="yarn", factor=4.0, original_context=64)),
+        ("dynamic", RopeSpec(24, kind="dynamic", factor=2.0, original_context=8)),
+    ):
+        yield Case("rope", name, lambda b, x, spec=spec: b.rope(x, spec, 24, "op"), tolerances.ROPE)  # type: ignore[misc]
+    for kv in ("fp32", "fp16", "bf16"):
+        for name, options in (
+            ("causal", {}),
+            ("window", {"window": 7}),
+            ("softcap", {"softcap": 2.0}),
+            ("sinks", {"sinks": True}),
+        ):
+            yield Case(
+                "attention", f"{kv} {name}", _attention(**options), tolerances.ATTENTION,
+                plan={"activation": "fp32", "kv": kv},
+            )  # fmt: skip
+
+
+class _RandomWeights:
+    """Random weights for a program, packed as the case asks; vectors stay float32."""
+
+    def __init__(self, program: Program, case: Case) -> None:
+        rng = np.random.default_rng(7)
+        self._weights: dict[str, Weight] = {}
+        for spec in program.weights:
+            values = rng.standard_normal(spec.shape).astype(np.float32)
+            if spec.name == "x.weight":
+                values = np.rint(values * 16) / np.float32(16)
+            elif len(spec.shape) == 2 and not spec.name.startswith("op."):
+                # Few and simple: what feeds the operator is exact in any order of summing.
+                values = np.rint(values / 3).clip(-1, 1).astype(np.float32) / 2
+            packs = spec.name == "op.weight" and len(spec.shape) == 2
+            packs = packs or (case.operator == "embedding" and spec.name == "x.weight")
+            self._weights[spec.name] = (case.pack if packs else FORMATS["fp32"])(spec.name, values)
+
+    def weight(self, name: str) -> Weight:
+        return self._weights[name]
+
+    def identity(self) -> str:
+        return "conformance"
+
+
+def case_program(case: Case) -> Program:
+    """Random rows through the operator; its node is called ``op``."""
+    builder = Builder()
+    x = builder.embedding(builder.token_ids, "x", 4 * ROWS, case.width)
+    result = builder.gather_rows(case.build(builder, x), builder.output_rows)
+    return builder.finish(builder.linear(result, "head", 4 * ROWS))
+
+
+def _batch(program: Program, block_size: int) -> Batch:
+    """Two sequences, one of them with state from nowhere: 13 and 8 tokens."""
+    lengths = (13, ROWS - 13)
+    starts = np.array([0, lengths[0], ROWS], np.int32)
+    none = Ragged.of([np.zeros(0, np.int32)], np.int32)
+    tables = tuple(np.arange(2, dtype=np.int32).reshape(2, 1) for _ in program.groups())
+    assert max(lengths) <= block_size
+    return Batch(
+        tokens=np.arange(ROWS, dtype=np.int32),
+        positions=np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
+        starts=starts,
+        contexts=np.zeros(2, np.int32),
+        block_tables=tables,
+        rope_lengths=np.array(lengths, np.int32),
+        output_rows=np.array([ROWS - 1], np.int32),
+        sampling=np.zeros(1, SAMPLING_ROW),
+        history=none,
+        bias_tokens=none,
+        bias_values=Ragged(np.zeros(0, np.float32), none.starts),
+        taps=("op",),
+    )
+
+
+def _execute(
+    backend: Backend, case: Case, device: str, isa: str = "auto"
+) -> tuple[F32, Executable, float]:
+    program = case_program(case)
+    plan = ExecutionPlan(backend=backend.name, device=device, isa=isa).replace(**case.plan)
+    weights = backend.pack(program, _RandomWeights(program, case), plan, None)
+    executable = backend.compile(program, weights, plan, device, ("op",))
+    executable.allocate_state([2] * len(program.groups()))
+    batch = _batch(program, plan.block_size)
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        output = executable.collect(executable.submit(batch))
+        times.append(time.perf_counter() - started)
+    return output.taps["op"].astype(np.float32), executable, min(times)
+
+
+def run_case(backend: Backend, case: Case, device: str, isa: str = "auto") -> Result:
+    """Runs one case on a backend (on one of its instruction-set paths) and on the reference."""
+    expected, _, _ = _execute(load_backend("reference"), case, "reference")
+    try:
+        got, executable, seconds = _execute(backend, case, device, isa)
+    except SartorError as error:
+        return Result(
+            case.operator, case.format, False, float("inf"), case.tolerance, 0.0, "", str(error)
+        )
+    error = float(np.abs(got - expected).max() / np.abs(expected).max())
+    path = executable.kernel_path("op")
+    message = ""
+    if not error <= case.tolerance:  # also when it is not a number
+        message = "wrong result"
+    elif case.expected_path and backend.name != "reference" and case.expected_path not in path:
+        message = f"ran as {path}, not as {case.expected_path}"
+    return Result(
+        case.operator, case.format, not message, error, case.tolerance, seconds * 1e6, path, message
+    )
+
+
+def run(backend_name: str, isa: str = "auto") -> Report:
+    """The whole matrix for one backend on its first device; ``isa`` picks a path of the CPU."""
+    backend = load_backend(backend_name)
+    devices = backend.devices()
+    if not devices:
+        raise SartorError(f"backend {backend_name!r} has no device on this machine")
+    device = devices[0].name
+    return Report(
+        backend_name, device, tuple(run_case(backend, case, device, isa) for case in cases())
+    )

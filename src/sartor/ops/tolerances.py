@@ -1,0 +1,38 @@
+"""How far a backend may be from the numpy meaning: one table, derived and not tuned.
+
+A tolerance is relative to the largest magnitude of the reference result. Each term is a
+rounding step: of float32 sums, of fp16 scales, of int8 activations.
+"""
+
+from __future__ import annotations
+
+import math
+
+FP32_STEP = 2.0**-24
+FP16_STEP = 2.0**-11
+
+ELEMENTWISE = 64 * FP32_STEP
+"""A few roundings, and exp or tanh by polynomial instead of the library's."""
+
+NORM = 64 * FP32_STEP
+"""A float32 sum over a row in another order, and a square root."""
+
+ROPE = 64 * FP32_STEP
+"""Cosines and sines of two libraries, for positions below a hundred."""
+
+ATTENTION = 256 * FP32_STEP
+"""Scores, exponentials and a weighted sum in another order; the state is rounded alike."""
+
+PACKED_SCALE = FP16_STEP
+"""A scale or an offset that a backend keeps as fp16."""
+
+
+def linear(inputs: int, *, int8: bool) -> float:
+    """A dot product over ``inputs`` terms, relative to the largest result.
+
+    Sums of random sign lose about sqrt(inputs) steps. Both sides quantise activations by the
+    same rule, but a value that sits on a rounding boundary may fall either way: one step of
+    1/127 in one of ``inputs`` terms.
+    """
+    tolerance = 4 * math.sqrt(inputs) * FP32_STEP
+    return tolerance + 1 / 127 / math.sqrt(inputs) if int8 else tolerance
