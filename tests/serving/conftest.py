@@ -16,7 +16,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def api_server(tiny_model: Path) -> Iterator[ServerProcess]:
     """A server that takes no time for a step; for tests that leave it as they found it."""
-    with ServerProcess([tiny_model], timing={"stall": 1.0}) as server:
+    with ServerProcess([tiny_model], timing={"stall": 0.5}) as server:
         yield server
 
 

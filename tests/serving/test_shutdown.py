@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,9 @@ import pytest
 from server_process import ServerProcess
 from test_crash import Stream, say, wait_until
 from tiny_model import write_tiny_model
+
+from sartor.errors import FormatError, SartorError, UsageError
+from sartor.serving.server import serve
 
 Start = Callable[..., ServerProcess]
 
@@ -43,10 +47,11 @@ def test_a_second_signal_stops_at_once(start_server: Start) -> None:
     worker.wait(5)
 
 
-def test_several_models(start_server: Start, tiny_model: Path, tmp_path: Path) -> None:
+def test_several_models_in_one_worker_which_ends_with_its_gateway(
+    start_server: Start, tiny_model: Path, tmp_path: Path
+) -> None:
     small = write_tiny_model(tmp_path / "small.gguf", context=64, template=None)
     server = start_server([tiny_model, small])
-    assert len(server.workers()) == 1
     assert {m.id for m in server.client.models.list()} == set(server.names)
     for name in server.names:
         body = {"model": name, "prompt": "x", "max_tokens": 3, "ignore_eos": True}
@@ -59,14 +64,20 @@ def test_several_models(start_server: Start, tiny_model: Path, tmp_path: Path) -
     answer = server.post("/v1/completions", {"model": str(small), "prompt": "x" * 64})
     assert answer.json()["error"]["code"] == "context_length_exceeded"
 
+    worker = server.worker()
+    server.process.kill()
+    server.process.wait(5)
+    worker.wait(5)
 
-def test_a_broken_model_is_an_error_at_once(tmp_path: Path) -> None:
+
+def test_what_cannot_be_served_is_an_error_at_once(tmp_path: Path, tiny_model: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF")
-    server = ServerProcess([broken], wait=False)
-    assert server.process.wait(10) == 1
-    assert server.process.stderr is not None
-    text = server.process.stderr.read()
-    assert text.startswith("error:")
-    assert "broken.gguf" in text
-    server.stop()
+    with pytest.raises(FormatError, match="broken"):
+        serve([str(broken)])
+    with pytest.raises(UsageError, match="twice"):
+        serve([str(tiny_model)] * 2)
+    with pytest.raises(UsageError, match="at least one"):
+        serve([])
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SartorError, match="port"):
+        serve([str(tiny_model)], port=taken.getsockname()[1])

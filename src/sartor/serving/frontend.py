@@ -20,6 +20,8 @@ from sartor.text.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_fr
 
 _LONG_TEXT = 4096  # characters; beyond, encoding would hold up other requests noticeably
 
+_TAKEN = {"self", "messages", "tools", "bos_token", "eos_token"}
+
 
 @dataclass
 class ServedModel:
@@ -64,6 +66,10 @@ class ServedModel:
             raise invalid(
                 f"the model {self.name} has no chat template; use /v1/completions", "messages"
             )
+
+        if taken := sorted(_TAKEN & variables.keys()):
+            param = "chat_template_kwargs"
+            raise invalid(f"{param}: {', '.join(taken)} cannot be set here", param)
 
         def render() -> str:
             return template.render(messages, **variables)

@@ -175,6 +175,12 @@ class Gateway:
             raise unavailable("the server is shutting down", retry_after=5)
         if problem := self.problem(model):
             raise unavailable(f"the model {model} is not available: {problem}")
+        if len(requests) > self._max_requests:
+            raise invalid(
+                f"prompt: {len(requests)} prompts, but the server takes {self._max_requests} "
+                "unfinished ones in all; send fewer at once",
+                "prompt",
+            )
         if len(self._ledger) + len(requests) > self._max_requests:
             raise overloaded(self._max_requests)
         answer = Answer(self, model, requests)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
-import traceback
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
 from uuid import uuid4
@@ -36,6 +36,7 @@ from sartor.serving.streaming import (
 )
 from sartor.serving.validation import parse, read_body
 
+logger = logging.getLogger(__name__)
 _KEEP_ALIVE_SECONDS = 15.0
 _LONG_BODY = 64 * 1024
 
@@ -195,10 +196,8 @@ async def _prompts(
 ) -> tuple[list[tuple[int, ...]], list[str]]:
     """Token ids of every prompt, and the texts to echo."""
     given: Sequence[str | list[int]]
-    if isinstance(body.prompt, str):
+    if isinstance(body.prompt, str) or (body.prompt and isinstance(body.prompt[0], int)):
         given = [body.prompt]
-    elif body.prompt and isinstance(body.prompt[0], int):
-        given = [cast(list[int], body.prompt)]
     else:
         given = cast(list[str] | list[list[int]], body.prompt)
     if not given:
@@ -289,6 +288,6 @@ async def _events(
     except ApiError as error:
         yield event(error.body())
     except Exception as error:  # the headers have gone out: this is the only way left to say so
-        traceback.print_exc()
+        logger.exception("an answer broke off")
         yield event(internal(f"the answer broke off: {type(error).__name__}").body())
     yield DONE

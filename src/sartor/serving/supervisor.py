@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import signal
@@ -16,8 +17,8 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -37,6 +38,7 @@ from sartor.serving.messages import (
     WorkerConfig,
 )
 
+logger = logging.getLogger(__name__)
 _TICK_SECONDS = 0.1
 _POLL_SECONDS = 0.1
 _LAST_WORDS_SECONDS = 0.05
@@ -84,7 +86,8 @@ class WorkerProcess:
             # A pipe and not multiprocessing: nothing of this process is imported again over
             # there, and the pipe's end tells the worker that the gateway is gone.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "sartor.serving.worker"],
+                [sys.executable, "-P", "-m", "sartor.serving.worker"],
+                env={**os.environ, "PYTHONPATH": _import_path()},
                 stdin=subprocess.PIPE,
                 stdout=2,  # standard output may carry somebody's JSON
             )
@@ -132,7 +135,7 @@ class WorkerProcess:
                 self._deliver(messages)
             cause = self._last_words or _exit_cause(self._process.returncode)
         except Exception as error:  # whoever waits for this worker must hear of its end
-            traceback.print_exc()
+            logger.exception("a worker could not be read")
             self._process.kill()
             self._process.wait()
             cause = f"the gateway could not read the worker: {type(error).__name__}: {error}"
@@ -219,19 +222,22 @@ class Supervisor:
             match self._lifecycle.tick(time.monotonic()):
                 case Start():
                     self._spawn()
-                case Kill() if self._process is not None:
+                case Kill(cause=cause) if self._process is not None:
+                    logger.warning("killing worker %d: %s", self._process.pid, cause)
                     self._process.kill()
                 case _:
                     await asyncio.sleep(_TICK_SECONDS)
 
     def _spawn(self) -> None:
         try:
+            if self._folder is not None:  # cleaners of temporary folders may have been there
+                Path(self._folder).mkdir(mode=0o700, parents=True, exist_ok=True)
             self._process = WorkerProcess(
                 self._models, self._folder, self._timing.beat, self._on_message, self._on_exit
             )
             self._gone.clear()
         except Exception as error:  # no process: this start has failed, like any other
-            traceback.print_exc()
+            logger.exception("no worker process")
             self._ended(f"the worker process cannot be started: {error}")
 
     def _on_message(self, process: WorkerProcess, message: FromWorker) -> None:
@@ -240,7 +246,7 @@ class Supervisor:
         try:
             self._handle(process, message)
         except Exception:  # what the message was to bring is lost: have it computed again
-            traceback.print_exc()
+            logger.exception("a worker's message could not be handled")
             process.kill()
 
     def _handle(self, process: WorkerProcess, message: FromWorker) -> None:
@@ -269,9 +275,15 @@ class Supervisor:
             return
         self._lifecycle.exited(time.monotonic(), cause)
         cause = self._lifecycle.cause
+        logger.warning("the worker is gone: %s", cause)
         self._listener.worker_died(cause)
         if self._lifecycle.phase == "failed":
             self._listener.worker_failed(cause)
+
+
+def _import_path() -> str:
+    """Where this process finds its modules, so that the worker runs the very same code."""
+    return os.pathsep.join(entry or os.getcwd() for entry in sys.path)
 
 
 def _exit_cause(code: int) -> str:

@@ -6,12 +6,13 @@ pipe is also its tie to the gateway: when it closes, whatever the reason, the wo
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
-import traceback
 from pathlib import Path
 
 import msgspec
@@ -36,6 +37,7 @@ from sartor.serving.messages import (
     WorkerConfig,
 )
 
+logger = logging.getLogger(__name__)
 _IDLE_SECONDS = 0.2
 _GRACE_SECONDS = 2.0
 
@@ -67,12 +69,14 @@ def _beat(config: WorkerConfig, pulse: Pulse) -> None:
     sender.close()
 
 
-def _follow_parent(pulse: Pulse) -> None:
+def _follow_parent(config: WorkerConfig, pulse: Pulse) -> None:
     # An unbuffered read on the descriptor: it returns nothing once the gateway's end is closed,
     # and takes no lock that a daemon thread would hold while the interpreter goes down.
     while os.read(0, 4096):
         continue
     pulse.stopping.set()
+    if config.folder is not None:  # a gateway that was killed could not clear it
+        shutil.rmtree(config.folder, ignore_errors=True)
     time.sleep(_GRACE_SECONDS)
     os._exit(0)
 
@@ -87,7 +91,7 @@ def _load(specs: tuple[ModelSpec, ...]) -> tuple[dict[str, Engine], list[HostedM
             engine = make_engine(load(Path(spec.path), spec.plan, spec.name, cache))
         except Exception as error:
             if not isinstance(error, SartorError):
-                traceback.print_exc()
+                logger.exception("model %s could not be loaded", spec.name)
             hosted.append(HostedModel(spec.name, error=describe(error)))
             continue
         engines[spec.name] = engine
@@ -114,7 +118,7 @@ def _take(message: ToWorker, engines: dict[str, Engine], outbox: Sender[FromWork
             except Exception as error:
                 invalid = isinstance(error, UsageError | CapacityError)
                 if not isinstance(error, SartorError):
-                    traceback.print_exc()
+                    logger.exception("request %s was not taken", request.id)
                 outbox.send(Refused(model, request.id, describe(error), invalid))
 
 
@@ -156,8 +160,8 @@ def run(config: WorkerConfig) -> int:
     """Serves until the gateway is gone; the exit status is 1 after an error, which it reports."""
     outbox: Sender[FromWorker] = Sender(config.outbox, config.key)
     pulse = Pulse()
-    for target, arguments in ((_follow_parent, (pulse,)), (_beat, (config, pulse))):
-        threading.Thread(target=target, args=arguments, daemon=True).start()
+    for target in (_follow_parent, _beat):
+        threading.Thread(target=target, args=(config, pulse), daemon=True).start()
     try:
         inbox: Receiver[ToWorker] = Receiver(config.folder, config.key, ToWorker)
         engines, hosted = _load(config.models)
@@ -170,7 +174,7 @@ def run(config: WorkerConfig) -> int:
     except Exception as error:
         # The engine's state is in doubt: end, so that the gateway starts a sound worker and
         # replays. Its rule about repeated deaths then finds the request that is to blame.
-        traceback.print_exc()
+        logger.exception("the worker ends")
         outbox.send(Failed(describe(error)))
         return 1
     finally:

@@ -32,17 +32,25 @@ template <Storage kStorage, int kRows, int kRuns>
 static inline void scores16(const uint8_t* keys, const float* q, int64_t head_dim,
                             int64_t block_size, int64_t at, float* scores) {
   F sum[kRows][kRuns];
+  SARTOR_UNROLL
   for (int r = 0; r < kRows; ++r)
+    SARTOR_UNROLL
     for (int u = 0; u < kRuns; ++u) sum[r][u] = f_set(0.0f);
+  SARTOR_NO_UNROLL
   for (int64_t d = 0; d < head_dim; ++d) {
     F k[kRuns];
+    SARTOR_UNROLL
     for (int u = 0; u < kRuns; ++u) k[u] = load_kv<kStorage>(keys, d * block_size + at + 16 * u);
+    SARTOR_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const F qd = f_set(q[r * head_dim + d]);
+      SARTOR_UNROLL
       for (int u = 0; u < kRuns; ++u) sum[r][u] = f_fma(k[u], qd, sum[r][u]);
     }
   }
+  SARTOR_UNROLL
   for (int r = 0; r < kRows; ++r)
+    SARTOR_UNROLL
     for (int u = 0; u < kRuns; ++u) f_store(scores + r * block_size + at + 16 * u, sum[r][u]);
 }
 
@@ -51,18 +59,26 @@ static inline void weigh16(const uint8_t* values, const float* weights, int64_t 
                            int64_t block_size, int64_t stride, int64_t at, const float* keep,
                            float* sums) {
   F sum[kRows][kRuns];
+  SARTOR_UNROLL
   for (int r = 0; r < kRows; ++r)
+    SARTOR_UNROLL
     for (int u = 0; u < kRuns; ++u)
       sum[r][u] = f_mul(f_load(sums + r * stride + at + 16 * u), f_set(keep[r]));
+  SARTOR_NO_UNROLL
   for (int64_t p = 0; p < count; ++p) {
     F v[kRuns];
+    SARTOR_UNROLL
     for (int u = 0; u < kRuns; ++u) v[u] = load_kv<kStorage>(values, p * stride + at + 16 * u);
+    SARTOR_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const F w = f_set(weights[r * block_size + p]);
+      SARTOR_UNROLL
       for (int u = 0; u < kRuns; ++u) sum[r][u] = f_fma(v[u], w, sum[r][u]);
     }
   }
+  SARTOR_UNROLL
   for (int r = 0; r < kRows; ++r)
+    SARTOR_UNROLL
     for (int u = 0; u < kRuns; ++u) f_store(sums + r * stride + at + 16 * u, sum[r][u]);
 }
 
@@ -75,9 +91,8 @@ static void attend_block(const AttentionTask& t, AttentionRows<kRows>& rows, int
   const uint8_t* keys = t.keys + slot * t.head_dim * size * element;
   const uint8_t* values = t.values + slot * size * stride * element;
   const int64_t start = block * size;
-  constexpr int kTwo = kRows <= 8 ? 2 : 1;
   int64_t at = 0;
-  for (; at + 32 <= size; at += 32) scores16<kStorage, kRows, kTwo>(keys, q, t.head_dim, size, at, weights);
+  for (; at + 32 <= size; at += 32) scores16<kStorage, kRows, 2>(keys, q, t.head_dim, size, at, weights);
   for (; at < size; at += 16) scores16<kStorage, kRows, 1>(keys, q, t.head_dim, size, at, weights);
 
   float keep[kRows];

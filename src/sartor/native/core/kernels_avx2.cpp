@@ -2,6 +2,7 @@
 #if defined(__AVX2__)
 #include <immintrin.h>
 #define SARTOR_ISA avx2
+#define SARTOR_REGISTERS
 #define SARTOR_VEC "vec_avx2.hpp"
 #include "kernels_impl.inc.hpp"
 

@@ -2,6 +2,7 @@
 #if defined(__AVX512VNNI__)
 #include <immintrin.h>
 #define SARTOR_ISA avx512
+#define SARTOR_REGISTERS
 #define SARTOR_VEC "vec_avx512.hpp"
 #include "kernels_impl.inc.hpp"
 

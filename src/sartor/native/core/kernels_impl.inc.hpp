@@ -10,6 +10,15 @@
 #define SARTOR_STRING2(x) #x
 #define SARTOR_STRING(x) SARTOR_STRING2(x)
 
+// Loops over the registers of a tile. The portable path's "registers" are loops themselves.
+#if defined(SARTOR_REGISTERS)
+#define SARTOR_UNROLL _Pragma("GCC unroll 16")
+#define SARTOR_NO_UNROLL _Pragma("GCC unroll 1")
+#else
+#define SARTOR_UNROLL
+#define SARTOR_NO_UNROLL
+#endif
+
 namespace sartor {
 namespace SARTOR_ISA {
 

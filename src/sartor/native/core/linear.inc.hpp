@@ -115,23 +115,35 @@ static inline void int8_tile(const Matrix& w, int64_t block, const QuantizedRows
   const int8_t* a = x.codes + row * x.stride;
   const float* a_scales = x.scales + row * x_chunks;
   F total[kRows];
+  SARTOR_UNROLL
   for (int m = 0; m < kRows; ++m) total[m] = f_set(0.0f);
+  const int64_t chunks_a_group = kHalves ? 1 : w.group / kChunk;
+  int64_t group = 0, left_in_group = chunks_a_group;
+  // The rows are unrolled so that the totals stay in registers; unrolling the chunks as well
+  // would push them out (gcc 12).
+  SARTOR_NO_UNROLL
   for (int64_t c = 0; c < chunks; ++c) {
     Q bytes[8];
     unpack_codes<kBits>(w, codes + c * 64 * kStoredBits<kBits>, bytes);
+    SARTOR_UNROLL
     for (int part = 0; part < kParts; ++part) {
-      const int64_t group = kHalves ? 2 * c + part : c * kChunk / w.group;
-      const F s = f_load_fp16(scales + group * kLanes);
-      const F o = kOffset ? f_load_fp16(offsets + group * kLanes) : s;
+      const F s = f_load_fp16(scales + (kHalves ? 2 * c + part : group) * kLanes);
+      const F o = kOffset ? f_load_fp16(offsets + (kHalves ? 2 * c + part : group) * kLanes) : s;
+      SARTOR_UNROLL
       for (int m = 0; m < kRows; ++m) {
         I dot = i_set(corrections[(m * chunks + c) * 2 + part]);
         const int8_t* at = a + m * x.stride + c * kChunk;
+        SARTOR_UNROLL
         for (int i = part * 4; i < (kHalves ? part * 4 + 4 : 8); ++i)
           dot = i_dot<kByteBits<kBits>>(dot, bytes[i], at + 4 * i);
         total[m] = f_fma(f_from(dot), f_mul(s, f_set(a_scales[m * x_chunks + c])), total[m]);
         if constexpr (kOffset)
           total[m] = f_fma(o, f_set(sums[(m * chunks + c) * 2 + part]), total[m]);
       }
+    }
+    if (!kHalves && --left_in_group == 0) {
+      ++group;
+      left_in_group = chunks_a_group;
     }
   }
   const F multiplier = f_set(w.scale_multiplier);
@@ -170,14 +182,17 @@ static void int8_format(const Matrix& w, int64_t block_begin, int64_t block_end,
   int64_t row = 0;
   while (row < rows) {
     const int64_t left = rows - row;
-#define SARTOR_ROWS(count)                                                                       \
-  int8_rows<kBits, kHalves, kOffset, count>(w, block_begin, block_end, x, row, out, scratch);    \
-  row += count
-    if (left >= 12) { SARTOR_ROWS(12); }
-    else if (left >= 8) { SARTOR_ROWS(8); }
-    else if (left >= 4) { SARTOR_ROWS(4); }
-    else if (left >= 2) { SARTOR_ROWS(2); }
-    else { SARTOR_ROWS(1); }
+#define SARTOR_ROWS(count)                                                                    \
+  int8_rows<kBits, kHalves, kOffset, count>(w, block_begin, block_end, x, row, out, scratch); \
+  row += count;                                                                               \
+  continue
+    if constexpr (kRowTile >= 12) {
+      if (left >= 12) { SARTOR_ROWS(12); }
+      if (left >= 8) { SARTOR_ROWS(8); }
+    }
+    if (left >= 4) { SARTOR_ROWS(4); }
+    if (left >= 2) { SARTOR_ROWS(2); }
+    SARTOR_ROWS(1);
 #undef SARTOR_ROWS
   }
 }
@@ -256,6 +271,7 @@ template <int kRows>
 static void fp32_rows(const Matrix& w, int64_t block, const float* x, int64_t x_stride,
                       int64_t row, const LinearOutput& out) {
   F total[kRows];
+  SARTOR_UNROLL
   for (int m = 0; m < kRows; ++m) total[m] = f_set(0.0f);
   const float* a = x + row * x_stride;
   float buffer[32 * 16];
@@ -267,8 +283,10 @@ static void fp32_rows(const Matrix& w, int64_t block, const float* x, int64_t x_
       dequantize_chunk(w, block, c, buffer);
     const int64_t begin = c * kChunk;
     const int64_t count = w.k - begin < kChunk ? w.k - begin : kChunk;
+    SARTOR_NO_UNROLL
     for (int64_t i = 0; i < count; ++i) {
       const F column = f_load(tile + 16 * i);
+      SARTOR_UNROLL
       for (int m = 0; m < kRows; ++m)
         total[m] = f_fma(column, f_set(a[m * x_stride + begin + i]), total[m]);
     }
@@ -280,7 +298,7 @@ static void linear_fp32(const Matrix& w, int64_t block_begin, int64_t block_end,
                         int64_t x_stride, int64_t rows, const LinearOutput& out) {
   for (int64_t block = block_begin; block < block_end; ++block) {
     int64_t row = 0;
-    for (; row + 12 <= rows; row += 12) fp32_rows<12>(w, block, x, x_stride, row, out);
+    for (; row + kRowTile <= rows; row += kRowTile) fp32_rows<kRowTile>(w, block, x, x_stride, row, out);
     for (; row + 4 <= rows; row += 4) fp32_rows<4>(w, block, x, x_stride, row, out);
     for (; row < rows; ++row) fp32_rows<1>(w, block, x, x_stride, row, out);
   }

@@ -7,8 +7,12 @@ static double probe_int8(int64_t iterations) {
   const Q w = q_load(bytes);
   I sum[12];
   for (int j = 0; j < 12; ++j) sum[j] = i_set(j);
-  for (int64_t n = 0; n < iterations; ++n)
+  for (int64_t n = 0; n < iterations; ++n) {
+    // The compiler must not know the bytes, or it multiplies once and adds ever after.
+    asm volatile("" : : "r"(four) : "memory");
+    SARTOR_UNROLL
     for (int j = 0; j < 12; ++j) sum[j] = i_dot<4>(sum[j], w, four);
+  }
   int32_t sink[16];
   volatile int32_t keep = 0;
   for (int j = 0; j < 12; ++j) {
@@ -23,6 +27,7 @@ static double probe_fp32(int64_t iterations) {
   F sum[12];
   for (int j = 0; j < 12; ++j) sum[j] = f_set(static_cast<float>(j));
   for (int64_t n = 0; n < iterations; ++n)
+    SARTOR_UNROLL
     for (int j = 0; j < 12; ++j) sum[j] = f_fma(sum[j], x, y);
   volatile float keep = 0;
   for (int j = 0; j < 12; ++j) keep = keep + f_sum(sum[j]);

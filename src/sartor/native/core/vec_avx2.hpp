@@ -1,6 +1,8 @@
 // Sixteen lanes as two 256-bit registers (AVX2, FMA, F16C).
 // Included inside a namespace of its own.
 
+constexpr int kRowTile = 4;  // two registers a row of totals, eight in all, beside the codes
+
 struct F {
   __m256 lo, hi;
 };

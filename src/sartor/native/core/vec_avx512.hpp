@@ -1,6 +1,8 @@
 // Sixteen lanes as one 512-bit register (AVX-512 F, BW, DQ, VL and VNNI).
 // Included inside a namespace of its own.
 
+constexpr int kRowTile = 12;  // leaves registers for a chunk of codes (8) and the scales
+
 struct F {
   __m512 v;
 };

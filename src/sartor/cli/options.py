@@ -1,0 +1,62 @@
+"""Options that several commands share, and the values they make."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from sartor.plan import ExecutionPlan
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A catalogue name, source or path.", show_default=False),
+]
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL...", help="Catalogue names, sources or paths.", show_default=False
+    ),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object, and nothing else there.")
+]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 uses every core.")]
+Context = Annotated[
+    int,
+    typer.Option(help="Longest prompt + answer in tokens; 0 takes the model's own limit."),
+]
+Backend = Annotated[str, typer.Option(help="Backend name (see `sartor devices`).")]
+Device = Annotated[str, typer.Option(help="Device name (see `sartor devices`).")]
+Kv = Annotated[str, typer.Option(help="Storage of keys and values: bf16, fp16 or fp32.")]
+Activation = Annotated[
+    str, typer.Option(help="Arithmetic of quantised linear layers: int8 or fp32.")
+]
+Isa = Annotated[str, typer.Option(help="CPU instruction-set path: auto, portable, avx2 or avx512.")]
+
+
+def make_plan(
+    *,
+    threads: int,
+    context: int,
+    backend: str,
+    device: str,
+    kv: str,
+    activation: str,
+    isa: str,
+    **more: object,
+) -> ExecutionPlan:
+    """The plan that the options ask for. Raises UsageError, which names the field."""
+    from sartor.plan import ExecutionPlan
+
+    return ExecutionPlan().replace(
+        threads=threads,
+        max_context=context,
+        backend=backend,
+        device=device,
+        kv=kv,
+        activation=activation,
+        isa=isa,
+        **more,
+    )

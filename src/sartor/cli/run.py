@@ -1,0 +1,169 @@
+"""``sartor run``: an answer, or a chat."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sartor.cli import options
+from sartor.cli.answer import Answer, follow
+from sartor.cli.screen import PullProgress, Waiting, print_json, say, write_text
+
+if TYPE_CHECKING:
+    from sartor.engine.llm import LLM
+    from sartor.engine.load import LoadedModel
+    from sartor.engine.request import Chunk
+    from sartor.graph import SamplingParams
+    from sartor.plan import ExecutionPlan
+
+
+def run(
+    model: options.Model,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="What to answer; without it, chat (or read it from a pipe)."),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as it is: no chat template.")
+    ] = False,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.7,
+    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens of this total.")] = 0.95,
+    top_k: Annotated[int, typer.Option(help="Keep so many likeliest tokens; 0 keeps all.")] = 0,
+    min_p: Annotated[
+        float, typer.Option(help="Drop tokens below this share of the likeliest one.")
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: tokens that were there already get less likely.")
+    ] = 1.0,
+    seed: Annotated[
+        int | None, typer.Option(help="Equal seeds give equal answers.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 1024,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="End the answer before this text (may be repeated)."),
+    ] = None,
+    threads: options.Threads = 0,
+    context: options.Context = 0,
+    backend: options.Backend = "auto",
+    device: options.Device = "auto",
+    kv: options.Kv = "bf16",
+    activation: options.Activation = "int8",
+    isa: options.Isa = "auto",
+    json: options.Json = False,
+) -> None:
+    """Answer a prompt, or chat when there is none.
+
+    The answer goes to standard output while it is made; the speed follows on standard error.
+    """
+    from sartor.errors import UsageError
+
+    if raw and system is not None:
+        raise UsageError("run: --raw writes no chat, so it has no place for --system; drop one")
+    if prompt is None and not sys.stdin.isatty():
+        prompt = sys.stdin.read().removesuffix("\n")
+    if prompt is not None and not prompt.strip():
+        raise UsageError("run: the prompt is empty; write one, or leave it out to chat")
+    if prompt is None and (json or raw):
+        option = "--json" if json else "--raw"
+        raise UsageError(f"run: {option} needs a PROMPT; a chat has none")
+    from sartor.graph import SamplingParams
+
+    params = SamplingParams(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        max_tokens=max_tokens,
+        stop=tuple(stop or ()),
+    )
+    plan = options.make_plan(
+        threads=threads,
+        context=context,
+        backend=backend,
+        device=device,
+        kv=kv,
+        activation=activation,
+        isa=isa,
+        max_sequences=1,  # one conversation: its state is all that is needed
+    )
+    loaded, llm = _open(model, plan)
+    with llm:
+        if loaded.template is None and (prompt is None or system is not None):
+            raise UsageError(
+                f"{loaded.name} has no chat template: it continues a PROMPT, and takes no --system"
+            )
+        if prompt is None:
+            from sartor.cli.chat import chat
+
+            chat(llm, loaded.name, params, system)
+            return
+        chunks = _answer(llm, loaded, prompt, params, system, raw)
+        answer = follow(chunks, _ignore if json else write_text)
+    if json:
+        print_json(_report(loaded, answer))
+        return
+    if not answer.text.endswith("\n"):
+        write_text("\n")
+    if answer.finish_reason == "length":
+        say("(the answer reached --max-tokens or the end of the context)")
+    say(answer.speed())
+
+
+def _open(model: str, plan: ExecutionPlan) -> tuple[LoadedModel, LLM]:
+    from sartor.store import ModelStore, sartor_home
+
+    stored = ModelStore().ensure(model, PullProgress())
+    waiting = Waiting(f"loading {stored.name} ...")
+    try:
+        from sartor.engine.llm import LLM
+        from sartor.engine.load import load
+
+        loaded = load(stored.path, plan, stored.name, sartor_home() / "packed")
+        return loaded, LLM.from_loaded(loaded)
+    finally:
+        waiting.over()
+
+
+def _answer(
+    llm: LLM,
+    loaded: LoadedModel,
+    prompt: str,
+    params: SamplingParams,
+    system: str | None,
+    raw: bool,
+) -> Iterator[Chunk]:
+    """The chat template where there is one; a model without continues the text."""
+    if raw or loaded.template is None:
+        return llm.stream(prompt, params)
+    messages = [{"role": "user", "content": prompt}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    return llm.chat(messages, params, stream=True)
+
+
+def _report(loaded: LoadedModel, answer: Answer) -> dict[str, Any]:
+    return {
+        "model": loaded.name,
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": answer.prompt_tokens,
+        "cached_tokens": answer.cached_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "load_seconds": loaded.load_seconds,
+        "prompt_seconds": answer.prompt_seconds,
+        "decode_seconds": answer.decode_seconds,
+        "prompt_tokens_per_second": answer.prompt_rate,
+        "decode_tokens_per_second": answer.decode_rate,
+    }
+
+
+def _ignore(text: str) -> None:
+    """With --json the text is shown once, whole."""
+    del text

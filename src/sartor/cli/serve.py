@@ -1,0 +1,56 @@
+"""``sartor serve``: models over HTTP."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sartor.cli import options
+from sartor.cli.screen import PullProgress
+
+
+def serve(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Models to serve.", show_default=False),
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
+    max_requests: Annotated[
+        int, typer.Option(min=1, help="Requests that may be unfinished at once.")
+    ] = 1024,
+    max_sequences: Annotated[
+        int, typer.Option(help="Sequences that run at once in one batch.")
+    ] = 64,
+    threads: options.Threads = 0,
+    context: options.Context = 0,
+    backend: options.Backend = "auto",
+    device: options.Device = "auto",
+    kv: options.Kv = "bf16",
+    activation: options.Activation = "int8",
+    isa: options.Isa = "auto",
+) -> int:
+    """Serve models over an OpenAI-compatible HTTP API."""
+    from sartor.serving.server import serve as run_server
+    from sartor.store import sartor_home
+
+    plan = options.make_plan(
+        threads=threads,
+        context=context,
+        backend=backend,
+        device=device,
+        kv=kv,
+        activation=activation,
+        isa=isa,
+        max_sequences=max_sequences,
+    )
+    return run_server(
+        models,
+        host=host,
+        port=port,
+        plan=plan,
+        cache=sartor_home() / "packed",
+        max_requests=max_requests,
+        progress=PullProgress(),
+    )
