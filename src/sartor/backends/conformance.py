@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -85,7 +87,7 @@ class Case:
     build: Build
     tolerance: float
     width: int = WIDTH
-    plan: dict[str, object] = field(default_factory=dict)
+    plan: Mapping[str, object] = field(default_factory=dict)
     pack: Pack = FORMATS["fp32"]
     expected_path: str = ""
 
@@ -115,8 +117,8 @@ class Report:
         return all(result.right for result in self.results)
 
 
-def _linear(biased: bool) -> Build:
-    return lambda b, x: b.linear(x, "op", 80, bias=biased)
+def _linear(b: Builder, x: Value) -> Value:
+    return b.linear(x, "op", 80, bias=True)
 
 
 def _linear_group(b: Builder, x: Value) -> Value:
@@ -124,25 +126,30 @@ def _linear_group(b: Builder, x: Value) -> Value:
     return b.add(first, second, name="op")
 
 
-def _attention(**options: object) -> Build:
-    def build(b: Builder, x: Value) -> Value:
-        heads, kv_heads, dim = 6, 2, 24
-        q = b.linear(x, "q", heads * dim)
-        k = b.linear(x, "k", kv_heads * dim)
-        v = b.linear(x, "v", kv_heads * dim)
-        return b.attention(
-            q,
-            k,
-            v,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=dim,
-            scale=0.2,
-            name="op",
-            **options,  # type: ignore[arg-type]
-        )
+def _same(b: Builder, x: Value) -> Value:
+    return b.scale(x, 1.0, "op")
 
-    return build
+
+def _activation(kind: str, b: Builder, x: Value) -> Value:
+    return b.activation(x, kind, "op")
+
+
+def _gated(kind: str, b: Builder, x: Value) -> Value:
+    return b.gated_activation(x, x, kind, "op")
+
+
+def _rope(spec: RopeSpec, b: Builder, x: Value) -> Value:
+    return b.rope(x, spec, 24, "op")
+
+
+def _attention(options: dict[str, Any], b: Builder, x: Value) -> Value:
+    heads, kv_heads, dim = 6, 2, 24
+    q = b.linear(x, "q", heads * dim)
+    k = b.linear(x, "k", kv_heads * dim)
+    v = b.linear(x, "v", kv_heads * dim)
+    return b.attention(
+        q, k, v, heads=heads, kv_heads=kv_heads, head_dim=dim, scale=0.2, name="op", **options
+    )
 
 
 def cases() -> Iterator[Case]:
@@ -154,55 +161,57 @@ def cases() -> Iterator[Case]:
             yield Case(
                 f"linear/{activation}",
                 name,
-                _linear(True),
+                _linear,
                 tolerances.linear(width, int8=activation == "int8"),
                 width,
                 {"activation": activation},
                 pack,
                 name if quantized else "",
             )
-    plain = {"activation": "fp32", "kv": "fp32"}
+    exact = {"activation": "fp32", "kv": "fp32"}
     for name in ("fp32", "bf16", "fp16", "affine8g32", "affine4g32o", "affine6g16"):
-        yield Case(
-            "embedding", name, lambda b, x: b.scale(x, 1.0, "op"), tolerances.ELEMENTWISE,
-            plan=plain, pack=FORMATS[name],
-        )  # fmt: skip
-    yield Case("linear_group", "fp32", _linear_group, tolerances.linear(96, int8=False), plan=plain)  # fmt: skip
-    norm = tolerances.NORM
-    yield Case("rms_norm", "fp32", lambda b, x: b.rms_norm(x, "op", eps=1e-6), norm)
-    yield Case("rms_norm", "heads", lambda b, x: b.rms_norm(x, "op", eps=1e-6, run=24), norm)
-    yield Case("rms_norm", "offset", lambda b, x: b.rms_norm(x, "op", eps=1e-5, weight_offset=1.0), norm)  # fmt: skip
-    yield Case("add_rms_norm", "fp32", lambda b, x: b.rms_norm(b.add(x, x), "op", eps=1e-6), norm)
-    yield Case("layer_norm", "fp32", lambda b, x: b.layer_norm(x, "op", eps=1e-5), norm)
-    small = tolerances.ELEMENTWISE
+        yield Case("embedding", name, _same, tolerances.ELEMENTWISE, plan=exact, pack=FORMATS[name])
+    yield Case("linear_group", "fp32", _linear_group, tolerances.linear(WIDTH, int8=False))
+    norms: dict[str, Build] = {
+        "rms_norm": lambda b, x: b.rms_norm(x, "op", eps=1e-6),
+        "rms_norm/heads": lambda b, x: b.rms_norm(x, "op", eps=1e-6, run=24),
+        "rms_norm/offset": lambda b, x: b.rms_norm(x, "op", eps=1e-5, weight_offset=1.0),
+        "add_rms_norm": lambda b, x: b.rms_norm(b.add(x, x), "op", eps=1e-6),
+        "layer_norm": lambda b, x: b.layer_norm(x, "op", eps=1e-5),
+    }
+    for name, build in norms.items():
+        yield Case(name, "fp32", build, tolerances.NORM)
     for kind in ACTIVATIONS:
-        yield Case("activation", kind, lambda b, x, kind=kind: b.activation(x, kind, "op"), small)  # type: ignore[misc]
-        yield Case(
-            "gated_activation", kind, lambda b, x, kind=kind: b.gated_activation(x, x, kind, "op"), small  # type: ignore[misc]
-        )  # fmt: skip
-    yield Case("add", "fp32", lambda b, x: b.add(x, x, "op"), small)
-    yield Case("mul", "fp32", lambda b, x: b.mul(x, x, "op"), small)
-    yield Case("scale", "fp32", lambda b, x: b.scale(x, 0.37, "op"), small)
-    yield Case("softcap", "fp32", lambda b, x: b.softcap(x, 3.0, "op"), small)
-    for name, spec in (
-        ("halves", RopeSpec(24)),
-        ("partial", RopeSpec(16)),
-        ("interleaved", RopeSpec(24, interleaved=True)),
-        ("yarn", RopeSpec(24, kind="yarn", factor=4.0, original_context=64)),
-        ("dynamic", RopeSpec(24, kind="dynamic", factor=2.0, original_context=8)),
-    ):
-        yield Case("rope", name, lambda b, x, spec=spec: b.rope(x, spec, 24, "op"), tolerances.ROPE)  # type: ignore[misc]
+        yield Case("activation", kind, partial(_activation, kind), tolerances.ELEMENTWISE)
+        yield Case("gated_activation", kind, partial(_gated, kind), tolerances.ELEMENTWISE)
+    elementwise: dict[str, Build] = {
+        "add": lambda b, x: b.add(x, x, "op"),
+        "mul": lambda b, x: b.mul(x, x, "op"),
+        "scale": lambda b, x: b.scale(x, 0.37, "op"),
+        "softcap": lambda b, x: b.softcap(x, 3.0, "op"),
+    }
+    for name, build in elementwise.items():
+        yield Case(name, "fp32", build, tolerances.ELEMENTWISE)
+    ropes = {
+        "halves": RopeSpec(24),
+        "partial": RopeSpec(16),
+        "interleaved": RopeSpec(24, interleaved=True),
+        "yarn": RopeSpec(24, kind="yarn", factor=4.0, original_context=64),
+        "dynamic": RopeSpec(24, kind="dynamic", factor=2.0, original_context=8),
+    }
+    for name, spec in ropes.items():
+        yield Case("rope", name, partial(_rope, spec), tolerances.ROPE)
+    options: dict[str, dict[str, Any]] = {
+        "causal": {},
+        "window": {"window": 7},
+        "softcap": {"softcap": 2.0},
+        "sinks": {"sinks": True},
+    }
     for kv in ("fp32", "fp16", "bf16"):
-        for name, options in (
-            ("causal", {}),
-            ("window", {"window": 7}),
-            ("softcap", {"softcap": 2.0}),
-            ("sinks", {"sinks": True}),
-        ):
-            yield Case(
-                "attention", f"{kv} {name}", _attention(**options), tolerances.ATTENTION,
-                plan={"activation": "fp32", "kv": kv},
-            )  # fmt: skip
+        for name, chosen in options.items():
+            plan = {"activation": "fp32", "kv": kv}
+            build = partial(_attention, chosen)
+            yield Case("attention", f"{kv} {name}", build, tolerances.ATTENTION, plan=plan)
 
 
 class _RandomWeights:
@@ -214,10 +223,10 @@ class _RandomWeights:
         for spec in program.weights:
             values = rng.standard_normal(spec.shape).astype(np.float32)
             if spec.name == "x.weight":
-                values = np.rint(values * 16) / np.float32(16)
+                values = (np.rint(values * 16) / 16).astype(np.float32)
             elif len(spec.shape) == 2 and not spec.name.startswith("op."):
                 # Few and simple: what feeds the operator is exact in any order of summing.
-                values = np.rint(values / 3).clip(-1, 1).astype(np.float32) / 2
+                values = (np.rint(values / 3).clip(-1, 1) / 2).astype(np.float32)
             packs = spec.name == "op.weight" and len(spec.shape) == 2
             packs = packs or (case.operator == "embedding" and spec.name == "x.weight")
             self._weights[spec.name] = (case.pack if packs else FORMATS["fp32"])(spec.name, values)
@@ -282,9 +291,9 @@ def run_case(backend: Backend, case: Case, device: str, isa: str = "auto") -> Re
     expected, _, _ = _execute(load_backend("reference"), case, "reference")
     try:
         got, executable, seconds = _execute(backend, case, device, isa)
-    except SartorError as error:
+    except SartorError as failure:
         return Result(
-            case.operator, case.format, False, float("inf"), case.tolerance, 0.0, "", str(error)
+            case.operator, case.format, False, float("inf"), case.tolerance, 0.0, "", str(failure)
         )
     error = float(np.abs(got - expected).max() / np.abs(expected).max())
     path = executable.kernel_path("op")

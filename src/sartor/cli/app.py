@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from sartor.cli.bench import bench
 from sartor.cli.conformance import conformance
 from sartor.cli.devices import devices
 from sartor.cli.evaluate import evaluate
@@ -26,6 +27,7 @@ app.command("list")(list_models)
 app.command()(show)
 app.command("rm")(remove)
 app.command()(devices)
+app.command()(bench)
 app.command("eval")(evaluate)
 app.command()(conformance)
 

@@ -28,6 +28,8 @@ def guarded(arguments: list[str]) -> int:
         return status
     except KeyboardInterrupt:
         _let_interrupts_kill()
+        if sys.stderr is not None and sys.stderr.isatty():
+            sys.stderr.write("\n")  # the terminal shows ^C in the middle of a line
         return _fail("interrupted", 1, debug)
     except BrokenPipeError:
         # Whoever read the output has gone (`sartor ... | head -1`): nobody is left to tell.

@@ -112,7 +112,7 @@ def run_evaluation(
     positions: int = 512,
     cache: Path | None = None,
 ) -> EvaluationReport:
-    """Evaluates a checkpoint over the first ``positions`` tokens of a text file or the bundled page.
+    """Evaluates a checkpoint over the first tokens of a text file, or of the bundled page.
 
     ``reference`` is the path of another checkpoint (run with fp32 activations and state; the
     same path measures what the plan's arithmetic costs), or ``"transformers"``.

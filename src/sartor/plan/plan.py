@@ -71,7 +71,8 @@ class ExecutionPlan:
         unknown = sorted(set(changes) - known)
         if unknown:
             raise UsageError(
-                f"plan: unknown field {', '.join(unknown)}; the fields are {', '.join(sorted(known))}"
+                f"plan: unknown field {', '.join(unknown)}; "
+                f"the fields are {', '.join(sorted(known))}"
             )
         return cast(ExecutionPlan, dataclasses.replace(self, **changes))  # type: ignore[arg-type]
 

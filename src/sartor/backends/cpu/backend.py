@@ -229,7 +229,9 @@ def _translate(
         taps=list(taps),
     )
     for value in fused.values:
-        width = value.shape[1] if len(value.shape) == 2 and value.source == "node" else 1
+        width = value.shape[-1]
+        if value.source != "node" or not isinstance(width, int):
+            width = 1  # inputs and weights have no buffer; a list of tokens is one wide
         native.add_value(width, value.shape[0] == "R")
     names = {spec.value: spec.name for spec in fused.weights}
     matrices = {n: native.add_matrix(m.native()) for n, m in weights.matrices.items()}

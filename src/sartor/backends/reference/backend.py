@@ -231,7 +231,7 @@ class _Step:
         if activation == "int8" and source.scale is not None:
             codes, scale = functions.quantize_activations(inputs)
             widened = codes * np.repeat(scale, functions.ACTIVATION_GROUP, axis=1)
-            inputs = widened[:, : inputs.shape[1]]
+            inputs = widened[:, : inputs.shape[1]].astype(np.float32)
         out: F32 = inputs @ self.executable.dense(weight).T
         return out if bias is None else out + self.x(bias)
 
@@ -290,7 +290,7 @@ def _plain(function: Callable[..., Array]) -> Handler:
     return lambda step, inputs, **attributes: function(*(step.x(i) for i in inputs), **attributes)
 
 
-HANDLERS: dict[str, Handler] = {
+_SPECIAL: dict[str, Handler] = {
     "embedding": lambda step, inputs, **attributes: functions.embedding(
         step.x(inputs[0]), step.executable.weight(inputs[1]), **attributes
     ),
@@ -302,7 +302,8 @@ HANDLERS: dict[str, Handler] = {
     "attention": _Step.attention,
     "linear_group": _Step.linear_group,
     "add_rms_norm": _Step.add_rms_norm,
-} | {
+}
+_PLAIN: dict[str, Handler] = {
     name: _plain(getattr(functions, name))
     for name in (
         "rms_norm",
@@ -316,6 +317,7 @@ HANDLERS: dict[str, Handler] = {
         "gather_rows",
     )
 }
+HANDLERS = _SPECIAL | _PLAIN
 
 
 def sample(logits: F32, batch: Batch) -> StepOutput:

@@ -211,8 +211,6 @@ static void attend(const AttentionTask& t) {
       case 2: attend_rows<kStorage, 2>(t, row, left); break;
       case 3: attend_rows<kStorage, 3>(t, row, left); break;
       case 4: attend_rows<kStorage, 4>(t, row, left); break;
-      case 5:
-      case 6: attend_rows<kStorage, 6>(t, row, left); break;
       default: attend_rows<kStorage, 8>(t, row, left); break;
     }
     row += left;

@@ -186,12 +186,10 @@ static void int8_format(const Matrix& w, int64_t block_begin, int64_t block_end,
   int8_rows<kBits, kHalves, kOffset, count>(w, block_begin, block_end, x, row, out, scratch); \
   row += count;                                                                               \
   continue
-    if constexpr (kRowTile >= 12) {
+    if constexpr (kRowTile >= 12)
       if (left >= 12) { SARTOR_ROWS(12); }
-      if (left >= 8) { SARTOR_ROWS(8); }
-    }
-    if (left >= 4) { SARTOR_ROWS(4); }
-    if (left >= 2) { SARTOR_ROWS(2); }
+    if constexpr (kRowTile >= 4)
+      if (left >= 4) { SARTOR_ROWS(4); }
     SARTOR_ROWS(1);
 #undef SARTOR_ROWS
   }
@@ -299,7 +297,8 @@ static void linear_fp32(const Matrix& w, int64_t block_begin, int64_t block_end,
   for (int64_t block = block_begin; block < block_end; ++block) {
     int64_t row = 0;
     for (; row + kRowTile <= rows; row += kRowTile) fp32_rows<kRowTile>(w, block, x, x_stride, row, out);
-    for (; row + 4 <= rows; row += 4) fp32_rows<4>(w, block, x, x_stride, row, out);
+    if constexpr (kRowTile >= 4)
+      for (; row + 4 <= rows; row += 4) fp32_rows<4>(w, block, x, x_stride, row, out);
     for (; row < rows; ++row) fp32_rows<1>(w, block, x, x_stride, row, out);
   }
 }

@@ -1,7 +1,7 @@
 // Sixteen lanes in plain C++. The compiler vectorises what the target allows.
 // Included inside a namespace of its own.
 
-constexpr int kRowTile = 4;  // small code; there are no registers to fill
+constexpr int kRowTile = 1;  // small code: there are no registers to fill
 
 struct F {
   float v[16];

@@ -1,0 +1,118 @@
+"""The measured phases: one prompt, decoding after it, and decoding in a batch.
+
+Times are taken around whole engine steps, so scheduling, batch building, sampling and the
+making of chunks and text are all inside.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sartor.engine.engine import Engine
+from sartor.engine.request import Chunk, Request
+from sartor.errors import CapacityError, SartorError
+from sartor.graph import SamplingParams
+
+PROMPT_TOKENS = 512
+DECODE_TOKENS = 64
+BATCH_PROMPT_TOKENS = 128
+BATCH_DECODE_TOKENS = 32
+CONTEXT = PROMPT_TOKENS + DECODE_TOKENS + 1
+"""Tokens that a model must be able to hold: the prompt's own output and 64 more."""
+
+GREEDY = SamplingParams(temperature=0, ignore_eos=True)
+_ids = itertools.count()
+
+
+@dataclass(frozen=True)
+class Single:
+    """Rates in tokens a second of one request; ``host_share`` of the decode steps."""
+
+    prompt: float
+    decode: float
+    host_share: float
+
+
+def synthetic_prompt(
+    seed: int, length: int, vocab: int, special: frozenset[int]
+) -> tuple[int, ...]:
+    """Pseudo-random token ids, the same for equal arguments, none of them special."""
+    plain = np.setdiff1d(np.arange(vocab), np.fromiter(special, np.int64, len(special)))
+    return tuple(np.random.default_rng(seed).choice(plain, length).tolist())
+
+
+def single(engine: Engine, seed: int, mark: Callable[[str], None] = lambda phase: None) -> Single:
+    """One prompt of 512 tokens, then 64 tokens after the one that the prompt gives.
+
+    ``mark`` is called at the end of each phase, "prompt" and "decode".
+    """
+    request = _request(engine, seed, PROMPT_TOKENS)
+    started = time.perf_counter()
+    engine.add(request)
+    while not _tokens(engine.step()):
+        pass
+    prompt_seconds = time.perf_counter() - started
+    mark("prompt")
+    started = time.perf_counter()
+    done, steps = 0, 0
+    while done < DECODE_TOKENS:
+        done += _tokens(engine.step())
+        steps += 1
+    decode_seconds = time.perf_counter() - started
+    mark("decode")
+    records = list(engine.records)[-steps:]
+    _end(engine, [request])
+    host = sum(r.host_seconds for r in records)
+    whole = host + sum(r.execute_seconds for r in records)
+    return Single(PROMPT_TOKENS / prompt_seconds, DECODE_TOKENS / decode_seconds, host / whole)
+
+
+def batch(engine: Engine, size: int, seed: int) -> float:
+    """Tokens a second of ``size`` requests over 32 steps in which all of them decode."""
+    requests = [_request(engine, seed + i, BATCH_PROMPT_TOKENS) for i in range(size)]
+    for request in requests:
+        engine.add(request)
+    begun: set[str] = set()
+    while len(begun) < size:
+        chunks = engine.step()
+        _tokens(chunks)
+        begun |= {chunk.request_id for chunk in chunks}
+    started = time.perf_counter()
+    done = 0
+    for _ in range(BATCH_DECODE_TOKENS):
+        done += _tokens(engine.step())
+    seconds = time.perf_counter() - started
+    _end(engine, requests)
+    if done != size * BATCH_DECODE_TOKENS:
+        raise CapacityError(
+            f"a batch of {size} does not fit in the sequence state of this plan; raise "
+            "state_bytes, or measure a smaller batch"
+        )
+    return done / seconds
+
+
+def _request(engine: Engine, seed: int, length: int) -> Request:
+    tokenizer = engine.tokenizer
+    vocab = min(engine.executable.program.vocab, tokenizer.vocab_size)
+    prompt = synthetic_prompt(seed, length, vocab, tokenizer.special_ids | tokenizer.eos_ids)
+    return Request(f"bench-{next(_ids)}", prompt, GREEDY, seed=0)
+
+
+def _tokens(chunks: Sequence[Chunk]) -> int:
+    """Tokens of a step; SartorError where a request failed."""
+    for chunk in chunks:
+        if chunk.error is not None:
+            raise SartorError(f"the model failed while it was measured: {chunk.error}")
+    return sum(len(chunk.tokens) for chunk in chunks)
+
+
+def _end(engine: Engine, requests: Sequence[Request]) -> None:
+    for request in requests:
+        engine.abort(request.id)
+    while engine.has_work:
+        engine.step()

@@ -1,0 +1,127 @@
+"""Runs the phases on one model and reports medians."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from sartor import __version__
+from sartor.bench import phases
+from sartor.bench.memory import peak_rss_bytes
+from sartor.bench.profile import by_operator, profiled
+from sartor.bench.report import BenchReport, Spread
+from sartor.engine.engine import Engine
+from sartor.engine.load import load, make_engine
+from sartor.errors import CapacityError, UsageError
+from sartor.hardware import inventory
+from sartor.plan import ExecutionPlan
+
+
+def run_bench(
+    path: Path,
+    name: str,
+    plan: ExecutionPlan,
+    *,
+    batches: Sequence[int] = (16,),
+    repeats: int = 5,
+    load_cache: Path | None = None,
+    profile: bool = False,
+) -> BenchReport:
+    """Loads a checkpoint and measures it: greedy, synthetic prompts, no prefix cache.
+
+    The phases take turns, ``repeats`` times after one round that is not counted, so that a
+    disturbance of the machine hits all of them alike. The plan is widened where the largest
+    batch needs it. ``profile`` takes one more round with a timer around every operator, which
+    slows it a little; no other number comes from that round. CapacityError when the context or
+    the memory is too small, UsageError for a batch or a number of repeats below 1.
+    """
+    if repeats < 1 or not batches or min(batches) < 1:
+        raise UsageError(
+            f"bench: repeats is {repeats} and batches are {list(batches)}; all must be at least 1"
+        )
+    sizes = sorted(set(batches))
+    plan = _widened(plan, sizes[-1])
+    started = time.perf_counter()
+    loaded = load(path, plan, name, load_cache)
+    try:
+        if loaded.context_length < phases.CONTEXT:
+            raise CapacityError(
+                f"{name}: bench needs {phases.CONTEXT} tokens of context "
+                f"({phases.PROMPT_TOKENS} of prompt, then {phases.DECODE_TOKENS}), but there are "
+                f"{loaded.context_length}; raise max_context, or take a model with a longer context"
+            )
+        engine = make_engine(loaded)
+        load_seconds = time.perf_counter() - started
+        rates, host_share = measure(engine, sizes, repeats)
+        peak = peak_rss_bytes()
+        parts = _profile(engine) if profile else {}
+    finally:
+        loaded.executable.close()
+    used = loaded.plan
+    return BenchReport(
+        model=name,
+        version=__version__,
+        machine=inventory().cpu,
+        backend=used.backend,
+        device=used.device,
+        isa=used.isa,
+        threads=used.threads,
+        activation=used.activation,
+        kv=used.kv,
+        block_size=used.block_size,
+        max_batch_tokens=used.max_batch_tokens,
+        repeats=repeats,
+        rates=rates,
+        host_share=host_share,
+        load_seconds=load_seconds,
+        peak_rss_mb=peak / 1e6,
+        bits_per_weight=loaded.bits_per_weight,
+        profile=parts,
+    )
+
+
+def measure(
+    engine: Engine, batches: Sequence[int], repeats: int
+) -> tuple[dict[str, Spread], float]:
+    """Rates by name, and the median host share of single decoding."""
+    samples: dict[str, list[float]] = {}
+    shares: list[float] = []
+    for round_ in range(repeats + 1):
+        one = phases.single(engine, round_)
+        found = {f"prompt_{phases.PROMPT_TOKENS}": one.prompt, "decode": one.decode}
+        for size in batches:
+            found[f"batch_{size}"] = phases.batch(engine, size, round_)
+        if round_ == 0:  # caches, clocks and pages warm up
+            continue
+        shares.append(one.host_share)
+        for key, value in found.items():
+            samples.setdefault(key, []).append(value)
+    return {key: Spread.of(values) for key, values in samples.items()}, statistics.median(shares)
+
+
+def _widened(plan: ExecutionPlan, largest: int) -> ExecutionPlan:
+    """The plan with room for the largest batch, and no more state than the phases use."""
+    return plan.replace(
+        prefix_cache=False,
+        max_sequences=max(plan.max_sequences, largest),
+        # Twice: while some of a batch decode, the prompts of the others must go on.
+        max_batch_tokens=max(plan.max_batch_tokens, 2 * largest),
+        max_context=plan.max_context or phases.CONTEXT,
+    )
+
+
+def _profile(engine: Engine) -> dict[str, dict[str, float]]:
+    """Seconds by operator of one prompt, and of the decoding after it."""
+    timer = profiled(engine.executable)
+    parts: dict[str, dict[str, float]] = {}
+
+    def mark(phase: str) -> None:
+        parts[phase] = by_operator(timer.seconds())
+        timer.profile(True)  # from zero again
+
+    timer.profile(True)
+    phases.single(engine, 0, mark)
+    timer.profile(False)
+    return parts

@@ -1,0 +1,214 @@
+"""Benchmarks: what is measured, what is reported, and what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from sartor.bench import BenchReport, Spread, phases, run_bench
+from sartor.bench.memory import peak_rss_bytes
+from sartor.bench.profile import by_operator
+from sartor.engine.engine import Engine
+from sartor.engine.load import load, make_engine
+from sartor.engine.request import Request
+from sartor.errors import CapacityError, SartorError, UnsupportedError, UsageError
+from sartor.plan import ExecutionPlan
+
+NULL = ExecutionPlan(backend="null", state_bytes=1 << 20, max_context=1024, prefix_cache=False)
+NUMBERS = {
+    "prompt_512_tps",
+    "decode_tps",
+    "batch_16_tps",
+    "load_seconds",
+    "peak_rss_mb",
+    "bits_per_weight",
+    "threads",
+}
+
+
+def null_engine(path: Path, **fields: object) -> Engine:
+    return make_engine(load(path, NULL.replace(**fields), "tiny", None))
+
+
+class _Watch:
+    """Remembers what an engine was asked to do."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.requests: list[Request] = []
+        add = engine.add
+
+        def watched(request: Request) -> None:
+            self.requests.append(request)
+            add(request)
+
+        monkeypatch.setattr(engine, "add", watched)
+
+
+def test_report_has_every_number(tiny_path: Path) -> None:
+    if importlib.util.find_spec("sartor.backends.cpu._native") is None:
+        pytest.skip("the native CPU backend is not built")
+    plan = ExecutionPlan(backend="cpu", threads=1)
+    report = run_bench(tiny_path, "tiny", plan, batches=(16, 2), repeats=2, profile=True)
+    found = report.to_json_dict()
+    assert json.loads(json.dumps(found)) == found
+    for name in NUMBERS | {"batch_2_tps"}:
+        assert float(str(found[name])) > 0, name
+    for rate in ("prompt_512", "decode", "batch_2", "batch_16"):
+        low, median, high = (found[f"{rate}_tps{end}"] for end in ("_min", "", "_max"))
+        assert low <= median <= high  # type: ignore[operator]
+    assert (found["model"], found["device"], found["threads"]) == ("tiny", "cpu", 1)
+    assert (found["activation"], found["kv"], found["repeats"]) == ("int8", "bf16", 2)
+    assert found["isa"] in ("avx512", "avx2", "portable")
+    assert found["machine"]
+    assert 0 < float(str(found["decode_host_share"])) < 1
+    assert found["peak_rss_mb"] == pytest.approx(peak_rss_bytes() / 1e6, rel=0.2)
+    for phase in ("profile_prompt", "profile_decode"):
+        seconds = found[phase]
+        assert isinstance(seconds, dict)
+        assert seconds["lm_head"] > 0
+        assert any("layers.*." in name for name in seconds)
+        assert list(seconds.values()) == sorted(seconds.values(), reverse=True)
+
+
+def test_median_and_extremes() -> None:
+    assert Spread.of([5.0, 1.0, 3.0]) == Spread(3.0, 1.0, 5.0)
+    assert Spread.of([4.0, 2.0]).median == 3.0
+
+
+def test_report_takes_medians_of_counted_rounds(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first round warms up and does not count; the others do, each once."""
+    prompts = [1.0, 10.0, 30.0, 20.0]
+    batches = [1.0, 7.0, 9.0, 8.0]
+
+    def single(engine: Engine, seed: int) -> phases.Single:
+        return phases.Single(prompts[seed], 2 * prompts[seed], prompts[seed] / 100)
+
+    monkeypatch.setattr(phases, "single", single)
+    monkeypatch.setattr(phases, "batch", lambda engine, size, seed: size * batches[seed])
+    report = run_bench(tiny_path, "tiny", NULL, batches=(4, 4, 2), repeats=3)
+    assert report.rates == {
+        "prompt_512": Spread(20.0, 10.0, 30.0),
+        "decode": Spread(40.0, 20.0, 60.0),
+        "batch_2": Spread(16.0, 14.0, 18.0),
+        "batch_4": Spread(32.0, 28.0, 36.0),
+    }
+    assert report.host_share == pytest.approx(0.2)
+
+
+def test_rates_follow_the_device(tiny_path: Path) -> None:
+    """A device that takes 4 ms a step bounds every rate, and prompts are no part of a batch."""
+    engine = null_engine(tiny_path, device="null-4ms")
+    one = phases.single(engine, 0)
+    assert one.decode < 250
+    assert one.prompt < 512 / 0.004
+    assert one.decode > 25
+    assert one.host_share < 0.9
+    assert 16 * 25 < phases.batch(engine, 16, 0) < 16 * 250
+
+
+def test_single_runs_one_prompt_and_64_steps(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = null_engine(tiny_path)
+    watch = _Watch(engine, monkeypatch)
+    marks: list[tuple[str, int]] = []
+    phases.single(engine, 0, lambda phase: marks.append((phase, len(engine.records))))
+    (request,) = watch.requests
+    assert len(request.prompt) == 512
+    assert request.params.temperature == 0
+    assert request.params.ignore_eos
+    prompts, decodes = engine.records[0], list(engine.records)[1:]
+    assert prompts.prompt_tokens == 512
+    assert len(decodes) == 64
+    assert all((r.decode_tokens, r.prompt_tokens) == (1, 0) for r in decodes)
+    assert marks == [("prompt", 1), ("decode", 65)]
+    assert not engine.has_work
+    assert not any(engine.blocks_held())
+
+
+def test_batch_measures_steps_in_which_all_decode(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = null_engine(tiny_path)
+    watch = _Watch(engine, monkeypatch)
+    phases.batch(engine, 16, 0)
+    assert [len(request.prompt) for request in watch.requests] == [128] * 16
+    assert len({request.prompt for request in watch.requests}) == 16
+    last = list(engine.records)[-32:]
+    assert all((r.decode_tokens, r.prompt_tokens) == (16, 0) for r in last)
+    assert not engine.has_work
+
+
+def test_prefix_cache_is_off(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[ExecutionPlan] = []
+
+    def measured(engine: Engine, batches: Sequence[int], repeats: int) -> object:
+        seen.append(engine.executable.plan)
+        return {}, 0.0
+
+    monkeypatch.setattr("sartor.bench.run.measure", measured)
+    plan = NULL.replace(prefix_cache=True, max_sequences=4, max_batch_tokens=100)
+    report: BenchReport = run_bench(tiny_path, "tiny", plan, batches=(80,))
+    assert not seen[0].prefix_cache
+    assert seen[0].max_sequences >= 80
+    assert report.max_batch_tokens == 160
+
+
+def test_prompts_are_fixed_and_without_special_tokens() -> None:
+    special = frozenset({0, 3})
+    ids = phases.synthetic_prompt(1, 500, 10, special)
+    assert ids == phases.synthetic_prompt(1, 500, 10, special)
+    assert ids != phases.synthetic_prompt(2, 500, 10, special)
+    assert set(ids) == set(range(10)) - special
+
+
+def test_layers_are_added_up() -> None:
+    seconds = [("model.layers.0.q", 1.0), ("head", 5.0), ("model.layers.11.q", 2.0)]
+    assert by_operator(seconds) == {"head": 5.0, "model.layers.*.q": 3.0}
+    assert next(iter(by_operator(seconds))) == "head"
+
+
+def test_context_too_small_is_an_error(tiny_path: Path) -> None:
+    with pytest.raises(CapacityError, match=r"tiny: bench needs 577 tokens.*there are 300"):
+        run_bench(tiny_path, "tiny", NULL.replace(max_context=300))
+
+
+def test_batch_that_does_not_fit_is_an_error(tiny_path: Path) -> None:
+    block = NULL.block_size * 8  # bytes of a block on the null device
+    engine = null_engine(tiny_path, state_bytes=40 * block)
+    with pytest.raises(CapacityError, match="batch of 16 does not fit"):
+        phases.batch(engine, 16, 0)
+
+
+def test_wrong_numbers_are_refused(tiny_path: Path) -> None:
+    for fields in ({"repeats": 0}, {"batches": (0,)}, {"batches": ()}):
+        with pytest.raises(UsageError, match="at least 1"):
+            run_bench(tiny_path, "tiny", NULL, **fields)  # type: ignore[arg-type]
+
+
+def test_profile_of_a_backend_without_one(tiny_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="null cannot time"):
+        run_bench(tiny_path, "tiny", NULL, repeats=1, profile=True)
+
+
+def test_a_failing_model_is_an_error(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = null_engine(tiny_path)
+
+    def broken(batch: object) -> int:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(engine.executable, "submit", broken)
+    with pytest.raises(SartorError, match="out of luck"):
+        phases.single(engine, 0)
+
+
+def test_peak_is_at_least_what_is_held() -> None:
+    import psutil
+
+    assert peak_rss_bytes() > 0.5 * psutil.Process().memory_info().rss

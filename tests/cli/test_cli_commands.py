@@ -1,0 +1,260 @@
+"""Commands in this process: what they print where, and how they end."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sartor.cli.main import guarded
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run(capsys: Capture, *arguments: object) -> tuple[int, str, str]:
+    code = guarded([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def run_json(capsys: Capture, *arguments: object) -> dict[str, Any]:
+    code, out, _ = run(capsys, *arguments, "--json")
+    assert code == 0
+    value: dict[str, Any] = json.loads(out)  # the whole of standard output is one value
+    return value
+
+
+def fails(capsys: Capture, code: int, *arguments: object) -> str:
+    """The one line of an error, after checking that nothing else was shown."""
+    found, out, err = run(capsys, *arguments)
+    assert (found, out) == (code, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    return err
+
+
+def test_help_lists_the_commands(capsys: Capture) -> None:
+    for arguments in ((), ("--help",), ("-h",)):
+        code, out, err = run(capsys, *arguments)
+        assert (code, err) == (0, "")
+        for command in ("run", "serve", "pull", "list", "show", "rm", "devices", "eval"):
+            assert f"\n  {command} " in out
+
+
+def test_version(capsys: Capture) -> None:
+    import sartor
+
+    assert run(capsys, "--version") == (0, f"sartor {sartor.__version__}\n", "")
+
+
+def test_an_answer_goes_to_stdout_and_its_speed_to_stderr(capsys: Capture, tiny: Path) -> None:
+    code, out, err = run(capsys, "run", tiny, "hello", "--max-tokens", 12, "--seed", 3)
+    assert code == 0
+    assert out.endswith("\n")
+    last = err.splitlines()[-1]
+    assert last.startswith("prompt ")
+    assert last.endswith("tokens/s")
+    assert run(capsys, "run", tiny, "hello", "--max-tokens", 12, "--seed", 3)[1] == out
+
+
+def test_run_as_json(capsys: Capture, tiny: Path) -> None:
+    found = run_json(capsys, "run", tiny, "hello", "--max-tokens", 5, "--temperature", 0)
+    assert found["model"] == str(tiny)
+    assert 1 <= found["completion_tokens"] <= 5
+    assert found["finish_reason"] in ("stop", "length")
+    code, out, _ = run(capsys, "run", tiny, "hello", "--max-tokens", 5, "--temperature", 0)
+    assert code == 0
+    assert out.rstrip("\n") == found["text"].rstrip("\n")
+
+
+def test_the_template_is_used_unless_raw(capsys: Capture, tiny: Path, bare: Path) -> None:
+    def prompt_tokens(*arguments: object) -> int:
+        return int(run_json(capsys, "run", *arguments, "--max-tokens", 1)["prompt_tokens"])
+
+    assert prompt_tokens(tiny, "xyz", "--raw") == 3
+    assert prompt_tokens(bare, "xyz") == 3
+    templated = prompt_tokens(tiny, "xyz")
+    assert templated > 3
+    assert prompt_tokens(tiny, "xyz", "--system", "abc") > templated
+
+
+def test_a_prompt_from_a_pipe(capsys: Capture, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("xyz\n"))
+    found = run_json(capsys, "run", tiny, "--raw", "--max-tokens", 1)
+    assert found["prompt_tokens"] == 3
+
+
+class Keyboard(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_chat(capsys: Capture, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = "hello\n\n/clear\nagain\n" + "x" * 3000 + "\nstill there\n/exit\nnot read\n"
+    monkeypatch.setattr(sys, "stdin", Keyboard(typed))
+    code, _, err = run(capsys, "run", tiny, "--max-tokens", 4)
+    assert code == 0
+    assert err.count(", answer ") == 3
+    assert err.count("error: ") == 1
+    assert "shorten the prompt" in err
+    assert "/clear" in err
+
+
+def test_the_end_of_input_ends_a_chat(
+    capsys: Capture, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Keyboard(""))
+    assert run(capsys, "run", tiny)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["hi", "--temperature", "-1"], "temperature"),
+        (["hi", "--top-p", "2"], "top_p"),
+        (["hi", "--max-tokens", "0"], "max_tokens"),
+        (["hi", "--seed", "x"], "--seed"),
+        (["hi", "--kv", "q4"], "bf16, fp16, fp32"),
+        (["hi", "--activation", "int3"], "int8, fp32"),
+        (["hi", "--threads", "-1"], "threads"),
+        (["hi", "--backend", "abacus"], "reference"),
+        (["hi", "--raw", "--system", "x"], "--raw"),
+        (["hi", "--colour"], "--colour"),
+        ([""], "empty"),
+        ([" \n"], "empty"),
+        (["caf\udce9"], "U+DCE9"),
+    ],
+)
+def test_wrong_usage_of_run(capsys: Capture, tiny: Path, options: list[str], says: str) -> None:
+    assert says in fails(capsys, 2, "run", tiny, *options)
+
+
+def test_a_prompt_longer_than_the_context(capsys: Capture, tiny: Path) -> None:
+    assert "3000" in fails(capsys, 1, "run", tiny, "--raw", "x" * 3000)
+    assert "300" in fails(capsys, 1, "run", tiny, "--raw", "x" * 300, "--context", 100)
+
+
+def test_what_needs_a_template_says_so(
+    capsys: Capture, bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "no chat template" in fails(capsys, 2, "run", bare, "hi", "--system", "x")
+    monkeypatch.setattr(sys, "stdin", Keyboard("hello\n"))
+    assert "no chat template" in fails(capsys, 2, "run", bare)
+
+
+def test_json_needs_a_prompt(capsys: Capture, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", Keyboard(""))
+    assert "--json" in fails(capsys, 2, "run", tiny, "--json")
+
+
+@pytest.mark.parametrize("command", ["run", "pull", "show", "rm", "serve", "eval"])
+def test_unknown_models(capsys: Capture, command: str, tmp_path: Path) -> None:
+    more = ["hi"] if command == "run" else []
+    assert "smollm2:135m" in fails(capsys, 2, command, "smolm2:135m", *more)
+    assert "check the path" in fails(capsys, 2, command, tmp_path / "none.gguf", *more)
+    assert "\\udcff" in fails(capsys, 2, command, "a\udcff", *more)
+
+
+@pytest.mark.parametrize("command", ["run", "pull", "show", "rm", "serve", "eval"])
+def test_a_missing_model_is_wrong_usage(capsys: Capture, command: str) -> None:
+    assert "MODEL" in fails(capsys, 2, command)
+
+
+def test_unknown_commands_have_near_matches(capsys: Capture) -> None:
+    assert "'run'" in fails(capsys, 2, "rnu")
+
+
+def test_a_damaged_file(capsys: Capture, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF" + bytes(40))
+    assert str(path) in fails(capsys, 1, "run", path, "hi")
+
+
+def test_a_pull_without_any_source(capsys: Capture) -> None:
+    code, out, err = run(capsys, "pull", "pypi:no-such-model")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].startswith("error: pypi:no-such-model could not be pulled")
+
+
+def test_the_store_commands(capsys: Capture, home: Path) -> None:
+    assert run_json(capsys, "list") == {"models": []}
+    store_model(home)
+    (model,) = run_json(capsys, "list")["models"]
+    assert (model["name"], model["size_bytes"]) == ("smollm2:135m", 4)
+    assert "smollm2:135m" in run(capsys, "list")[1]
+    everything = run_json(capsys, "list", "--all")
+    assert "smollm2:135m" not in [entry["name"] for entry in everything["catalogue"]]
+    assert "smollm2:360m" in run(capsys, "list", "--all")[1]
+    assert run_json(capsys, "pull", "smollm2:135m") == {"models": [model]}
+    shown = run_json(capsys, "show", "smollm2:135m")
+    assert shown["stored"] == model
+    assert shown["catalogue"]["license"] == "Apache-2.0"
+    assert model["path"] in run(capsys, "show", "smollm2:135m")[1]
+    removed = run_json(capsys, "rm", "smollm2:135m")["removed"]
+    assert removed[0]["name"] == "smollm2:135m"
+    assert run_json(capsys, "list") == {"models": []}
+    assert "not in the store" in fails(capsys, 2, "rm", "smollm2:135m")
+
+
+def store_model(home: Path) -> None:
+    from sartor.store.manifest import FILES, write_manifest
+    from sartor.store.source import Fetched, FileRecord
+
+    folder = home / "models" / "smollm2--135m"
+    (folder / FILES).mkdir(parents=True)
+    (folder / FILES / "m.gguf").write_bytes(b"GGUF")
+    record = FileRecord("m.gguf", 4, "0" * 64, True)
+    write_manifest(folder, "smollm2:135m", Fetched("pypi:x==1", (record,), None), None)
+
+
+def test_devices(capsys: Capture) -> None:
+    found = run_json(capsys, "devices")
+    assert found["machine"]["cores"] >= 1
+    assert "reference" in [device["backend"] for device in found["devices"]]
+    code, out, _ = run(capsys, "devices")
+    assert code == 0
+    assert found["machine"]["cpu"] in out
+
+
+def test_eval(capsys: Capture, tiny: Path) -> None:
+    same = ("--activation", "fp32", "--kv", "fp32", "--positions", 64, "--reference", tiny)
+    found = run_json(capsys, "eval", tiny, *same)
+    assert found["positions"] == 64
+    assert found["top_1_agreement"] == 1.0
+    code, out, _ = run(capsys, "eval", tiny, "--positions", 64)
+    assert code == 0
+    assert "perplexity" in out
+
+
+def test_conformance(capsys: Capture) -> None:
+    found = run_json(capsys, "conformance", "--backend", "reference")
+    assert found["right"] is True
+    assert len(found["results"]) == found["cases"] > 50
+
+
+def test_faults_of_our_own_are_one_line_too(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sartor.hardware
+
+    def broken() -> None:
+        raise ZeroDivisionError("over\nlines")
+
+    monkeypatch.setattr(sartor.hardware, "inventory", broken)
+    assert "ZeroDivisionError: over lines" in fails(capsys, 1, "devices")
+    assert "--debug" in fails(capsys, 1, "devices")
+    code, _, err = run(capsys, "devices", "--debug")
+    assert code == 1
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("error: ")
+
+
+def test_debug_is_an_option_and_not_a_prompt() -> None:
+    from sartor.cli.app import take_debug
+
+    assert take_debug(["run", "--debug", "m"]) == (True, ["run", "m"])
+    assert take_debug(["run", "m", "--", "--debug"]) == (False, ["run", "m", "--", "--debug"])

@@ -1,0 +1,96 @@
+"""What the README says can be done."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from sartor.cli.main import guarded
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CHEAP = ("list", "show", "devices")
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"(?ms)^```{kind}\n(.*?)^```", README)
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("console") for line in block.splitlines()]
+    assert all(line.startswith("$ ") for line in lines)
+    return [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
+
+
+def test_there_are_commands() -> None:
+    assert len(commands()) >= 9
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_commands_exist_with_their_options(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command[0] == "sartor"
+    assert guarded([command[1], "--help"]) == 0
+    offered = capsys.readouterr().out
+    for word in command[2:]:
+        if word.startswith("--"):
+            assert f"  {word} " in offered
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c[1] in CHEAP], ids=" ".join)
+def test_cheap_commands_run(
+    command: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("SARTOR_HOME", str(tmp_path))
+    assert guarded(command[1:]) == 0
+    assert capsys.readouterr().out
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"\bmake (?:-C \S+ )?([a-z]+)\b", "\n".join(blocks("sh")) + README)
+    assert {"run", "test"} <= set(targets)
+    for target in targets:
+        assert re.search(rf"(?m)^{target}:", makefile), target
+
+
+def test_models_are_in_the_catalogue() -> None:
+    from sartor.store import default_catalogue
+
+    for name in re.findall(r"\b[a-z0-9.]+:[0-9.]+[mb]\b", README):
+        assert name in default_catalogue()
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_python_example(
+    model_files: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import sartor
+    from sartor.engine.llm import LLM
+
+    path = str(model_files["smollm2-135m"])
+    monkeypatch.setattr(sartor, "LLM", lambda name: LLM(path), raising=False)
+    (example,) = blocks("python")
+    exec(compile(ast.parse(example), "README.md", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) >= 3
+
+
+def test_the_request_example_is_valid() -> None:
+    request = re.search(r"-d '(\{.*?\})'", README, re.DOTALL)
+    assert request is not None
+    assert json.loads(request[1])["model"] == "smollm2:135m"
