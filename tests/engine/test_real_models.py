@@ -68,6 +68,28 @@ def test_answers_are_bitwise_the_same_however_they_are_computed(loaded: LoadedMo
         loaded.executable.plan = plan  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("isa", ["auto", "avx2", "portable"])
+def test_answers_are_bitwise_the_same_on_any_number_of_threads(
+    model_files: dict[str, Path], isa: str
+) -> None:
+    path = model_files["smollm2-135m"]
+    seen = []
+    for threads in (1, 2, 3, 8):
+        plan = ExecutionPlan(threads=threads, isa=isa, max_context=256, max_sequences=4)
+        try:
+            loaded = load(path, plan, "threads", None)
+        except UsageError:
+            pytest.skip(f"instruction-set path {isa} cannot run here")
+        if loaded.plan.backend != "cpu":
+            pytest.skip("the native CPU backend is not built")
+        prompts = [
+            tuple(loaded.tokenizer.encode(TEXT)),
+            tuple(loaded.tokenizer.encode("def f(x):")),
+        ]
+        seen.append(answers(make_engine(loaded), *prompts, length=6))
+    assert seen[1:] == [seen[0]] * 3
+
+
 def test_text_continues(loaded: LoadedModel) -> None:
     params = SamplingParams(temperature=0, max_tokens=6)
     (output,) = LLM.from_loaded(loaded).generate(TEXT, params)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sartor.errors import SartorError, UsageError
+from sartor.evaluation import against_transformers as against
 from sartor.evaluation import (
     english_text,
     evaluate,
@@ -17,7 +18,6 @@ from sartor.evaluation import (
     open_logits,
     run_evaluation,
 )
-from sartor.evaluation import against_transformers as against
 from sartor.evaluation.compare import log_softmax
 from sartor.evaluation.logits import ROWS
 from sartor.evaluation.transformers_reference import TransformersLogits

@@ -17,10 +17,10 @@ def peak_rss_bytes() -> int:
         for line in status.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    if sys.platform != "win32":
-        import resource
+    if sys.platform == "win32":
+        memory: Any = psutil.Process().memory_info()
+        return int(memory.peak_wset)
+    import resource
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    memory: Any = psutil.Process().memory_info()
-    return int(memory.peak_wset)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

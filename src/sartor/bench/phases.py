@@ -82,6 +82,8 @@ def batch(engine: Engine, size: int, seed: int) -> float:
         chunks = engine.step()
         _tokens(chunks)
         begun |= {chunk.request_id for chunk in chunks}
+        if engine.records[-1].preempted:
+            raise _too_large(size)
     started = time.perf_counter()
     done = 0
     for _ in range(BATCH_DECODE_TOKENS):
@@ -89,11 +91,15 @@ def batch(engine: Engine, size: int, seed: int) -> float:
     seconds = time.perf_counter() - started
     _end(engine, requests)
     if done != size * BATCH_DECODE_TOKENS:
-        raise CapacityError(
-            f"a batch of {size} does not fit in the sequence state of this plan; raise "
-            "state_bytes, or measure a smaller batch"
-        )
+        raise _too_large(size)
     return done / seconds
+
+
+def _too_large(size: int) -> CapacityError:
+    return CapacityError(
+        f"a batch of {size} does not fit in the sequence state of this plan; raise state_bytes, "
+        "or measure a smaller batch"
+    )
 
 
 def _request(engine: Engine, seed: int, length: int) -> Request:

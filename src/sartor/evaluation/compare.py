@@ -25,8 +25,10 @@ def log_softmax(logits: Logits) -> F64:
 
 def kl_divergence(reference: F64, found: F64) -> F64:
     """``KL(reference || found)`` of each row, in nats, from log probabilities."""
+    terms = np.zeros_like(reference)
     # Where the reference has no mass at all, 0 * log 0 counts as 0.
-    terms = np.where(np.isneginf(reference), 0.0, np.exp(reference) * (reference - found))
+    np.subtract(reference, found, out=terms, where=~np.isneginf(reference))
+    terms *= np.exp(reference)
     out: F64 = terms.sum(axis=-1)
     return out
 

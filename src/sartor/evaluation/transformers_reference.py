@@ -104,7 +104,7 @@ def _from_gguf(path: Path) -> Any:
                 data = _halves(data, config.head_dim)
             if architecture == "gemma3" and "norm" in name:
                 data = data - np.float32(1)
-            parameter.copy_(torch.from_numpy(np.ascontiguousarray(data)))
+            parameter.copy_(torch.from_numpy(np.array(data)))
     if unused:
         raise FormatError(f"{path}: tensors without a place: {', '.join(sorted(unused)[:8])}")
     return model

@@ -50,3 +50,17 @@ def inventory() -> Inventory:
         memory_bytes=memory.total,
         available_bytes=memory.available,
     )
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """The most that the best loop reached on a device, measured.
+
+    Operations count a multiply and an add as two; ``threads`` worked at once.
+    """
+
+    read_bytes_per_s: float
+    int8_ops_per_s: float
+    fp32_ops_per_s: float
+    threads: int
+    isa: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 from sartor.errors import UsageError
 
@@ -74,7 +74,7 @@ class ExecutionPlan:
                 f"plan: unknown field {', '.join(unknown)}; "
                 f"the fields are {', '.join(sorted(known))}"
             )
-        return cast(ExecutionPlan, dataclasses.replace(self, **changes))  # type: ignore[arg-type]
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
 
 def _choice(field: str, value: str, allowed: tuple[str, ...]) -> None:

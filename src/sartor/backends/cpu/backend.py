@@ -15,7 +15,7 @@ from sartor.backends.cpu.weights import CpuWeights, pack
 from sartor.errors import CapacityError, UsageError
 from sartor.graph import Batch, Capabilities, Program, Ragged, StepOutput
 from sartor.graph.passes import fuse
-from sartor.hardware import available_cores, inventory
+from sartor.hardware import Ceilings, available_cores, inventory
 from sartor.ops import CORE_OPERATORS, FUSED_OPERATORS
 from sartor.ops.rope import attention_factor, inverse_frequencies
 from sartor.plan import ExecutionPlan
@@ -74,6 +74,15 @@ class CpuBackend:
             if threads not in self._pools:
                 self._pools[threads] = _native.ThreadPool(threads)
             return self._pools[threads]
+
+    def ceilings(self, device: str, seconds: float = 0.5) -> Ceilings:
+        """Measures the device: streaming reads, int8 and float32 arithmetic on every core.
+
+        Takes ``seconds`` for each of the three, and 256 MiB of memory a core.
+        """
+        isa = _native.usable_paths()[0]
+        pool = self.pool(0)
+        return Ceilings(*_native.measure_ceilings(pool, isa, seconds), pool.threads, isa)
 
     def pack(
         self, program: Program, source: WeightSource, plan: ExecutionPlan, cache: Path | None
