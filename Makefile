@@ -11,7 +11,6 @@ PROMPT ?= Why is the sky blue?
 ARGS ?=
 export MODEL PROMPT
 
-MAKEFLAGS += --no-print-directory
 # Not ours: it could hide the package that is installed here.
 unexport PYTHONPATH PYTHONHOME
 

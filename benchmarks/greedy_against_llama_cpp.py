@@ -1,18 +1,18 @@
 """Compares greedy answers of Sartor with those of llama.cpp, token by token.
 
-Both get the same token ids (Sartor's tokenizer) and no sampling. Needs llama-cpp-python, and
-Sartor, in one environment. Where the two first differ, the script says how close the two
-likeliest tokens were in Sartor: rounding may decide a near tie either way, so a difference at a
-wide margin is a mistake, one at a narrow margin is not.
+Both get the same token ids (Sartor's tokenizer) and no sampling. Needs llama-cpp-python, here
+or in the environment of another interpreter. Where the two first differ, the script says how
+close the two likeliest tokens were in Sartor: rounding may decide a near tie either way, so a
+difference at a wide margin is a mistake, one at a narrow margin is not.
 
-    python benchmarks/greedy_against_llama_cpp.py MODEL.gguf [--activation int8] [--tokens 40]
+    python benchmarks/greedy_against_llama_cpp.py MODEL.gguf [--activation int8] [--python P]
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -46,17 +46,22 @@ class Result:
     margin: float | None
 
 
-def llama_cpp_tokens(model: Path, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
-    """Greedy tokens of each prompt by llama.cpp on the CPU."""
-    import llama_cpp
-
-    engine = llama_cpp.Llama(str(model), n_gpu_layers=0, n_ctx=1024, verbose=False)
-    answers = []
-    for prompt in prompts:
-        engine.reset()
-        stream = engine.generate(list(prompt), temp=0.0, repeat_penalty=1.0)
-        answers.append([int(token) for token in itertools.islice(stream, tokens)])
-    engine.close()
+def llama_cpp_tokens(
+    python: str, model: Path, prompts: Sequence[Sequence[int]], tokens: int
+) -> list[list[int]]:
+    """Greedy tokens of each prompt by llama.cpp, in a process and environment of its own."""
+    request = {"model": str(model.resolve()), "prompts": list(prompts), "tokens": tokens}
+    script = Path(__file__).with_name("llama_cpp_greedy.py")
+    done = subprocess.run(
+        [python, str(script)], input=json.dumps(request), capture_output=True, text=True
+    )
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:]
+        raise SartorError(
+            f"llama.cpp failed with code {done.returncode} ({' '.join(last)}); name an "
+            "interpreter that has llama-cpp-python with --python"
+        )
+    answers: list[list[int]] = json.loads(done.stdout)
     return answers
 
 
@@ -86,6 +91,9 @@ def main() -> int:
     parser.add_argument("--activation", choices=("int8", "fp32"), default="int8")
     parser.add_argument("--kv", choices=("bf16", "fp16", "fp32"), default="bf16")
     parser.add_argument("--tokens", type=int, default=40)
+    parser.add_argument(
+        "--python", default=sys.executable, help="an interpreter that has llama-cpp-python"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args()
     try:
@@ -93,11 +101,8 @@ def main() -> int:
             options.model, activation=options.activation, kv=options.kv, max_context=1024
         ) as llm:
             prompts = [llm.tokenizer.encode(text) for text in PROMPTS]
-            other = llama_cpp_tokens(options.model, prompts, options.tokens)
+            other = llama_cpp_tokens(options.python, options.model, prompts, options.tokens)
             results = compare(llm, prompts, other)
-    except ImportError as error:
-        print(f"error: {error}; install llama-cpp-python", file=sys.stderr)
-        return 1
     except SartorError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

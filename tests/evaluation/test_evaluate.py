@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sartor.errors import SartorError, UsageError
 from sartor.evaluation import against_transformers as against
@@ -157,6 +159,16 @@ def test_reference_names_what_it_cannot_read(tmp_path: Path) -> None:
         TransformersLogits(tmp_path / "other.gguf")
 
 
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """Where cores are shared, torch's threads spend their time waiting for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_torch_thread")
 def test_smollm2_agrees_with_transformers(model_files: dict[str, Path]) -> None:
     """The real model, an independent reader and independent arithmetic.
 

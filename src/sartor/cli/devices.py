@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from sartor.cli.options import Json
-from sartor.cli.screen import print_facts, print_json, print_table, size
+from sartor.cli.screen import Waiting, print_facts, print_json, print_table, size
 
 if TYPE_CHECKING:
     from sartor.backends.base import Backend, Device
@@ -19,7 +19,7 @@ def devices(json: Json = False) -> None:
     from sartor.hardware import inventory
 
     machine = inventory()
-    found: list[tuple[Device, dict[str, float] | None]] = []
+    found: list[tuple[Device, dict[str, Any] | None]] = []
     missing: dict[str, str] = {}
     for name in backend_names():
         try:
@@ -27,7 +27,7 @@ def devices(json: Json = False) -> None:
         except SartorError as error:
             missing[name] = str(error)
             continue
-        found += [(device, _ceilings(backend, device.name)) for device in backend.devices()]
+        found += [(device, _ceilings(backend, device)) for device in backend.devices()]
     if json:
         print_json(
             {
@@ -64,10 +64,16 @@ def devices(json: Json = False) -> None:
         print(f"{name}: {reason}")
 
 
-def _ceilings(backend: Backend, device: str) -> dict[str, Any] | None:
+def _ceilings(backend: Backend, device: Device) -> dict[str, Any] | None:
     """What a device can reach, measured now; None for a backend that has no way to tell."""
     measure = getattr(backend, "ceilings", None)
-    return None if measure is None else dataclasses.asdict(measure(device))
+    if measure is None:
+        return None
+    waiting = Waiting(f"measuring {device.name} ...")
+    try:
+        return dataclasses.asdict(measure(device.name))
+    finally:
+        waiting.over()
 
 
 def _measured(ceilings: dict[str, Any] | None) -> list[str]:
