@@ -161,3 +161,13 @@ def test_attend_with_softcap_and_sinks() -> None:
     weights = torch.cat([scores, column], dim=2).softmax(dim=2)[..., :-1]
     wanted = torch.einsum("hqk,khd->qhd", weights, torch.tensor(v))
     _close(functions.attend(q, k, v, first=0, scale=0.5, softcap=1.5, sinks=sinks), wanted)
+
+
+def test_refined_activations_keep_sixteen_bits() -> None:
+    x = np.random.default_rng(4).standard_normal((5, 70)).astype(np.float32)
+    top = np.abs(x).max()
+    coarse = np.abs(functions.round_activations(x) - x).max()
+    fine = np.abs(functions.round_activations(x, refined=True) - x).max()
+    assert coarse <= top / 254 * 1.001
+    assert fine <= top / 254 / 254  # half a step of 1/256, and the end of the range
+    assert fine < coarse / 100

@@ -121,6 +121,14 @@ def _linear(b: Builder, x: Value) -> Value:
     return b.linear(x, "op", 80, bias=True)
 
 
+def _refined(b: Builder, x: Value) -> Value:
+    """A linear that makes attention values keeps 16 bits of its inputs."""
+    values = b.linear(x, "op", 48, bias=True)
+    q, k = b.linear(x, "q", 48), b.linear(x, "k", 48)
+    b.attention(q, k, values, heads=2, kv_heads=2, head_dim=24, scale=0.2)
+    return values
+
+
 def _linear_group(b: Builder, x: Value) -> Value:
     first, second = b.linear(x, "first", 64, bias=True), b.linear(x, "second", 64)
     return b.add(first, second, name="op")
@@ -168,6 +176,15 @@ def cases() -> Iterator[Case]:
                 pack,
                 name if quantized else "",
             )
+    for name in ("affine4g32o", "affine6g16", "affine8g32", "lookup4g32"):
+        yield Case(
+            "linear/refined",
+            name,
+            _refined,
+            tolerances.linear(WIDTH, int8=True) / 256,
+            pack=FORMATS[name],
+            expected_path=f"int8+residual {name}",
+        )
     exact = {"activation": "fp32", "kv": "fp32"}
     for name in ("fp32", "bf16", "fp16", "affine8g32", "affine4g32o", "affine6g16"):
         yield Case("embedding", name, _same, tolerances.ELEMENTWISE, plan=exact, pack=FORMATS[name])

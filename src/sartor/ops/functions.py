@@ -38,16 +38,38 @@ def quantize_activations(x: F32) -> tuple[npt.NDArray[np.int8], F32]:
     return codes.reshape(rows, padded), scale.astype(np.float32)
 
 
-def linear(x: F32, weight: Weight, bias: F32 | None = None, *, activation: str = "fp32") -> F32:
+def round_activations(x: F32, *, refined: bool = False) -> F32:
+    """What a linear layer with int8 activations sees of its input.
+
+    ``refined`` keeps 16 bits: what the first codes left over is quantised again, with 1/256 of
+    their scale.
+    """
+    codes, scale = quantize_activations(x)
+    wide = np.repeat(scale, ACTIVATION_GROUP, axis=1)
+    seen = codes * wide
+    if refined:
+        fine = wide / np.float32(256)
+        left = np.pad(x, ((0, 0), (0, seen.shape[1] - x.shape[1]))) - seen
+        inverse = np.where(fine > 0, np.float32(1) / np.where(fine > 0, fine, 1), np.float32(0))
+        seen = seen + np.rint(left * inverse).clip(-127, 127) * fine
+    return seen[:, : x.shape[1]].astype(np.float32)
+
+
+def linear(
+    x: F32,
+    weight: Weight,
+    bias: F32 | None = None,
+    *,
+    activation: str = "fp32",
+    refined: bool = False,
+) -> F32:
     """``x @ weight.T + bias``; with ``activation="int8"`` the inputs are quantised first.
 
     Quantised inputs apply to quantised weights only; dense weights always see float32.
     """
     if activation == "int8" and weight.scale is not None:
-        codes, scale = quantize_activations(x)
-        widened: F32 = codes.astype(np.float32) * np.repeat(scale, ACTIVATION_GROUP, axis=1)
-        x = widened[:, : x.shape[1]]
-    out = x @ weight.dequantize().T
+        x = round_activations(x, refined=refined)
+    out: F32 = x @ weight.dequantize().T
     return out if bias is None else out + bias
 
 

@@ -17,6 +17,7 @@ from sartor.backends.base import Device, MemoryUse, PackedWeights, WeightSource
 from sartor.backends.loading import load_weights
 from sartor.errors import UsageError
 from sartor.graph import Batch, Capabilities, Program, Ragged, StepOutput
+from sartor.graph.passes import refined_linears
 from sartor.ops import CORE_OPERATORS, FUSED_OPERATORS, functions
 from sartor.ops.rope import cos_sin, rotate
 from sartor.ops.sampling import SampleRow, log_softmax, sample_row
@@ -90,6 +91,7 @@ class ReferenceExecutable:
         self._by_value = {
             value: weights.by_name[spec.name] for value, spec in program.weight_values().items()
         }
+        self.refined = refined_linears(program)
         self._dense: dict[int, F32] = {}
         self._group_of = {s: g.index for g in program.groups() for s in g.states}
         self._keys: list[Array] = []
@@ -185,6 +187,7 @@ class _Step:
     def __init__(self, executable: ReferenceExecutable, batch: Batch) -> None:
         self.executable = executable
         self.batch = batch
+        self.outputs: tuple[int, ...] = ()
         inputs = executable.program.inputs
         self.results: dict[int, Array] = {
             inputs["token_ids"]: batch.tokens,
@@ -208,6 +211,7 @@ class _Step:
                 output = sample(arguments[0], self.batch)
                 results: Array | tuple[Array, ...] = output.tokens
             else:
+                self.outputs = node.outputs
                 results = HANDLERS[node.op](self, node.inputs, **node.attributes)
             if not isinstance(results, tuple):
                 results = (results,)
@@ -224,14 +228,14 @@ class _Step:
             return self.results[value]
         return self.executable.dense(value)
 
-    def linear(self, x: int, weight: int, bias: int | None) -> F32:
-        source = self.executable.weight(weight)
-        activation = self.executable.plan.activation
+    def linear(self, x: int, weight: int, bias: int | None, output: int) -> F32:
         inputs: F32 = self.x(x)
-        if activation == "int8" and source.scale is not None:
-            codes, scale = functions.quantize_activations(inputs)
-            widened = codes * np.repeat(scale, functions.ACTIVATION_GROUP, axis=1)
-            inputs = widened[:, : inputs.shape[1]].astype(np.float32)
+        if (
+            self.executable.plan.activation == "int8"
+            and self.executable.weight(weight).scale is not None
+        ):
+            refined = output in self.executable.refined
+            inputs = functions.round_activations(inputs, refined=refined)
         out: F32 = inputs @ self.executable.dense(weight).T
         return out if bias is None else out + self.x(bias)
 
@@ -269,9 +273,10 @@ class _Step:
     def linear_group(self, inputs: tuple[int, ...], biases: Sequence[bool]) -> tuple[F32, ...]:
         rest = list(inputs[1:])
         out = []
-        for has_bias in biases:
+        for has_bias, output in zip(biases, self.outputs, strict=True):
             weight = rest.pop(0)
-            out.append(self.linear(inputs[0], weight, rest.pop(0) if has_bias else None))
+            bias = rest.pop(0) if has_bias else None
+            out.append(self.linear(inputs[0], weight, bias, output))
         return tuple(out)
 
     def kv_write(self, inputs: tuple[int, ...], state: int) -> tuple[()]:
@@ -295,7 +300,7 @@ _SPECIAL: dict[str, Handler] = {
         step.x(inputs[0]), step.executable.weight(inputs[1]), **attributes
     ),
     "linear": lambda step, inputs: step.linear(
-        inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None
+        inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None, step.outputs[0]
     ),
     "rope": lambda step, inputs, **attributes: step.rope(inputs[0], **attributes),
     "kv_write": _Step.kv_write,

@@ -137,7 +137,9 @@ int64_t Executor::state_bytes() const {
 }
 
 int64_t Executor::scratch_bytes() const {
-  int64_t total = codes_.size() + scales_.size() + sums_.size();
+  int64_t total = 0;
+  for (const Quantized* q : {&quantized_, &residual_})
+    total += q->codes.size() + q->scales.size() + q->sums.size();
   for (const auto* buffers : {&slots_, &rope_tables_, &thread_scratch_})
     for (const Buffer& buffer : *buffers) total += buffer.size();
   return total;
@@ -164,7 +166,7 @@ StepResult Executor::run(const StepInput& step) {
   StepResult result;
   result.taps.resize(program_.taps.size());
   result.tap_rows.resize(program_.taps.size());
-  quantized_value_ = -1;
+  quantized_value_ = refined_value_ = -1;
   std::vector<int64_t> needed(slots_.size(), 0);
   for (size_t v = 0; v < program_.values.size(); ++v) {
     if (slot_of_[v] < 0) continue;
@@ -320,19 +322,45 @@ void Executor::execute(const Instruction& n, const StepInput& step, StepResult& 
   }
 }
 
-void Executor::quantize(int32_t v, int64_t count, int64_t width) {
-  if (quantized_value_ == v) return;  // neighbouring layers share their input
-  quantized_value_ = v;
+QuantizedRows Executor::Quantized::rows(int64_t first, int64_t stride) {
+  return {reinterpret_cast<const int8_t*>(codes.bytes()) + first * stride,
+          scales.floats(0) + first * (stride / kChunk),
+          reinterpret_cast<const int32_t*>(sums.bytes()) + first * (stride / 16), stride};
+}
+
+void Executor::quantize(int32_t v, int64_t count, int64_t width, bool refined) {
+  // Neighbouring layers share their input, and so its codes.
+  const bool coarse = quantized_value_ != v;
+  refined = refined && refined_value_ != v;
+  if (!coarse && !refined) return;
   quantized_stride_ = round_up(width, 128);  // whole groups of any weight format
   const int64_t stride = quantized_stride_;
-  auto* codes = reinterpret_cast<int8_t*>(codes_.floats(count * stride / 4 + 16));
-  float* scales = scales_.floats(count * stride / kChunk + 16);
-  auto* sums = reinterpret_cast<int32_t*>(sums_.floats(count * stride / 16 + 16));
+  struct Target {
+    int8_t* codes;
+    float* scales;
+    int32_t* sums;
+  };
+  const auto target = [&](Quantized& q) {
+    return Target{reinterpret_cast<int8_t*>(q.codes.floats(count * stride / 4 + 16)),
+                  q.scales.floats(count * stride / kChunk + 16),
+                  reinterpret_cast<int32_t*>(q.sums.floats(count * stride / 16 + 16))};
+  };
+  const Target to = target(quantized_);
+  const Target fine = refined ? target(residual_) : Target{};
   const float* x = value(v);
   each_row(count, width * 2, [&](int64_t begin, int64_t end) {
-    kernels_->quantize_rows(x + begin * width, end - begin, width, width, codes + begin * stride,
-                            scales + begin * (stride / kChunk), sums + begin * (stride / 16), stride);
+    const int64_t chunk = begin * (stride / kChunk);
+    if (coarse)
+      kernels_->quantize_rows(x + begin * width, end - begin, width, width, to.codes + begin * stride,
+                              to.scales + chunk, to.sums + 2 * chunk, stride);
+    if (refined)
+      kernels_->quantize_residual(x + begin * width, end - begin, width, width,
+                                  to.codes + begin * stride, to.scales + chunk,
+                                  fine.codes + begin * stride, fine.scales + chunk,
+                                  fine.sums + 2 * chunk, stride);
   });
+  quantized_value_ = v;
+  if (refined) refined_value_ = v;
 }
 
 void Executor::linear(const Instruction& n, int64_t count) {
@@ -343,9 +371,10 @@ void Executor::linear(const Instruction& n, int64_t count) {
            (m.storage == Storage::kAffine || m.storage == Storage::kLookup);
   };
   int64_t blocks = 0;
-  for (const int32_t m : n.matrices) {
-    blocks += program_.matrices[index(m)].blocks();
-    if (is_int8(program_.matrices[index(m)])) quantize(n.inputs[0], count, width);
+  for (size_t i = 0; i < n.matrices.size(); ++i) {
+    const Matrix& m = program_.matrices[index(n.matrices[i])];
+    blocks += m.blocks();
+    if (is_int8(m)) quantize(n.inputs[0], count, width, i < n.refined.size() && n.refined[i]);
   }
   // Rows that stay in the first-level cache while a few column blocks pass over them; few rows
   // leave the columns as the only thing to share out.
@@ -356,6 +385,7 @@ void Executor::linear(const Instruction& n, int64_t count) {
   struct Part {
     const Matrix* matrix;
     LinearOutput out;
+    bool refined;
     int64_t first_task;
   };
   std::vector<Part> parts;
@@ -365,6 +395,7 @@ void Executor::linear(const Instruction& n, int64_t count) {
     const int32_t bias = i < n.vectors.size() ? n.vectors[i] : -1;
     parts.push_back({&m,
                      {value(n.outputs[i]), m.n, bias >= 0 ? program_.vectors[index(bias)].data() : nullptr},
+                     i < n.refined.size() && n.refined[i],
                      column_tasks});
     column_tasks += (m.blocks() + block_step - 1) / block_step;
   }
@@ -381,12 +412,13 @@ void Executor::linear(const Instruction& n, int64_t count) {
     LinearOutput out = parts[p].out;
     out.data += row * out.stride;
     if (is_int8(m)) {
-      const QuantizedRows rows{reinterpret_cast<const int8_t*>(codes_.bytes()) + row * stride,
-                               scales_.floats(0) + row * (stride / kChunk),
-                               reinterpret_cast<const int32_t*>(sums_.bytes()) + row * (stride / 16),
-                               stride};
-      kernels_->linear_int8(m, begin, end, rows, height, out,
-                            reinterpret_cast<int32_t*>(thread_scratch_[index(thread)].bytes()));
+      auto* scratch = reinterpret_cast<int32_t*>(thread_scratch_[index(thread)].bytes());
+      kernels_->linear_int8(m, begin, end, quantized_.rows(row, stride), height, out, scratch);
+      if (parts[p].refined) {  // the weights of this task are still in the cache
+        out.bias = nullptr;
+        out.accumulate = true;
+        kernels_->linear_int8(m, begin, end, residual_.rows(row, stride), height, out, scratch);
+      }
     } else {
       kernels_->linear_fp32(m, begin, end, x + row * width, width, height, out);
     }

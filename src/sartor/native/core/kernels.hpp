@@ -51,6 +51,7 @@ struct LinearOutput {
   float* data = nullptr;
   int64_t stride = 0;
   const float* bias = nullptr;
+  bool accumulate = false;  // add to what is there
 };
 
 // One sequence's view of one layer's keys and values.
@@ -85,6 +86,10 @@ struct Kernels {
   const char* name;
   void (*quantize_rows)(const float* x, int64_t rows, int64_t k, int64_t x_stride, int8_t* codes,
                         float* scales, int32_t* half_sums, int64_t stride);
+  // What quantize_rows left over, quantised with 1/256 of its scales.
+  void (*quantize_residual)(const float* x, int64_t rows, int64_t k, int64_t x_stride,
+                            const int8_t* codes, const float* scales, int8_t* residual_codes,
+                            float* residual_scales, int32_t* half_sums, int64_t stride);
   // Column blocks [block_begin, block_end) of w for `rows` rows; scratch: linear_scratch(w).
   void (*linear_int8)(const Matrix& w, int64_t block_begin, int64_t block_end,
                       const QuantizedRows& x, int64_t rows, const LinearOutput& out,

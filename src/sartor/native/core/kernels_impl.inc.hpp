@@ -31,7 +31,7 @@ static const float kIndex[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 1
 #include "probe.inc.hpp"
 
 static const Kernels kTable = {
-    SARTOR_STRING(SARTOR_ISA), quantize_rows, linear_int8, linear_fp32, dequantize_row,
+    SARTOR_STRING(SARTOR_ISA), quantize_rows, quantize_residual, linear_int8, linear_fp32, dequantize_row,
     rms_norm,  layer_norm, add,       mul,     scale,      softcap,
     activation, gated_activation, rope, attention, argmax, max_of,
     sum_exp,   narrow,     probe_int8, probe_fp32, probe_read};

@@ -1,35 +1,65 @@
 // Linear layers over packed weights: int8 and float32 activations.
 
+// 32 features of a row; zeros past its end.
+static inline void load_chunk(const float* row, int64_t begin, int64_t k, F& a, F& b) {
+  if (begin + kChunk <= k) {
+    a = f_load(row + begin);
+    b = f_load(row + begin + 16);
+    return;
+  }
+  const int64_t rest = k > begin ? k - begin : 0;
+  a = load_part(row + begin, rest < 16 ? rest : 16);
+  b = load_part(row + begin + 16, rest > 16 ? rest - 16 : 0);
+}
+
+// Rounds to nearest even; codes stay within [-127, 127].
+static inline void store_codes(F a, F b, int8_t* codes, int32_t* half_sums) {
+  const F top = f_set(127.0f), bottom = f_set(-127.0f);
+  int32_t whole[32];
+  i_store(whole, i_from(f_max(f_min(a, top), bottom)));
+  i_store(whole + 16, i_from(f_max(f_min(b, top), bottom)));
+  half_sums[0] = half_sums[1] = 0;
+  for (int i = 0; i < 32; ++i) {
+    codes[i] = static_cast<int8_t>(whole[i]);
+    half_sums[i / 16] += whole[i];
+  }
+}
+
 static void quantize_rows(const float* x, int64_t rows, int64_t k, int64_t x_stride, int8_t* codes,
                           float* scales, int32_t* half_sums, int64_t stride) {
+  const int64_t chunks = stride / kChunk;
   for (int64_t r = 0; r < rows; ++r) {
-    const float* row = x + r * x_stride;
-    int8_t* to = codes + r * stride;
-    for (int64_t c = 0; c < stride / kChunk; ++c) {
-      const int64_t begin = c * kChunk;
+    for (int64_t c = 0; c < chunks; ++c) {
       F a, b;
-      if (begin + kChunk <= k) {
-        a = f_load(row + begin);
-        b = f_load(row + begin + 16);
-      } else {
-        const int64_t rest = k > begin ? k - begin : 0;
-        a = load_part(row + begin, rest < 16 ? rest : 16);
-        b = load_part(row + begin + 16, rest > 16 ? rest - 16 : 0);
-      }
-      const float top = f_top(f_max(f_abs(a), f_abs(b)));
-      const float scale = top / 127.0f;
+      load_chunk(x + r * x_stride, c * kChunk, k, a, b);
+      const float scale = f_top(f_max(f_abs(a), f_abs(b))) / 127.0f;
       const F inverse = f_set(scale > 0.0f ? 1.0f / scale : 0.0f);
-      int32_t whole[32];
-      i_store(whole, i_from(f_mul(a, inverse)));
-      i_store(whole + 16, i_from(f_mul(b, inverse)));
-      int32_t sums[2] = {0, 0};
-      for (int i = 0; i < 32; ++i) {
-        to[begin + i] = static_cast<int8_t>(whole[i]);
-        sums[i / 16] += whole[i];
-      }
-      scales[r * (stride / kChunk) + c] = scale;
-      half_sums[r * (stride / 16) + 2 * c] = sums[0];
-      half_sums[r * (stride / 16) + 2 * c + 1] = sums[1];
+      scales[r * chunks + c] = scale;
+      store_codes(f_mul(a, inverse), f_mul(b, inverse), codes + r * stride + c * kChunk,
+                  half_sums + (r * chunks + c) * 2);
+    }
+  }
+}
+
+static void quantize_residual(const float* x, int64_t rows, int64_t k, int64_t x_stride,
+                              const int8_t* codes, const float* scales, int8_t* residual_codes,
+                              float* residual_scales, int32_t* half_sums, int64_t stride) {
+  const int64_t chunks = stride / kChunk;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < chunks; ++c) {
+      F a, b;
+      load_chunk(x + r * x_stride, c * kChunk, k, a, b);
+      const int8_t* done = codes + r * stride + c * kChunk;
+      float widened[32];
+      for (int i = 0; i < 32; ++i) widened[i] = static_cast<float>(done[i]);
+      const float scale = scales[r * chunks + c];
+      const F minus = f_set(-scale);
+      const float fine = scale / 256.0f;
+      const F inverse = f_set(fine > 0.0f ? 1.0f / fine : 0.0f);
+      residual_scales[r * chunks + c] = fine;
+      store_codes(f_mul(f_fma(f_load(widened), minus, a), inverse),
+                  f_mul(f_fma(f_load(widened + 16), minus, b), inverse),
+                  residual_codes + r * stride + c * kChunk, half_sums + (r * chunks + c) * 2);
     }
   }
 }
@@ -97,6 +127,7 @@ static inline void store_columns(const Matrix& w, int64_t block, const LinearOut
   const int64_t left = w.n - column;
   if (out.bias) value = f_add(value, load_n(out.bias + column, left < 16 ? left : 16));
   float* to = out.data + row * out.stride + column;
+  if (out.accumulate) value = f_add(value, load_n(to, left < 16 ? left : 16));
   left >= 16 ? f_store(to, value) : store_part(to, value, left);
 }
 
