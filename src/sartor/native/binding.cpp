@@ -48,7 +48,8 @@ void require(bool holds, const char* what) {
 
 const Kernels* kernels_of(const std::string& isa) {
   const Kernels* kernels = select_kernels(isa);
-  if (!kernels) throw std::invalid_argument("instruction-set path '" + isa + "' cannot run on this machine");
+  if (!kernels)
+    throw std::invalid_argument("instruction-set path '" + isa + "' cannot run on this machine");
   return kernels;
 }
 
@@ -105,13 +106,15 @@ HeldMatrix make_matrix(const std::string& storage, int64_t n, int64_t k, int64_t
   require(n > 0 && k > 0 && k_padded >= k && k_padded % kChunk == 0, "matrix: bad dimensions");
   const bool quantized = m.storage == Storage::kAffine || m.storage == Storage::kLookup;
   const int64_t padded_weights = m.blocks() * kLanes * k_padded;
-  const int64_t bytes = quantized ? padded_weights * bits / 8 : padded_weights * storage_bytes(m.storage);
+  const int64_t bytes =
+      quantized ? padded_weights * bits / 8 : padded_weights * storage_bytes(m.storage);
   require(static_cast<int64_t>(codes.size()) == bytes, "matrix: codes have the wrong size");
   m.codes = codes.data();
   held.codes = nb::cast(codes);
   if (quantized) {
     require(bits >= 2 && bits <= 8, "matrix: bits out of range");
-    require(group >= 16 && group % 16 == 0 && (group == 16 || group % kChunk == 0) && k_padded % group == 0,
+    require(group >= 16 && group % 16 == 0 && (group == 16 || group % kChunk == 0) &&
+                k_padded % group == 0,
             "matrix: bad group");
     const auto scale_count = static_cast<size_t>(m.blocks() * kLanes * (k_padded / group));
     require(scales && scales->size() == scale_count, "matrix: scales have the wrong size");
@@ -178,7 +181,6 @@ void check_ids(const int32_t* ids, int64_t count, int64_t vocab, const char* wha
                               " is outside the vocabulary of " + std::to_string(vocab));
 }
 
-
 nb::tuple run_step(PyExecutor& self, In<int32_t> tokens, In<int32_t> positions, In<int32_t> starts,
                    In<int32_t> contexts, std::vector<In<int32_t>> tables, In<int32_t> output_rows,
                    In<uint8_t> sampling, In<int32_t> history, In<int32_t> history_starts,
@@ -215,12 +217,15 @@ nb::tuple run_step(PyExecutor& self, In<int32_t> tokens, In<int32_t> positions, 
   check_ids(step.history, step.history_starts[step.outputs], program.vocab, "batch history");
   check_ids(step.bias_tokens, step.bias_starts[step.outputs], program.vocab, "logit bias");
   for (int64_t r = 0; r < step.outputs; ++r)
-    require(step.output_rows[r] >= 0 && step.output_rows[r] < step.tokens, "batch: output row outside the tokens");
+    require(step.output_rows[r] >= 0 && step.output_rows[r] < step.tokens,
+            "batch: output row outside the tokens");
   int32_t groups = 0;
   for (const StateInfo& state : program.states) groups = std::max(groups, state.group + 1);
-  require(static_cast<int32_t>(tables.size()) == groups, "batch: one block table a state group is needed");
+  require(static_cast<int32_t>(tables.size()) == groups,
+          "batch: one block table a state group is needed");
   for (const auto& table : tables) {
-    require(table.ndim() == 2 && static_cast<int64_t>(table.shape(0)) == step.sequences, "batch: block table shape");
+    require(table.ndim() == 2 && static_cast<int64_t>(table.shape(0)) == step.sequences,
+            "batch: block table shape");
     step.tables.push_back({table.data(), static_cast<int64_t>(table.shape(1))});
   }
   for (int64_t s = 0; s < step.sequences; ++s) {
@@ -232,7 +237,9 @@ nb::tuple run_step(PyExecutor& self, In<int32_t> tokens, In<int32_t> positions, 
   require(rope_frequencies.size() == program.ropes.size(), "batch: one entry a rope is needed");
   for (size_t r = 0; r < program.ropes.size(); ++r) {
     const auto& given = rope_frequencies[r];
-    if (given) require(static_cast<int64_t>(given->size()) == step.sequences * program.ropes[r].dim / 2, "batch: rope frequencies");
+    if (given)
+      require(static_cast<int64_t>(given->size()) == step.sequences * program.ropes[r].dim / 2,
+              "batch: rope frequencies");
     step.rope_frequencies.push_back(given ? given->data() : nullptr);
   }
   StepResult result;
@@ -255,8 +262,9 @@ nb::tuple run_step(PyExecutor& self, In<int32_t> tokens, In<int32_t> positions, 
     const size_t width = rows ? result.taps[t].size() / rows : 0;
     taps.append(to_numpy(std::move(result.taps[t]), {rows, width}));
   }
-  return nb::make_tuple(to_numpy(std::move(ids)), to_numpy(std::move(logprobs)), to_numpy(std::move(top_ids)),
-                        to_numpy(std::move(top_logprobs)), to_numpy(std::move(top_starts)), taps);
+  return nb::make_tuple(to_numpy(std::move(ids)), to_numpy(std::move(logprobs)),
+                        to_numpy(std::move(top_ids)), to_numpy(std::move(top_logprobs)),
+                        to_numpy(std::move(top_starts)), taps);
 }
 
 }  // namespace
@@ -272,10 +280,11 @@ NB_MODULE(_native, m) {
 
   m.def(
       "pack_codes",
-      [](ThreadPool& pool, In<uint8_t> codes, int64_t n, int64_t k, int64_t k_padded, int bits, int zero,
-         InOut<uint8_t> out) {
+      [](ThreadPool& pool, In<uint8_t> codes, int64_t n, int64_t k, int64_t k_padded, int bits,
+         int zero, InOut<uint8_t> out) {
         const int64_t padded = (n + kLanes - 1) / kLanes * kLanes * k_padded;
-        require(static_cast<int64_t>(codes.size()) == n * k && static_cast<int64_t>(out.size()) == padded * bits / 8,
+        require(static_cast<int64_t>(codes.size()) == n * k &&
+                    static_cast<int64_t>(out.size()) == padded * bits / 8,
                 "pack_codes: sizes do not fit");
         nb::gil_scoped_release release;
         pack_codes(pool, codes.data(), n, k, k_padded, bits, zero, out.data());
@@ -283,9 +292,11 @@ NB_MODULE(_native, m) {
       "pool"_a, "codes"_a, "n"_a, "k"_a, "k_padded"_a, "bits"_a, "zero"_a, "out"_a);
   m.def(
       "pack_scales",
-      [](In<float> values, int64_t n, int64_t groups, int64_t padded_groups, float factor, InOut<uint16_t> out) {
+      [](In<float> values, int64_t n, int64_t groups, int64_t padded_groups, float factor,
+         InOut<uint16_t> out) {
         require(static_cast<int64_t>(values.size()) == n * groups &&
-                    static_cast<int64_t>(out.size()) == (n + kLanes - 1) / kLanes * kLanes * padded_groups,
+                    static_cast<int64_t>(out.size()) ==
+                        (n + kLanes - 1) / kLanes * kLanes * padded_groups,
                 "pack_scales: sizes do not fit");
         nb::gil_scoped_release release;
         return pack_scales(values.data(), n, groups, padded_groups, factor, out.data());
@@ -293,10 +304,11 @@ NB_MODULE(_native, m) {
       "values"_a, "n"_a, "groups"_a, "padded_groups"_a, "factor"_a, "out"_a);
   m.def(
       "pack_dense",
-      [](ThreadPool& pool, In<uint8_t> values, int64_t n, int64_t k, int64_t k_padded, int element_bytes,
-         InOut<uint8_t> out) {
+      [](ThreadPool& pool, In<uint8_t> values, int64_t n, int64_t k, int64_t k_padded,
+         int element_bytes, InOut<uint8_t> out) {
         const int64_t padded = (n + kLanes - 1) / kLanes * kLanes * k_padded * element_bytes;
-        require(static_cast<int64_t>(values.size()) == n * k * element_bytes && static_cast<int64_t>(out.size()) == padded,
+        require(static_cast<int64_t>(values.size()) == n * k * element_bytes &&
+                    static_cast<int64_t>(out.size()) == padded,
                 "pack_dense: sizes do not fit");
         nb::gil_scoped_release release;
         pack_dense(pool, values.data(), n, k, k_padded, element_bytes, out.data());
@@ -304,57 +316,81 @@ NB_MODULE(_native, m) {
       "pool"_a, "values"_a, "n"_a, "k"_a, "k_padded"_a, "element_bytes"_a, "out"_a);
 
   nb::class_<HeldMatrix>(m, "Matrix");
-  m.def("matrix", &make_matrix, "storage"_a, "n"_a, "k"_a, "k_padded"_a, "codes"_a, "scales"_a.none(),
-        "offsets"_a.none(), "bits"_a, "group"_a, "zero"_a, "scale_multiplier"_a, "offset_multiplier"_a, "table"_a);
+  m.def("matrix", &make_matrix, "storage"_a, "n"_a, "k"_a, "k_padded"_a, "codes"_a,
+        "scales"_a.none(), "offsets"_a.none(), "bits"_a, "group"_a, "zero"_a, "scale_multiplier"_a,
+        "offset_multiplier"_a, "table"_a);
 
   nb::class_<PyProgram>(m, "Program")
-      .def("__init__",
-           [](PyProgram* self, int64_t vocab, int64_t block_size, const std::string& kv, bool int8_activations,
-              std::vector<std::string> taps) {
-             new (self) PyProgram();
-             self->info.vocab = vocab;
-             self->info.block_size = block_size;
-             self->info.kv = storage_of(kv);
-             self->info.int8_activations = int8_activations;
-             self->info.taps = std::move(taps);
-           },
-           "vocab"_a, "block_size"_a, "kv"_a, "int8_activations"_a, "taps"_a)
-      .def("add_value", [](PyProgram& p, int64_t width, bool per_output) { p.info.values.push_back({width, per_output}); },
-           "width"_a, "per_output"_a)
+      .def(
+          "__init__",
+          [](PyProgram* self, int64_t vocab, int64_t block_size, const std::string& kv,
+             bool int8_activations, std::vector<std::string> taps) {
+            new (self) PyProgram();
+            self->info.vocab = vocab;
+            self->info.block_size = block_size;
+            self->info.kv = storage_of(kv);
+            self->info.int8_activations = int8_activations;
+            self->info.taps = std::move(taps);
+          },
+          "vocab"_a, "block_size"_a, "kv"_a, "int8_activations"_a, "taps"_a)
+      .def(
+          "add_value",
+          [](PyProgram& p, int64_t width, bool per_output) {
+            p.info.values.push_back({width, per_output});
+          },
+          "width"_a, "per_output"_a)
       .def("add_matrix", &PyProgram::add_matrix, "matrix"_a)
       .def("add_vector", &PyProgram::add_vector, "vector"_a)
-      .def("add_rope",
-           [](PyProgram& p, int64_t dim, bool interleaved, float factor, In<float> inverse) {
-             require(static_cast<int64_t>(inverse.size()) == dim / 2, "rope: wrong number of frequencies");
-             p.info.ropes.push_back({dim, interleaved, factor, {inverse.data(), inverse.data() + inverse.size()}});
-           },
-           "dim"_a, "interleaved"_a, "factor"_a, "inverse_frequencies"_a)
-      .def("add_state",
-           [](PyProgram& p, int64_t kv_heads, int64_t head_dim, int64_t value_dim, int32_t group) {
-             p.info.states.push_back({kv_heads, head_dim, value_dim, group});
-           },
-           "kv_heads"_a, "head_dim"_a, "value_dim"_a, "group"_a)
-      .def("add_instruction",
-           [](PyProgram& p, int op, const std::string& name, std::vector<int32_t> inputs, std::vector<int32_t> outputs,
-              std::vector<int32_t> matrices, std::vector<int32_t> vectors, nb::dict fields) {
-             p.info.instructions.push_back(make_instruction(op, name, std::move(inputs), std::move(outputs),
-                                                            std::move(matrices), std::move(vectors), fields));
-           },
-           "op"_a, "name"_a, "inputs"_a, "outputs"_a, "matrices"_a, "vectors"_a, "fields"_a);
+      .def(
+          "add_rope",
+          [](PyProgram& p, int64_t dim, bool interleaved, float factor, In<float> inverse) {
+            require(static_cast<int64_t>(inverse.size()) == dim / 2,
+                    "rope: wrong number of frequencies");
+            p.info.ropes.push_back(
+                {dim, interleaved, factor, {inverse.data(), inverse.data() + inverse.size()}});
+          },
+          "dim"_a, "interleaved"_a, "factor"_a, "inverse_frequencies"_a)
+      .def(
+          "add_state",
+          [](PyProgram& p, int64_t kv_heads, int64_t head_dim, int64_t value_dim, int32_t group) {
+            p.info.states.push_back({kv_heads, head_dim, value_dim, group});
+          },
+          "kv_heads"_a, "head_dim"_a, "value_dim"_a, "group"_a)
+      .def(
+          "add_instruction",
+          [](PyProgram& p, int op, const std::string& name, std::vector<int32_t> inputs,
+             std::vector<int32_t> outputs, std::vector<int32_t> matrices,
+             std::vector<int32_t> vectors, nb::dict fields) {
+            p.info.instructions.push_back(make_instruction(op, name, std::move(inputs),
+                                                           std::move(outputs), std::move(matrices),
+                                                           std::move(vectors), fields));
+          },
+          "op"_a, "name"_a, "inputs"_a, "outputs"_a, "matrices"_a, "vectors"_a, "fields"_a);
 
   nb::class_<PyExecutor>(m, "Executor")
-      .def("__init__",
-           [](PyExecutor* self, const PyProgram& program, std::shared_ptr<ThreadPool> pool, const std::string& isa) {
-             new (self) PyExecutor{Executor(program.info, std::move(pool), kernels_of(isa)), program.held};
-           },
-           "program"_a, "pool"_a, "isa"_a)
-      .def("block_bytes", [](const PyExecutor& e, int32_t group) { return e.executor.block_bytes(group); }, "group"_a)
-      .def("allocate_state", [](PyExecutor& e, const std::vector<int64_t>& blocks) { e.executor.allocate_state(blocks); },
-           "blocks"_a)
+      .def(
+          "__init__",
+          [](PyExecutor* self, const PyProgram& program, std::shared_ptr<ThreadPool> pool,
+             const std::string& isa) {
+            new (self)
+                PyExecutor{Executor(program.info, std::move(pool), kernels_of(isa)), program.held};
+          },
+          "program"_a, "pool"_a, "isa"_a)
+      .def(
+          "block_bytes",
+          [](const PyExecutor& e, int32_t group) { return e.executor.block_bytes(group); },
+          "group"_a)
+      .def(
+          "allocate_state",
+          [](PyExecutor& e, const std::vector<int64_t>& blocks) {
+            e.executor.allocate_state(blocks);
+          },
+          "blocks"_a)
       .def("run", &run_step)
       .def_prop_ro("state_bytes", [](const PyExecutor& e) { return e.executor.state_bytes(); })
       .def_prop_ro("scratch_bytes", [](const PyExecutor& e) { return e.executor.scratch_bytes(); })
-      .def("profile", [](PyExecutor& e, bool on) { e.executor.profile(on); }, "on"_a)
+      .def(
+          "profile", [](PyExecutor& e, bool on) { e.executor.profile(on); }, "on"_a)
       .def("seconds", [](const PyExecutor& e) {
         std::vector<std::pair<std::string, double>> out;
         const auto& seconds = e.executor.seconds();

@@ -11,8 +11,7 @@ static inline F load_kv(const uint8_t* base, int64_t index) {
     return f_load(reinterpret_cast<const float*>(base) + index);
   else if constexpr (kStorage == Storage::kBf16)
     return f_load_bf16(reinterpret_cast<const uint16_t*>(base) + index);
-  else
-    return f_load_fp16(reinterpret_cast<const uint16_t*>(base) + index);
+  else return f_load_fp16(reinterpret_cast<const uint16_t*>(base) + index);
 }
 
 static inline float exp_one(float x) {
@@ -24,8 +23,8 @@ static inline float exp_one(float x) {
 template <int kRows>
 struct AttentionRows {
   int64_t position[kRows];
-  float top[kRows], total[kRows];            // of the segment
-  float all_top[kRows], all_total[kRows];    // of the segments so far
+  float top[kRows], total[kRows];          // of the segment
+  float all_top[kRows], all_total[kRows];  // of the segments so far
 };
 
 template <Storage kStorage, int kRows, int kRuns>
@@ -33,9 +32,8 @@ static inline void scores16(const uint8_t* keys, const float* q, int64_t head_di
                             int64_t block_size, int64_t at, float* scores) {
   F sum[kRows][kRuns];
   SARTOR_UNROLL
-  for (int r = 0; r < kRows; ++r)
-    SARTOR_UNROLL
-    for (int u = 0; u < kRuns; ++u) sum[r][u] = f_set(0.0f);
+  for (int r = 0; r < kRows; ++r) SARTOR_UNROLL
+  for (int u = 0; u < kRuns; ++u) sum[r][u] = f_set(0.0f);
   SARTOR_NO_UNROLL
   for (int64_t d = 0; d < head_dim; ++d) {
     F k[kRuns];
@@ -49,9 +47,8 @@ static inline void scores16(const uint8_t* keys, const float* q, int64_t head_di
     }
   }
   SARTOR_UNROLL
-  for (int r = 0; r < kRows; ++r)
-    SARTOR_UNROLL
-    for (int u = 0; u < kRuns; ++u) f_store(scores + r * block_size + at + 16 * u, sum[r][u]);
+  for (int r = 0; r < kRows; ++r) SARTOR_UNROLL
+  for (int u = 0; u < kRuns; ++u) f_store(scores + r * block_size + at + 16 * u, sum[r][u]);
 }
 
 template <Storage kStorage, int kRows, int kRuns>
@@ -60,10 +57,9 @@ static inline void weigh16(const uint8_t* values, const float* weights, int64_t 
                            float* sums) {
   F sum[kRows][kRuns];
   SARTOR_UNROLL
-  for (int r = 0; r < kRows; ++r)
-    SARTOR_UNROLL
-    for (int u = 0; u < kRuns; ++u)
-      sum[r][u] = f_mul(f_load(sums + r * stride + at + 16 * u), f_set(keep[r]));
+  for (int r = 0; r < kRows; ++r) SARTOR_UNROLL
+  for (int u = 0; u < kRuns; ++u)
+    sum[r][u] = f_mul(f_load(sums + r * stride + at + 16 * u), f_set(keep[r]));
   SARTOR_NO_UNROLL
   for (int64_t p = 0; p < count; ++p) {
     F v[kRuns];
@@ -77,9 +73,8 @@ static inline void weigh16(const uint8_t* values, const float* weights, int64_t 
     }
   }
   SARTOR_UNROLL
-  for (int r = 0; r < kRows; ++r)
-    SARTOR_UNROLL
-    for (int u = 0; u < kRuns; ++u) f_store(sums + r * stride + at + 16 * u, sum[r][u]);
+  for (int r = 0; r < kRows; ++r) SARTOR_UNROLL
+  for (int u = 0; u < kRuns; ++u) f_store(sums + r * stride + at + 16 * u, sum[r][u]);
 }
 
 template <Storage kStorage, int kRows>
@@ -92,7 +87,8 @@ static void attend_block(const AttentionTask& t, AttentionRows<kRows>& rows, int
   const uint8_t* values = t.values + slot * size * stride * element;
   const int64_t start = block * size;
   int64_t at = 0;
-  for (; at + 32 <= size; at += 32) scores16<kStorage, kRows, 2>(keys, q, t.head_dim, size, at, weights);
+  for (; at + 32 <= size; at += 32)
+    scores16<kStorage, kRows, 2>(keys, q, t.head_dim, size, at, weights);
   for (; at < size; at += 16) scores16<kStorage, kRows, 1>(keys, q, t.head_dim, size, at, weights);
 
   float keep[kRows];
@@ -107,8 +103,7 @@ static void attend_block(const AttentionTask& t, AttentionRows<kRows>& rows, int
     F top = none;
     for (int64_t i = 0; i < size; i += 16) {
       F s = f_load(row + i);
-      if (t.softcap > 0.0f)
-        s = f_mul(f_tanh(f_div(s, f_set(t.softcap))), f_set(t.softcap));
+      if (t.softcap > 0.0f) s = f_mul(f_tanh(f_div(s, f_set(t.softcap))), f_set(t.softcap));
       const F index = f_add(f_load(kIndex), f_set(static_cast<float>(i)));
       s = f_where_less(index, last, s, none);
       if (begin > 0) s = f_where_less(index, first, none, s);
@@ -182,8 +177,8 @@ static void attend_rows(const AttentionTask& t, int64_t first_row, int64_t count
       const float old_keep = exp_one(rows.all_top[r] - top), keep = exp_one(rows.top[r] - top);
       const F a = f_set(old_keep), b = f_set(keep);
       for (int64_t i = 0; i < stride; i += 16)
-        f_store(all + r * stride + i, f_fma(f_load(sums + r * stride + i), b,
-                                            f_mul(f_load(all + r * stride + i), a)));
+        f_store(all + r * stride + i,
+                f_fma(f_load(sums + r * stride + i), b, f_mul(f_load(all + r * stride + i), a)));
       rows.all_total[r] = rows.all_total[r] * old_keep + rows.total[r] * keep;
       rows.all_top[r] = top;
     }
@@ -197,7 +192,8 @@ static void attend_rows(const AttentionTask& t, int64_t first_row, int64_t count
       keep = exp_one(rows.all_top[r] - top);
       total = total * keep + exp_one(t.sinks[head] - top);
     }
-    scale(all + r * stride, keep / total, t.value_dim, t.out + token * t.out_stride + head * t.value_dim);
+    scale(all + r * stride, keep / total, t.value_dim,
+          t.out + token * t.out_stride + head * t.value_dim);
   }
 }
 
@@ -207,11 +203,21 @@ static void attend(const AttentionTask& t) {
   for (int64_t row = 0; row < rows;) {
     const int64_t left = rows - row < kAttentionRows ? rows - row : kAttentionRows;
     switch (left) {
-      case 1: attend_rows<kStorage, 1>(t, row, left); break;
-      case 2: attend_rows<kStorage, 2>(t, row, left); break;
-      case 3: attend_rows<kStorage, 3>(t, row, left); break;
-      case 4: attend_rows<kStorage, 4>(t, row, left); break;
-      default: attend_rows<kStorage, 8>(t, row, left); break;
+      case 1:
+        attend_rows<kStorage, 1>(t, row, left);
+        break;
+      case 2:
+        attend_rows<kStorage, 2>(t, row, left);
+        break;
+      case 3:
+        attend_rows<kStorage, 3>(t, row, left);
+        break;
+      case 4:
+        attend_rows<kStorage, 4>(t, row, left);
+        break;
+      default:
+        attend_rows<kStorage, 8>(t, row, left);
+        break;
     }
     row += left;
   }
@@ -219,8 +225,11 @@ static void attend(const AttentionTask& t) {
 
 static void attention(const AttentionTask& t) {
   switch (t.kv) {
-    case Storage::kFp32: return attend<Storage::kFp32>(t);
-    case Storage::kFp16: return attend<Storage::kFp16>(t);
-    default: return attend<Storage::kBf16>(t);
+    case Storage::kFp32:
+      return attend<Storage::kFp32>(t);
+    case Storage::kFp16:
+      return attend<Storage::kFp16>(t);
+    default:
+      return attend<Storage::kBf16>(t);
   }
 }

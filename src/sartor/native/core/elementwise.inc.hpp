@@ -15,7 +15,8 @@ static inline void store_part(float* p, F a, int64_t n) {
 template <typename Body>
 static inline void each16(int64_t n, float* out, Body body) {
   int64_t i = 0;
-  for (; i + 16 <= n; i += 16) f_store(out + i, body([i](const float* p) { return f_load(p + i); }));
+  for (; i + 16 <= n; i += 16)
+    f_store(out + i, body([i](const float* p) { return f_load(p + i); }));
   if (i < n) {
     const int64_t rest = n - i;
     store_part(out + i, body([i, rest](const float* p) { return load_part(p + i, rest); }), rest);
@@ -66,8 +67,7 @@ static inline F f_activate(F x) {
     return f_mul(f_mul(half, x), f_add(one, f_erf(f_mul(x, f_set(0.70710678118654752f)))));
   } else if constexpr (kKind == Activation::kGeluTanh) {
     const F cube = f_mul(f_mul(x, x), x);
-    const F inner =
-        f_mul(f_set(0.79788456080286536f), f_fma(f_set(0.044715f), cube, x));
+    const F inner = f_mul(f_set(0.79788456080286536f), f_fma(f_set(0.044715f), cube, x));
     return f_mul(f_mul(half, x), f_add(one, f_tanh(inner)));
   } else {
     return f_max(x, f_set(0.0f));
@@ -86,10 +86,14 @@ static void activate_run(const float* x, const float* up, int64_t n, float* out)
 static void gated_activation(Activation kind, const float* x, const float* up, int64_t n,
                              float* out) {
   switch (kind) {
-    case Activation::kSilu: return activate_run<Activation::kSilu>(x, up, n, out);
-    case Activation::kGelu: return activate_run<Activation::kGelu>(x, up, n, out);
-    case Activation::kGeluTanh: return activate_run<Activation::kGeluTanh>(x, up, n, out);
-    case Activation::kRelu: return activate_run<Activation::kRelu>(x, up, n, out);
+    case Activation::kSilu:
+      return activate_run<Activation::kSilu>(x, up, n, out);
+    case Activation::kGelu:
+      return activate_run<Activation::kGelu>(x, up, n, out);
+    case Activation::kGeluTanh:
+      return activate_run<Activation::kGeluTanh>(x, up, n, out);
+    case Activation::kRelu:
+      return activate_run<Activation::kRelu>(x, up, n, out);
   }
 }
 static void activation(Activation kind, const float* x, int64_t n, float* out) {
@@ -139,7 +143,8 @@ static void rms_norm(const float* x, const float* weight, float weight_offset, f
 
 static void layer_norm(const float* x, const float* weight, const float* bias, float eps,
                        int64_t width, float* out) {
-  const F plain = sum16(width, [x](int64_t i, int64_t n, F t) { return f_add(t, load_n(x + i, n)); });
+  const F plain =
+      sum16(width, [x](int64_t i, int64_t n, F t) { return f_add(t, load_n(x + i, n)); });
   const float mean = f_sum(plain) / static_cast<float>(width);
   const F centre = f_set(mean);
   const F squares = sum16(width, [=](int64_t i, int64_t n, F total) {
@@ -173,8 +178,7 @@ static void rope(const float* x, const float* cosines, const float* sines, int64
         out[half + i] = b * cosines[i] + a * sines[i];
       }
     }
-    if (out != x)
-      std::memcpy(out + dim, x + dim, static_cast<size_t>(head_dim - dim) * 4);
+    if (out != x) std::memcpy(out + dim, x + dim, static_cast<size_t>(head_dim - dim) * 4);
   }
 }
 
@@ -204,8 +208,7 @@ static double sum_exp(const float* x, int64_t n, float top, float inverse_temper
     const int64_t count = n - begin < 4096 ? n - begin : 4096;
     F run = f_set(0.0f);
     int64_t i = 0;
-    for (; i + 16 <= count; i += 16)
-      run = f_add(run, f_exp(f_mul(f_sub(f_load(part + i), t), s)));
+    for (; i + 16 <= count; i += 16) run = f_add(run, f_exp(f_mul(f_sub(f_load(part + i), t), s)));
     float tail = 0;
     for (; i < count; ++i) tail += __builtin_expf((part[i] - top) * inverse_temperature);
     total += static_cast<double>(f_sum(run)) + static_cast<double>(tail);
@@ -221,7 +224,8 @@ static void narrow(const float* x, int64_t n, Storage storage, uint8_t* out) {
   uint16_t* to = reinterpret_cast<uint16_t*>(out);
   int64_t i = 0;
   for (; i + 16 <= n; i += 16)
-    storage == Storage::kBf16 ? f_store_bf16(to + i, f_load(x + i)) : f_store_fp16(to + i, f_load(x + i));
+    storage == Storage::kBf16 ? f_store_bf16(to + i, f_load(x + i))
+                              : f_store_fp16(to + i, f_load(x + i));
   if (i < n) {
     uint16_t whole[16];
     const F rest = load_part(x + i, n - i);

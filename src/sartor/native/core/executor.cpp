@@ -12,7 +12,8 @@ namespace sartor {
 namespace {
 
 constexpr int64_t kAlignment = 64;
-constexpr int64_t kInlineWork = 8192;  // floats below which waking the pool costs more than it gives
+constexpr int64_t kInlineWork =
+    8192;  // floats below which waking the pool costs more than it gives
 
 int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 int64_t value_stride(const StateInfo& state) { return round_up(state.value_dim, kLanes); }
@@ -63,7 +64,8 @@ Executor::Executor(ProgramInfo program, std::shared_ptr<ThreadPool> pool, const 
   for (const Matrix& matrix : program_.matrices)
     scratch = std::max(scratch, linear_scratch(matrix.k_padded));
   for (const StateInfo& state : program_.states)
-    scratch = std::max(scratch, attention_scratch(state.head_dim, value_stride(state), program_.block_size));
+    scratch = std::max(scratch,
+                       attention_scratch(state.head_dim, value_stride(state), program_.block_size));
   for (size_t i = 0; i < threads; ++i) {
     thread_scratch_.emplace_back();
     thread_scratch_.back().floats(scratch);
@@ -77,7 +79,8 @@ void Executor::plan_buffers() {
   std::vector<size_t> last_use(count, 0);
   for (size_t i = 0; i < program_.instructions.size(); ++i) {
     for (const int32_t v : program_.instructions[i].inputs) last_use[index(v)] = i;
-    for (const int32_t v : program_.instructions[i].outputs) last_use[index(v)] = std::max(last_use[index(v)], i);
+    for (const int32_t v : program_.instructions[i].outputs)
+      last_use[index(v)] = std::max(last_use[index(v)], i);
   }
   slot_of_.assign(count, -1);
   std::vector<int32_t> free_slots;
@@ -157,9 +160,8 @@ void Executor::each_row(int64_t count, int64_t width, const Body& body) {
     return;
   }
   const int64_t step = std::max<int64_t>(1, kInlineWork / 2 / width);
-  pool_->run((count + step - 1) / step, [&](int64_t task, int) {
-    body(task * step, std::min(count, (task + 1) * step));
-  });
+  pool_->run((count + step - 1) / step,
+             [&](int64_t task, int) { body(task * step, std::min(count, (task + 1) * step)); });
 }
 
 StepResult Executor::run(const StepInput& step) {
@@ -185,7 +187,8 @@ StepResult Executor::run(const StepInput& step) {
       const int32_t v = instruction.outputs.back();
       const int64_t count = rows(v, step);
       const float* data = value(v);
-      result.taps[index(instruction.tap)].assign(data, data + count * program_.values[index(v)].width);
+      result.taps[index(instruction.tap)].assign(data,
+                                                 data + count * program_.values[index(v)].width);
       result.tap_rows[index(instruction.tap)] = count;
     }
   }
@@ -252,7 +255,8 @@ void Executor::execute(const Instruction& n, const StepInput& step, StepResult& 
             kernels_->add(row, other + t * width, width, sum + t * width);
             row = sum + t * width;
           }
-          kernels_->rms_norm(row, weight.data(), n.weight_offset, n.eps, width, run, out + t * width);
+          kernels_->rms_norm(row, weight.data(), n.weight_offset, n.eps, width, run,
+                             out + t * width);
         }
       });
       return;
@@ -263,7 +267,8 @@ void Executor::execute(const Instruction& n, const StepInput& step, StepResult& 
       float* out = value(n.outputs[0]);
       each_row(rows(n.inputs[0], step), width, [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t)
-          kernels_->layer_norm(from + t * width, vector(0), vector(1), n.eps, width, out + t * width);
+          kernels_->layer_norm(from + t * width, vector(0), vector(1), n.eps, width,
+                               out + t * width);
       });
       return;
     }
@@ -298,13 +303,18 @@ void Executor::execute(const Instruction& n, const StepInput& step, StepResult& 
       each_row(rows(n.inputs[0], step), width, [&](int64_t begin, int64_t end) {
         const int64_t at = begin * width, count = (end - begin) * width;
         switch (n.op) {
-          case Op::kActivation: return kernels_->activation(n.activation, x + at, count, out + at);
+          case Op::kActivation:
+            return kernels_->activation(n.activation, x + at, count, out + at);
           case Op::kGatedActivation:
             return kernels_->gated_activation(n.activation, x + at, y + at, count, out + at);
-          case Op::kAdd: return kernels_->add(x + at, y + at, count, out + at);
-          case Op::kMul: return kernels_->mul(x + at, y + at, count, out + at);
-          case Op::kScale: return kernels_->scale(x + at, n.factor, count, out + at);
-          default: return kernels_->softcap(x + at, n.softcap, count, out + at);
+          case Op::kAdd:
+            return kernels_->add(x + at, y + at, count, out + at);
+          case Op::kMul:
+            return kernels_->mul(x + at, y + at, count, out + at);
+          case Op::kScale:
+            return kernels_->scale(x + at, n.factor, count, out + at);
+          default:
+            return kernels_->softcap(x + at, n.softcap, count, out + at);
         }
       });
       return;
@@ -351,8 +361,9 @@ void Executor::quantize(int32_t v, int64_t count, int64_t width, bool refined) {
   each_row(count, width * 2, [&](int64_t begin, int64_t end) {
     const int64_t chunk = begin * (stride / kChunk);
     if (coarse)
-      kernels_->quantize_rows(x + begin * width, end - begin, width, width, to.codes + begin * stride,
-                              to.scales + chunk, to.sums + 2 * chunk, stride);
+      kernels_->quantize_rows(x + begin * width, end - begin, width, width,
+                              to.codes + begin * stride, to.scales + chunk, to.sums + 2 * chunk,
+                              stride);
     if (refined)
       kernels_->quantize_residual(x + begin * width, end - begin, width, width,
                                   to.codes + begin * stride, to.scales + chunk,
@@ -393,10 +404,11 @@ void Executor::linear(const Instruction& n, int64_t count) {
   for (size_t i = 0; i < n.matrices.size(); ++i) {
     const Matrix& m = program_.matrices[index(n.matrices[i])];
     const int32_t bias = i < n.vectors.size() ? n.vectors[i] : -1;
-    parts.push_back({&m,
-                     {value(n.outputs[i]), m.n, bias >= 0 ? program_.vectors[index(bias)].data() : nullptr},
-                     i < n.refined.size() && n.refined[i],
-                     column_tasks});
+    parts.push_back(
+        {&m,
+         {value(n.outputs[i]), m.n, bias >= 0 ? program_.vectors[index(bias)].data() : nullptr},
+         i < n.refined.size() && n.refined[i],
+         column_tasks});
     column_tasks += (m.blocks() + block_step - 1) / block_step;
   }
   const float* x = value(n.inputs[0]);
@@ -434,31 +446,40 @@ void Executor::kv_write(const Instruction& n, const StepInput& step) {
   const float* v = value(n.inputs[1]);
   uint8_t* keys = keys_[index(n.state)].bytes();
   uint8_t* values = values_[index(n.state)].bytes();
+  // Runs of tokens within one block: neighbours in a block share the cache lines of its keys,
+  // so one thread writes them.
+  struct Run {
+    int64_t token, count, block, at;
+  };
+  std::vector<Run> runs;
   for (int64_t s = 0; s < step.sequences; ++s) {
-    const int64_t first = step.starts[s];
-    each_row(step.starts[s + 1] - first, state.kv_heads * state.head_dim * 8, [&](int64_t from, int64_t to) {
-      std::vector<uint8_t> narrow(index(state.head_dim * 4));
-      for (int64_t t = first + from; t < first + to; ++t) {
-        const int64_t position = step.contexts[s] + (t - first);
-        const int64_t block = table.data[s * table.width + position / size], at = position % size;
-        for (int64_t h = 0; h < state.kv_heads; ++h) {
-          kernels_->narrow(k + (t * state.kv_heads + h) * state.head_dim, state.head_dim, program_.kv, narrow.data());
-          uint8_t* to_key = keys + ((block * state.kv_heads + h) * state.head_dim * size + at) * element;
-          if (element == 2) {
-            const auto* from16 = reinterpret_cast<const uint16_t*>(narrow.data());
-            auto* to16 = reinterpret_cast<uint16_t*>(to_key);
-            for (int64_t d = 0; d < state.head_dim; ++d) to16[d * size] = from16[d];
-          } else {
-            const auto* from32 = reinterpret_cast<const uint32_t*>(narrow.data());
-            auto* to32 = reinterpret_cast<uint32_t*>(to_key);
-            for (int64_t d = 0; d < state.head_dim; ++d) to32[d * size] = from32[d];
-          }
-          kernels_->narrow(v + (t * state.kv_heads + h) * state.value_dim, state.value_dim, program_.kv,
-                           values + ((block * state.kv_heads + h) * size + at) * stride * element);
-        }
-      }
-    });
+    for (int64_t t = step.starts[s]; t < step.starts[s + 1];) {
+      const int64_t position = step.contexts[s] + (t - step.starts[s]), at = position % size;
+      const int64_t count = std::min<int64_t>(size - at, step.starts[s + 1] - t);
+      runs.push_back({t, count, table.data[s * table.width + position / size], at});
+      t += count;
+    }
   }
+  const auto write = [&](int64_t task, int thread) {
+    const Run& run = runs[index(task / state.kv_heads)];
+    const int64_t h = task % state.kv_heads, slot = run.block * state.kv_heads + h;
+    uint8_t* narrow = thread_scratch_[index(thread)].bytes();
+    for (int64_t i = 0; i < run.count; ++i) {
+      const int64_t row = (run.token + i) * state.kv_heads + h, at = run.at + i;
+      kernels_->narrow(k + row * state.head_dim, state.head_dim, program_.kv, narrow);
+      uint8_t* key = keys + (slot * state.head_dim * size + at) * element;
+      for (int64_t d = 0; d < state.head_dim; ++d) {
+        if (element == 2) std::memcpy(key + 2 * d * size, narrow + 2 * d, 2);
+        else std::memcpy(key + 4 * d * size, narrow + 4 * d, 4);
+      }
+      kernels_->narrow(v + row * state.value_dim, state.value_dim, program_.kv,
+                       values + (slot * size + at) * stride * element);
+    }
+  };
+  const int64_t tasks = static_cast<int64_t>(runs.size()) * state.kv_heads;
+  if (step.tokens * state.kv_heads * state.head_dim <= kInlineWork)
+    for (int64_t task = 0; task < tasks; ++task) write(task, 0);
+  else pool_->run(tasks, write);
 }
 
 void Executor::attention(const Instruction& n, const StepInput& step) {
@@ -495,7 +516,8 @@ void Executor::attention(const Instruction& n, const StepInput& step) {
     a.window = static_cast<int32_t>(n.window);
     a.scale = n.factor;
     a.softcap = n.softcap;
-    a.sinks = !n.vectors.empty() && n.vectors[0] >= 0 ? program_.vectors[index(n.vectors[0])].data() : nullptr;
+    a.sinks = !n.vectors.empty() && n.vectors[0] >= 0 ? program_.vectors[index(n.vectors[0])].data()
+                                                      : nullptr;
     a.q_stride = n.heads * n.head_dim;
     a.out_stride = n.heads * n.value_dim;
     a.q = q + step.starts[part.sequence] * a.q_stride;

@@ -16,8 +16,22 @@
 namespace sartor {
 
 enum class Op : int32_t {
-  kEmbedding, kLinear, kRmsNorm, kLayerNorm, kRope, kKvWrite, kAttention, kActivation,
-  kGatedActivation, kAdd, kMul, kScale, kSoftcap, kGatherRows, kAddRmsNorm, kSample,
+  kEmbedding,
+  kLinear,
+  kRmsNorm,
+  kLayerNorm,
+  kRope,
+  kKvWrite,
+  kAttention,
+  kActivation,
+  kGatedActivation,
+  kAdd,
+  kMul,
+  kScale,
+  kSoftcap,
+  kGatherRows,
+  kAddRmsNorm,
+  kSample,
 };
 
 // One operator. `inputs` and `outputs` are values; `matrices` and `vectors` are weights
@@ -131,7 +145,9 @@ class Executor {
  private:
   void plan_buffers();
   int64_t rows(int32_t value, const StepInput& step) const;
-  float* value(int32_t id) { return slots_[static_cast<size_t>(slot_of_[static_cast<size_t>(id)])].floats(0); }
+  float* value(int32_t id) {
+    return slots_[static_cast<size_t>(slot_of_[static_cast<size_t>(id)])].floats(0);
+  }
   void prepare_ropes(const StepInput& step);
   void execute(const Instruction& instruction, const StepInput& step, StepResult& result);
   void linear(const Instruction& instruction, int64_t rows);

@@ -10,8 +10,8 @@
 
 namespace sartor {
 
-constexpr int kLanes = 16;   // output features in a column block
-constexpr int kChunk = 32;   // input features that share an activation scale
+constexpr int kLanes = 16;  // output features in a column block
+constexpr int kChunk = 32;  // input features that share an activation scale
 constexpr int kMaxRowTile = 12;
 
 enum class Storage : int32_t { kFp32 = 0, kFp16 = 1, kBf16 = 2, kAffine = 3, kLookup = 4 };
@@ -67,18 +67,18 @@ struct AttentionTask {
   int32_t head_dim = 64, value_dim = 64;
   int32_t window = 0;
   float scale = 1.0f, softcap = 0.0f;
-  const float* sinks = nullptr;   // [heads] or null
-  const float* q = nullptr;       // [tokens][q_stride]
+  const float* sinks = nullptr;  // [heads] or null
+  const float* q = nullptr;      // [tokens][q_stride]
   int64_t q_stride = 0;
-  float* out = nullptr;           // [tokens][out_stride]
+  float* out = nullptr;  // [tokens][out_stride]
   int64_t out_stride = 0;
-  int64_t first_position = 0;     // position of token 0
+  int64_t first_position = 0;  // position of token 0
   int64_t token_begin = 0, token_end = 0;
-  float* scratch = nullptr;       // attention_scratch() floats
+  float* scratch = nullptr;  // attention_scratch() floats
 };
 
-constexpr int kAttentionRows = 8;          // query rows that share one read of K and V
-constexpr int kAttentionSegment = 512;     // positions that are combined before segments are
+constexpr int kAttentionRows = 8;       // query rows that share one read of K and V
+constexpr int kAttentionSegment = 512;  // positions that are combined before segments are
 
 enum class Activation : int32_t { kSilu = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3 };
 
@@ -122,8 +122,12 @@ struct Kernels {
   double (*probe_read)(const uint8_t* data, int64_t bytes);
 };
 
-// int32 slots that linear_int8 needs for a tile of kMaxRowTile rows.
-inline int64_t linear_scratch(int64_t k_padded) { return kMaxRowTile * (k_padded / kChunk) * 4; }
+// int32 slots that linear_int8 needs for a tile of kMaxRowTile rows: a row of a chunk has its
+// codes (8), two corrections, two sums and a scale.
+constexpr int kTileChunkInts = 13;
+inline int64_t linear_scratch(int64_t k_padded) {
+  return kMaxRowTile * (k_padded / kChunk) * kTileChunkInts;
+}
 
 inline int64_t attention_scratch(int64_t head_dim, int64_t value_dim, int64_t block_size) {
   return kAttentionRows * (head_dim + 2 * value_dim + block_size + 64);
@@ -132,7 +136,7 @@ inline int64_t attention_scratch(int64_t head_dim, int64_t value_dim, int64_t bl
 inline int64_t storage_bytes(Storage storage) { return storage == Storage::kFp32 ? 4 : 2; }
 
 const Kernels* portable_kernels();
-const Kernels* avx2_kernels();    // null where the build has no x86 paths
+const Kernels* avx2_kernels();  // null where the build has no x86 paths
 const Kernels* avx512_kernels();
 
 }  // namespace sartor

@@ -22,19 +22,41 @@
 namespace sartor {
 namespace SARTOR_ISA {
 
+constexpr int kPrefetchBytes = 2048;
 static const float kIndex[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
+// Each builds on those before it.
+// clang-format off
 #include SARTOR_VEC
 #include "elementwise.inc.hpp"
 #include "linear.inc.hpp"
 #include "attention.inc.hpp"
 #include "probe.inc.hpp"
+// clang-format on
 
-static const Kernels kTable = {
-    SARTOR_STRING(SARTOR_ISA), quantize_rows, quantize_residual, linear_int8, linear_fp32, dequantize_row,
-    rms_norm,  layer_norm, add,       mul,     scale,      softcap,
-    activation, gated_activation, rope, attention, argmax, max_of,
-    sum_exp,   narrow,     probe_int8, probe_fp32, probe_read};
+static const Kernels kTable = {SARTOR_STRING(SARTOR_ISA),
+                               quantize_rows,
+                               quantize_residual,
+                               linear_int8,
+                               linear_fp32,
+                               dequantize_row,
+                               rms_norm,
+                               layer_norm,
+                               add,
+                               mul,
+                               scale,
+                               softcap,
+                               activation,
+                               gated_activation,
+                               rope,
+                               attention,
+                               argmax,
+                               max_of,
+                               sum_exp,
+                               narrow,
+                               probe_int8,
+                               probe_fp32,
+                               probe_read};
 
 }  // namespace SARTOR_ISA
 }  // namespace sartor

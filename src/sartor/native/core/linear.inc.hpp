@@ -131,50 +131,79 @@ static inline void store_columns(const Matrix& w, int64_t block, const LinearOut
   left >= 16 ? f_store(to, value) : store_part(to, value, left);
 }
 
-// kRows rows by one column block. `corrections` are -zero * (sum of codes), `sums` are
-// scale * (sum of codes), one a scale group within the chunk (two where groups are of 16).
-template <int kBits, bool kHalves, bool kOffset, int kRows>
-static inline void int8_tile(const Matrix& w, int64_t block, const QuantizedRows& x, int64_t row,
-                             const int32_t* corrections, const float* sums,
-                             const LinearOutput& out) {
-  constexpr int kParts = kHalves ? 2 : 1;
+// The activations of a row tile, rearranged by chunks so that the kernel walks one pointer.
+// `correction` is -zero * (sum of codes) and `sum` is scale * (sum of codes): one a scale group
+// within the chunk, two where groups are of 16.
+template <int kRows>
+struct TileChunk {
+  int8_t codes[kRows][kChunk];
+  int32_t correction[2][kRows];
+  float sum[2][kRows];
+  float scale[kRows];
+};
+
+template <bool kHalves, int kRows>
+static inline void gather_tile(const Matrix& w, const QuantizedRows& x, int64_t row,
+                               TileChunk<kRows>* tile) {
   const int64_t chunks = w.chunks(), x_chunks = x.stride / kChunk;
-  const int64_t groups = w.k_padded / w.group;
-  const uint8_t* codes = w.codes + block * chunks * 64 * kStoredBits<kBits>;
+  const float ratio = w.offset_multiplier / w.scale_multiplier;
+  for (int64_t c = 0; c < chunks; ++c) {
+    for (int m = 0; m < kRows; ++m) {
+      const int64_t at = (row + m) * x_chunks + c;
+      const int32_t first = x.half_sums[2 * at], second = x.half_sums[2 * at + 1];
+      const int32_t sums[2] = {kHalves ? first : first + second, second};
+      std::memcpy(tile[c].codes[m], x.codes + at * kChunk, kChunk);
+      tile[c].scale[m] = x.scales[at];
+      for (int part = 0; part < 2; ++part) {
+        tile[c].correction[part][m] = -w.zero * sums[part];
+        tile[c].sum[part][m] = x.scales[at] * static_cast<float>(sums[part]) * ratio;
+      }
+    }
+  }
+}
+
+// kRows rows by one column block.
+template <int kBits, bool kHalves, bool kOffset, int kRows>
+static inline void int8_tile(const Matrix& w, int64_t block, const TileChunk<kRows>* tile,
+                             int64_t row, const LinearOutput& out) {
+  constexpr int kParts = kHalves ? 2 : 1;
+  constexpr int kBytes = 64 * kStoredBits<kBits>;
+  const int64_t chunks = w.chunks(), groups = w.k_padded / w.group;
+  const uint8_t* codes = w.codes + block * chunks * kBytes;
   const uint16_t* scales = w.scales + block * groups * kLanes;
   const uint16_t* offsets = kOffset ? w.offsets + block * groups * kLanes : nullptr;
-  const int8_t* a = x.codes + row * x.stride;
-  const float* a_scales = x.scales + row * x_chunks;
+  const int64_t chunks_a_group = kHalves ? 1 : w.group / kChunk;
+  int64_t left_in_group = chunks_a_group;
   F total[kRows];
   SARTOR_UNROLL
   for (int m = 0; m < kRows; ++m) total[m] = f_set(0.0f);
-  const int64_t chunks_a_group = kHalves ? 1 : w.group / kChunk;
-  int64_t group = 0, left_in_group = chunks_a_group;
   // The rows are unrolled so that the totals stay in registers; unrolling the chunks as well
   // would push them out (gcc 12).
   SARTOR_NO_UNROLL
-  for (int64_t c = 0; c < chunks; ++c) {
+  for (int64_t c = 0; c < chunks; ++c, ++tile, codes += kBytes) {
+    // Few rows wait for memory: a column block is too short for the hardware to run ahead of.
+    if constexpr (kRows <= 4)
+      for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(codes + kPrefetchBytes + i);
     Q bytes[8];
-    unpack_codes<kBits>(w, codes + c * 64 * kStoredBits<kBits>, bytes);
+    unpack_codes<kBits>(w, codes, bytes);
     SARTOR_UNROLL
     for (int part = 0; part < kParts; ++part) {
-      const F s = f_load_fp16(scales + (kHalves ? 2 * c + part : group) * kLanes);
-      const F o = kOffset ? f_load_fp16(offsets + (kHalves ? 2 * c + part : group) * kLanes) : s;
+      const F s = f_load_fp16(scales + part * kLanes);
+      const F o = kOffset ? f_load_fp16(offsets + part * kLanes) : s;
       SARTOR_UNROLL
       for (int m = 0; m < kRows; ++m) {
-        I dot = i_set(corrections[(m * chunks + c) * 2 + part]);
-        const int8_t* at = a + m * x.stride + c * kChunk;
+        I dot = i_set(tile->correction[part][m]);
         SARTOR_UNROLL
         for (int i = part * 4; i < (kHalves ? part * 4 + 4 : 8); ++i)
-          dot = i_dot<kByteBits<kBits>>(dot, bytes[i], at + 4 * i);
-        total[m] = f_fma(f_from(dot), f_mul(s, f_set(a_scales[m * x_chunks + c])), total[m]);
-        if constexpr (kOffset)
-          total[m] = f_fma(o, f_set(sums[(m * chunks + c) * 2 + part]), total[m]);
+          dot = i_dot<kByteBits<kBits>>(dot, bytes[i], tile->codes[m] + 4 * i);
+        total[m] = f_fma(f_from(dot), f_mul(s, f_set(tile->scale[m])), total[m]);
+        if constexpr (kOffset) total[m] = f_fma(o, f_set(tile->sum[part][m]), total[m]);
       }
     }
-    if (!kHalves && --left_in_group == 0) {
-      ++group;
+    if (--left_in_group == 0) {
       left_in_group = chunks_a_group;
+      scales += kParts * kLanes;
+      if (kOffset) offsets += kParts * kLanes;
     }
   }
   const F multiplier = f_set(w.scale_multiplier);
@@ -186,24 +215,11 @@ template <int kBits, bool kHalves, bool kOffset, int kRows>
 static void int8_rows(const Matrix& w, int64_t block_begin, int64_t block_end,
                       const QuantizedRows& x, int64_t row, const LinearOutput& out,
                       int32_t* scratch) {
-  const int64_t chunks = w.chunks();
-  int32_t* corrections = scratch;
-  float* sums = reinterpret_cast<float*>(scratch + kRows * chunks * 2);
-  const float ratio = w.offset_multiplier / w.scale_multiplier;
-  for (int m = 0; m < kRows; ++m) {
-    const int32_t* halves = x.half_sums + (row + m) * (x.stride / 16);
-    const float* scales = x.scales + (row + m) * (x.stride / kChunk);
-    for (int64_t c = 0; c < chunks; ++c) {
-      const int32_t first = kHalves ? halves[2 * c] : halves[2 * c] + halves[2 * c + 1];
-      const int64_t at = (m * chunks + c) * 2;
-      corrections[at] = -w.zero * first;
-      corrections[at + 1] = -w.zero * halves[2 * c + 1];
-      sums[at] = scales[c] * static_cast<float>(first) * ratio;
-      sums[at + 1] = scales[c] * static_cast<float>(halves[2 * c + 1]) * ratio;
-    }
-  }
+  static_assert(sizeof(TileChunk<kRows>) == kRows * kTileChunkInts * 4);
+  auto* tile = reinterpret_cast<TileChunk<kRows>*>(scratch);
+  gather_tile<kHalves>(w, x, row, tile);
   for (int64_t block = block_begin; block < block_end; ++block)
-    int8_tile<kBits, kHalves, kOffset, kRows>(w, block, x, row, corrections, sums, out);
+    int8_tile<kBits, kHalves, kOffset, kRows>(w, block, tile, row, out);
 }
 
 template <int kBits, bool kHalves, bool kOffset>
@@ -218,9 +234,13 @@ static void int8_format(const Matrix& w, int64_t block_begin, int64_t block_end,
   row += count;                                                                               \
   continue
     if constexpr (kRowTile >= 12)
-      if (left >= 12) { SARTOR_ROWS(12); }
+      if (left >= 12) {
+        SARTOR_ROWS(12);
+      }
     if constexpr (kRowTile >= 4)
-      if (left >= 4) { SARTOR_ROWS(4); }
+      if (left >= 4) {
+        SARTOR_ROWS(4);
+      }
     SARTOR_ROWS(1);
 #undef SARTOR_ROWS
   }
@@ -228,13 +248,18 @@ static void int8_format(const Matrix& w, int64_t block_begin, int64_t block_end,
 
 using Int8Function = void (*)(const Matrix&, int64_t, int64_t, const QuantizedRows&, int64_t,
                               const LinearOutput&, int32_t*);
-#define SARTOR_BITS(bits)                                                              \
-  {{int8_format<bits, false, false>, int8_format<bits, false, true>},                  \
-   {int8_format<bits, true, false>, int8_format<bits, true, true>}}
+#define SARTOR_BITS(bits)                                                \
+  {                                                                      \
+    {int8_format<bits, false, false>, int8_format<bits, false, true>}, { \
+      int8_format<bits, true, false>, int8_format<bits, true, true>      \
+    }                                                                    \
+  }
 static const Int8Function kInt8Functions[9][2][2] = {
     SARTOR_BITS(0), {{nullptr, nullptr}, {nullptr, nullptr}},
-    SARTOR_BITS(2), SARTOR_BITS(3), SARTOR_BITS(4), SARTOR_BITS(5),
-    SARTOR_BITS(6), SARTOR_BITS(7), SARTOR_BITS(8)};
+    SARTOR_BITS(2), SARTOR_BITS(3),
+    SARTOR_BITS(4), SARTOR_BITS(5),
+    SARTOR_BITS(6), SARTOR_BITS(7),
+    SARTOR_BITS(8)};
 #undef SARTOR_BITS
 
 static void linear_int8(const Matrix& w, int64_t block_begin, int64_t block_end,
@@ -242,7 +267,7 @@ static void linear_int8(const Matrix& w, int64_t block_begin, int64_t block_end,
                         int32_t* scratch) {
   const int bits = w.storage == Storage::kLookup ? 0 : w.bits;
   kInt8Functions[bits][w.group == 16][w.has_offset](w, block_begin, block_end, x, rows, out,
-                                                     scratch);
+                                                    scratch);
 }
 
 template <int kBits>
@@ -253,8 +278,8 @@ static void dequantize_bits(const Matrix& w, int64_t block, int64_t chunk, float
   const F zero = f_set(static_cast<float>(w.zero));
   for (int i = 0; i < 8; ++i) {
     const int64_t group = (chunk * kChunk + 4 * i) / w.group;
-    const F s = f_mul(f_load_fp16(w.scales + (block * groups + group) * kLanes),
-                      f_set(w.scale_multiplier));
+    const F s =
+        f_mul(f_load_fp16(w.scales + (block * groups + group) * kLanes), f_set(w.scale_multiplier));
     F o = f_set(0.0f);
     if (w.has_offset)
       o = f_mul(f_load_fp16(w.offsets + (block * groups + group) * kLanes),
@@ -272,17 +297,26 @@ static void dequantize_chunk(const Matrix& w, int64_t block, int64_t chunk, floa
   switch (w.storage) {
     case Storage::kAffine:
       switch (w.bits) {
-        case 2: return dequantize_bits<2>(w, block, chunk, out);
-        case 3: return dequantize_bits<3>(w, block, chunk, out);
-        case 4: return dequantize_bits<4>(w, block, chunk, out);
-        case 5: return dequantize_bits<5>(w, block, chunk, out);
-        case 6: return dequantize_bits<6>(w, block, chunk, out);
-        case 7: return dequantize_bits<7>(w, block, chunk, out);
-        default: return dequantize_bits<8>(w, block, chunk, out);
+        case 2:
+          return dequantize_bits<2>(w, block, chunk, out);
+        case 3:
+          return dequantize_bits<3>(w, block, chunk, out);
+        case 4:
+          return dequantize_bits<4>(w, block, chunk, out);
+        case 5:
+          return dequantize_bits<5>(w, block, chunk, out);
+        case 6:
+          return dequantize_bits<6>(w, block, chunk, out);
+        case 7:
+          return dequantize_bits<7>(w, block, chunk, out);
+        default:
+          return dequantize_bits<8>(w, block, chunk, out);
       }
-    case Storage::kLookup: return dequantize_bits<0>(w, block, chunk, out);
+    case Storage::kLookup:
+      return dequantize_bits<0>(w, block, chunk, out);
     case Storage::kFp32: {
-      const float* from = reinterpret_cast<const float*>(w.codes) + (block * w.k_padded + first) * 16;
+      const float* from =
+          reinterpret_cast<const float*>(w.codes) + (block * w.k_padded + first) * 16;
       std::memcpy(out, from, 32 * 16 * 4);
       return;
     }
@@ -297,8 +331,8 @@ static void dequantize_chunk(const Matrix& w, int64_t block, int64_t chunk, floa
 }
 
 template <int kRows>
-static void fp32_rows(const Matrix& w, int64_t block, const float* x, int64_t x_stride,
-                      int64_t row, const LinearOutput& out) {
+static void fp32_rows(const Matrix& w, int64_t block, const float* x, int64_t x_stride, int64_t row,
+                      const LinearOutput& out) {
   F total[kRows];
   SARTOR_UNROLL
   for (int m = 0; m < kRows; ++m) total[m] = f_set(0.0f);
@@ -308,8 +342,7 @@ static void fp32_rows(const Matrix& w, int64_t block, const float* x, int64_t x_
     const float* tile = buffer;
     if (w.storage == Storage::kFp32)
       tile = reinterpret_cast<const float*>(w.codes) + (block * w.k_padded + c * kChunk) * 16;
-    else
-      dequantize_chunk(w, block, c, buffer);
+    else dequantize_chunk(w, block, c, buffer);
     const int64_t begin = c * kChunk;
     const int64_t count = w.k - begin < kChunk ? w.k - begin : kChunk;
     SARTOR_NO_UNROLL
@@ -327,7 +360,8 @@ static void linear_fp32(const Matrix& w, int64_t block_begin, int64_t block_end,
                         int64_t x_stride, int64_t rows, const LinearOutput& out) {
   for (int64_t block = block_begin; block < block_end; ++block) {
     int64_t row = 0;
-    for (; row + kRowTile <= rows; row += kRowTile) fp32_rows<kRowTile>(w, block, x, x_stride, row, out);
+    for (; row + kRowTile <= rows; row += kRowTile)
+      fp32_rows<kRowTile>(w, block, x, x_stride, row, out);
     if constexpr (kRowTile >= 4)
       for (; row + 4 <= rows; row += 4) fp32_rows<4>(w, block, x, x_stride, row, out);
     for (; row < rows; ++row) fp32_rows<1>(w, block, x, x_stride, row, out);

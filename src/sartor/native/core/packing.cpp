@@ -18,8 +18,7 @@ void pack_chunk(const uint8_t (&quads)[8][64], int bits, uint8_t* out) {
   if (bits >= 4) {
     for (int i = 0; i < 4; ++i)
       for (int b = 0; b < 64; ++b)
-        out[64 * i + b] =
-            static_cast<uint8_t>((quads[i][b] & 15) | ((quads[i + 4][b] & 15) << 4));
+        out[64 * i + b] = static_cast<uint8_t>((quads[i][b] & 15) | ((quads[i + 4][b] & 15) << 4));
     out += 256;
     done = 4;
   }
@@ -49,7 +48,8 @@ void pack_codes(ThreadPool& pool, const uint8_t* codes, int64_t n, int64_t k, in
         const int64_t row = block * kLanes + lane;
         uint8_t run[kChunk];
         const int64_t begin = c * kChunk;
-        const int64_t count = row < n ? (k - begin < kChunk ? (k > begin ? k - begin : 0) : kChunk) : 0;
+        const int64_t count =
+            row < n ? (k - begin < kChunk ? (k > begin ? k - begin : 0) : kChunk) : 0;
         if (count > 0) std::memcpy(run, codes + row * k + begin, static_cast<size_t>(count));
         std::memset(run + count, zero, static_cast<size_t>(kChunk - count));
         for (int q = 0; q < 8; ++q) std::memcpy(&quads[q][4 * lane], run + 4 * q, 4);

@@ -17,7 +17,8 @@ double best_rate(ThreadPool& pool, double seconds, const std::function<double(in
   do {
     std::vector<double> done(static_cast<size_t>(pool.threads()));
     const auto begin = Clock::now();
-    pool.run(pool.threads(), [&](int64_t task, int) { done[static_cast<size_t>(task)] = work(task); });
+    pool.run(pool.threads(),
+             [&](int64_t task, int) { done[static_cast<size_t>(task)] = work(task); });
     const double took = std::chrono::duration<double>(Clock::now() - begin).count();
     double total = 0;
     for (const double d : done) total += d;

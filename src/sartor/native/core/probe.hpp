@@ -7,8 +7,8 @@
 namespace sartor {
 
 struct Ceilings {
-  double read_bytes = 0;   // streaming read from memory
-  double int8_ops = 0;     // multiply and add count as two
+  double read_bytes = 0;  // streaming read from memory
+  double int8_ops = 0;    // multiply and add count as two
   double fp32_ops = 0;
 };
 

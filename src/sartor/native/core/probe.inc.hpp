@@ -26,9 +26,8 @@ static double probe_fp32(int64_t iterations) {
   const F x = f_set(0.999999f), y = f_set(1e-6f);
   F sum[12];
   for (int j = 0; j < 12; ++j) sum[j] = f_set(static_cast<float>(j));
-  for (int64_t n = 0; n < iterations; ++n)
-    SARTOR_UNROLL
-    for (int j = 0; j < 12; ++j) sum[j] = f_fma(sum[j], x, y);
+  for (int64_t n = 0; n < iterations; ++n) SARTOR_UNROLL
+  for (int j = 0; j < 12; ++j) sum[j] = f_fma(sum[j], x, y);
   volatile float keep = 0;
   for (int j = 0; j < 12; ++j) keep = keep + f_sum(sum[j]);
   return static_cast<double>(iterations) * 12 * 32;

@@ -137,9 +137,8 @@ SampleResult sample(const Kernels& kernels, const SampleInput& in, SamplerScratc
       scratch.logits[static_cast<size_t>(in.bias_tokens[i])] += in.bias_values[i];
     logits = scratch.logits.data();
   }
-  result.token = in.row.temperature == 0.0f
-                     ? static_cast<int32_t>(kernels.argmax(logits, in.vocab))
-                     : draw(kernels, in, logits, scratch.ids);
+  result.token = in.row.temperature == 0.0f ? static_cast<int32_t>(kernels.argmax(logits, in.vocab))
+                                            : draw(kernels, in, logits, scratch.ids);
   if (in.row.logprobs < 0) return result;
 
   const float top = kernels.max(in.logits, in.vocab);
@@ -149,7 +148,8 @@ SampleResult sample(const Kernels& kernels, const SampleInput& in, SamplerScratc
   result.logprob = logprob(result.token);
   const auto wanted = static_cast<size_t>(std::min<int64_t>(in.row.logprobs, in.vocab));
   scratch.ids.resize(static_cast<size_t>(in.vocab));
-  for (int64_t i = 0; i < in.vocab; ++i) scratch.ids[static_cast<size_t>(i)] = static_cast<int32_t>(i);
+  for (int64_t i = 0; i < in.vocab; ++i)
+    scratch.ids[static_cast<size_t>(i)] = static_cast<int32_t>(i);
   const auto middle = scratch.ids.begin() + static_cast<int64_t>(wanted);
   std::partial_sort(scratch.ids.begin(), middle, scratch.ids.end(), Likelier{in.logits});
   for (auto it = scratch.ids.begin(); it != middle; ++it) {

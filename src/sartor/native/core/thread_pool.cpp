@@ -61,10 +61,12 @@ void ThreadPool::run_erased(int64_t tasks, Function function, const void* contex
       const void* context;
       int64_t begin;
     } shifted{function, context, begin};
-    function_.store([](const void* c, int64_t task, int thread) {
-      const auto& s = *static_cast<const Shifted*>(c);
-      s.function(s.context, s.begin + task, thread);
-    }, std::memory_order_relaxed);
+    function_.store(
+        [](const void* c, int64_t task, int thread) {
+          const auto& s = *static_cast<const Shifted*>(c);
+          s.function(s.context, s.begin + task, thread);
+        },
+        std::memory_order_relaxed);
     context_.store(&shifted, std::memory_order_relaxed);
     remaining_.store(count, std::memory_order_relaxed);
     const uint64_t generation = (state_.load(std::memory_order_relaxed) >> (2 * kTaskBits)) + 1;
@@ -75,10 +77,8 @@ void ThreadPool::run_erased(int64_t tasks, Function function, const void* contex
     }
     claim_and_run(0);
     for (int spins = 0; remaining_.load(std::memory_order_acquire) > 0; ++spins) {
-      if (spins < kSpins)
-        relax();
-      else
-        std::this_thread::yield();  // the worker that we wait for may need this core
+      if (spins < kSpins) relax();
+      else std::this_thread::yield();  // the worker that we wait for may need this core
     }
   }
 }

@@ -26,9 +26,12 @@ class ThreadPool {
       for (int64_t task = 0; task < tasks; ++task) body(task, 0);
       return;
     }
-    run_erased(tasks, [](const void* context, int64_t task,
-                         int thread) { (*static_cast<const Body*>(context))(task, thread); },
-               &body);
+    run_erased(
+        tasks,
+        [](const void* context, int64_t task, int thread) {
+          (*static_cast<const Body*>(context))(task, thread);
+        },
+        &body);
   }
 
  private:

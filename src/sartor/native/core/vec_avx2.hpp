@@ -19,7 +19,7 @@ static inline void f_store(float* p, F a) {
   _mm256_storeu_ps(p + 8, a.hi);
 }
 static inline F f_set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
-#define SARTOR_BINARY(name, op)                                          \
+#define SARTOR_BINARY(name, op) \
   static inline F name(F a, F b) { return {op(a.lo, b.lo), op(a.hi, b.hi)}; }
 SARTOR_BINARY(f_add, _mm256_add_ps)
 SARTOR_BINARY(f_sub, _mm256_sub_ps)

@@ -31,8 +31,8 @@ static inline F f_round(F a) {
 static inline F f_from(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
 static inline I i_from(F a) { return {_mm512_cvtps_epi32(a.v)}; }
 static inline F f_exp2i(I n) {
-  return {_mm512_castsi512_ps(
-      _mm512_slli_epi32(_mm512_add_epi32(n.v, _mm512_set1_epi32(127)), 23))};
+  return {
+      _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n.v, _mm512_set1_epi32(127)), 23))};
 }
 static inline F f_where_less(F x, F y, F a, F b) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_LT_OQ), b.v, a.v)};
@@ -85,7 +85,8 @@ static inline Q q_add_masked(Q a, const uint8_t* mask, uint8_t value) {
   return {_mm512_mask_add_epi8(a.v, bits, a.v, _mm512_set1_epi8(static_cast<char>(value)))};
 }
 static inline Q q_lookup(Q codes, const int8_t* table) {
-  const __m512i values = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  const __m512i values =
+      _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   return {_mm512_xor_si512(_mm512_shuffle_epi8(values, codes.v), _mm512_set1_epi8(-128))};
 }
 template <int kBits>

@@ -15,20 +15,62 @@ struct Q {  // 64 unsigned bytes: lane n holds bytes 4n .. 4n + 3
 
 #define SARTOR_EACH for (int i = 0; i < 16; ++i)
 
-static inline F f_load(const float* p) { F r; std::memcpy(r.v, p, 64); return r; }
+static inline F f_load(const float* p) {
+  F r;
+  std::memcpy(r.v, p, 64);
+  return r;
+}
 static inline void f_store(float* p, F a) { std::memcpy(p, a.v, 64); }
-static inline F f_set(float x) { F r; SARTOR_EACH r.v[i] = x; return r; }
-static inline F f_add(F a, F b) { SARTOR_EACH a.v[i] += b.v[i]; return a; }
-static inline F f_sub(F a, F b) { SARTOR_EACH a.v[i] -= b.v[i]; return a; }
-static inline F f_mul(F a, F b) { SARTOR_EACH a.v[i] *= b.v[i]; return a; }
-static inline F f_div(F a, F b) { SARTOR_EACH a.v[i] /= b.v[i]; return a; }
-static inline F f_max(F a, F b) { SARTOR_EACH a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i]; return a; }
-static inline F f_min(F a, F b) { SARTOR_EACH a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i]; return a; }
-static inline F f_fma(F a, F b, F c) { SARTOR_EACH c.v[i] = a.v[i] * b.v[i] + c.v[i]; return c; }
-static inline F f_abs(F a) { SARTOR_EACH a.v[i] = a.v[i] < 0 ? -a.v[i] : a.v[i]; return a; }
-static inline F f_sqrt_each(F a) { SARTOR_EACH a.v[i] = __builtin_sqrtf(a.v[i]); return a; }
-static inline F f_round(F a) { SARTOR_EACH a.v[i] = __builtin_nearbyintf(a.v[i]); return a; }
-static inline F f_from(I a) { F r; SARTOR_EACH r.v[i] = static_cast<float>(a.v[i]); return r; }
+static inline F f_set(float x) {
+  F r;
+  SARTOR_EACH r.v[i] = x;
+  return r;
+}
+static inline F f_add(F a, F b) {
+  SARTOR_EACH a.v[i] += b.v[i];
+  return a;
+}
+static inline F f_sub(F a, F b) {
+  SARTOR_EACH a.v[i] -= b.v[i];
+  return a;
+}
+static inline F f_mul(F a, F b) {
+  SARTOR_EACH a.v[i] *= b.v[i];
+  return a;
+}
+static inline F f_div(F a, F b) {
+  SARTOR_EACH a.v[i] /= b.v[i];
+  return a;
+}
+static inline F f_max(F a, F b) {
+  SARTOR_EACH a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+  return a;
+}
+static inline F f_min(F a, F b) {
+  SARTOR_EACH a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
+  return a;
+}
+static inline F f_fma(F a, F b, F c) {
+  SARTOR_EACH c.v[i] = a.v[i] * b.v[i] + c.v[i];
+  return c;
+}
+static inline F f_abs(F a) {
+  SARTOR_EACH a.v[i] = a.v[i] < 0 ? -a.v[i] : a.v[i];
+  return a;
+}
+static inline F f_sqrt_each(F a) {
+  SARTOR_EACH a.v[i] = __builtin_sqrtf(a.v[i]);
+  return a;
+}
+static inline F f_round(F a) {
+  SARTOR_EACH a.v[i] = __builtin_nearbyintf(a.v[i]);
+  return a;
+}
+static inline F f_from(I a) {
+  F r;
+  SARTOR_EACH r.v[i] = static_cast<float>(a.v[i]);
+  return r;
+}
 // Rounds to nearest even; the argument is within int32.
 static inline I i_from(F a) {
   I r;
@@ -49,7 +91,11 @@ static inline F f_where_less(F x, F y, F a, F b) {
   SARTOR_EACH b.v[i] = x.v[i] < y.v[i] ? a.v[i] : b.v[i];
   return b;
 }
-static inline I i_set(int32_t x) { I r; SARTOR_EACH r.v[i] = x; return r; }
+static inline I i_set(int32_t x) {
+  I r;
+  SARTOR_EACH r.v[i] = x;
+  return r;
+}
 static inline void i_store(int32_t* p, I a) { std::memcpy(p, a.v, 64); }
 static inline float f_sum(F a) {
   float total = a.v[0];
@@ -75,8 +121,8 @@ static inline float half_to_float(uint16_t h) {
     value = static_cast<float>(mantissa) * 5.9604644775390625e-8f;  // 2^-24
     return sign ? -value : value;
   }
-  const uint32_t bits =
-      sign | (exponent == 31 ? 0x7f800000u | (mantissa << 13) : ((exponent + 112u) << 23) | (mantissa << 13));
+  const uint32_t bits = sign | (exponent == 31 ? 0x7f800000u | (mantissa << 13)
+                                               : ((exponent + 112u) << 23) | (mantissa << 13));
   std::memcpy(&value, &bits, 4);
   return value;
 }
@@ -97,7 +143,11 @@ static inline uint16_t float_to_half(float x) {
   const uint32_t rounded = bits + 0xfffu + ((bits >> 13) & 1u);
   return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
 }
-static inline F f_load_fp16(const uint16_t* p) { F r; SARTOR_EACH r.v[i] = half_to_float(p[i]); return r; }
+static inline F f_load_fp16(const uint16_t* p) {
+  F r;
+  SARTOR_EACH r.v[i] = half_to_float(p[i]);
+  return r;
+}
 static inline F f_load_bf16(const uint16_t* p) {
   F r;
   SARTOR_EACH {
@@ -117,7 +167,11 @@ static inline void f_store_bf16(uint16_t* p, F a) {
   }
 }
 
-static inline Q q_load(const uint8_t* p) { Q r; std::memcpy(r.v, p, 64); return r; }
+static inline Q q_load(const uint8_t* p) {
+  Q r;
+  std::memcpy(r.v, p, 64);
+  return r;
+}
 // (a >> shift) & mask on every byte.
 template <int kShift>
 static inline Q q_field(Q a, uint8_t mask) {
@@ -144,8 +198,8 @@ static inline Q q_lookup(Q codes, const int8_t* table) {
 // acc + sum of 4 products a lane: unsigned bytes of w times the 4 signed bytes at a. Exact.
 template <int kBits>
 static inline I i_dot(I acc, Q w, const int8_t* a) {
-  SARTOR_EACH acc.v[i] += w.v[4 * i] * a[0] + w.v[4 * i + 1] * a[1] + w.v[4 * i + 2] * a[2] +
-                          w.v[4 * i + 3] * a[3];
+  SARTOR_EACH acc.v[i] +=
+      w.v[4 * i] * a[0] + w.v[4 * i + 1] * a[1] + w.v[4 * i + 2] * a[2] + w.v[4 * i + 3] * a[3];
   return acc;
 }
 // Byte k of each lane as float.
