@@ -29,13 +29,16 @@ struct AttentionRows {
 
 template <Storage kStorage, int kRows, int kRuns>
 static inline void scores16(const uint8_t* keys, const float* q, int64_t head_dim,
-                            int64_t block_size, int64_t at, float* scores) {
+                            int64_t block_size, int64_t at, float* scores, const uint8_t* next) {
   F sum[kRows][kRuns];
   SARTOR_UNROLL
   for (int r = 0; r < kRows; ++r) SARTOR_UNROLL
   for (int u = 0; u < kRuns; ++u) sum[r][u] = f_set(0.0f);
   SARTOR_NO_UNROLL
   for (int64_t d = 0; d < head_dim; ++d) {
+    // Few rows wait for memory, and blocks lie apart: fetch the next one's keys meanwhile.
+    if constexpr (kRows <= 4)
+      __builtin_prefetch(next + (d * block_size + at) * (kStorage == Storage::kFp32 ? 4 : 2));
     F k[kRuns];
     SARTOR_UNROLL
     for (int u = 0; u < kRuns; ++u) k[u] = load_kv<kStorage>(keys, d * block_size + at + 16 * u);
@@ -54,7 +57,7 @@ static inline void scores16(const uint8_t* keys, const float* q, int64_t head_di
 template <Storage kStorage, int kRows, int kRuns>
 static inline void weigh16(const uint8_t* values, const float* weights, int64_t count,
                            int64_t block_size, int64_t stride, int64_t at, const float* keep,
-                           float* sums) {
+                           float* sums, const uint8_t* next) {
   F sum[kRows][kRuns];
   SARTOR_UNROLL
   for (int r = 0; r < kRows; ++r) SARTOR_UNROLL
@@ -62,6 +65,8 @@ static inline void weigh16(const uint8_t* values, const float* weights, int64_t 
     sum[r][u] = f_mul(f_load(sums + r * stride + at + 16 * u), f_set(keep[r]));
   SARTOR_NO_UNROLL
   for (int64_t p = 0; p < count; ++p) {
+    if constexpr (kRows <= 4)
+      __builtin_prefetch(next + (p * stride + at) * (kStorage == Storage::kFp32 ? 4 : 2));
     F v[kRuns];
     SARTOR_UNROLL
     for (int u = 0; u < kRuns; ++u) v[u] = load_kv<kStorage>(values, p * stride + at + 16 * u);
@@ -86,10 +91,17 @@ static void attend_block(const AttentionTask& t, AttentionRows<kRows>& rows, int
   const uint8_t* keys = t.keys + slot * t.head_dim * size * element;
   const uint8_t* values = t.values + slot * size * stride * element;
   const int64_t start = block * size;
+  const int64_t last_block = rows.position[kRows - 1] / size;
+  const int64_t next_slot =
+      static_cast<int64_t>(t.block_table[block < last_block ? block + 1 : block]) * t.kv_heads +
+      t.kv_head;
+  const uint8_t* next_keys = t.keys + next_slot * t.head_dim * size * element;
+  const uint8_t* next_values = t.values + next_slot * size * stride * element;
   int64_t at = 0;
   for (; at + 32 <= size; at += 32)
-    scores16<kStorage, kRows, 2>(keys, q, t.head_dim, size, at, weights);
-  for (; at < size; at += 16) scores16<kStorage, kRows, 1>(keys, q, t.head_dim, size, at, weights);
+    scores16<kStorage, kRows, 2>(keys, q, t.head_dim, size, at, weights, next_keys);
+  for (; at < size; at += 16)
+    scores16<kStorage, kRows, 1>(keys, q, t.head_dim, size, at, weights, next_keys);
 
   float keep[kRows];
   int64_t visible_end = 0;
@@ -132,9 +144,10 @@ static void attend_block(const AttentionTask& t, AttentionRows<kRows>& rows, int
   constexpr int kWide = kRows <= 2 ? 4 : 2;
   at = 0;
   for (; at + 16 * kWide <= stride; at += 16 * kWide)
-    weigh16<kStorage, kRows, kWide>(values, weights, count, size, stride, at, keep, sums);
+    weigh16<kStorage, kRows, kWide>(values, weights, count, size, stride, at, keep, sums,
+                                    next_values);
   for (; at < stride; at += 16)
-    weigh16<kStorage, kRows, 1>(values, weights, count, size, stride, at, keep, sums);
+    weigh16<kStorage, kRows, 1>(values, weights, count, size, stride, at, keep, sums, next_values);
 }
 
 template <Storage kStorage, int kRows>
