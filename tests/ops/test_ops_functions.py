@@ -163,11 +163,21 @@ def test_attend_with_softcap_and_sinks() -> None:
     _close(functions.attend(q, k, v, first=0, scale=0.5, softcap=1.5, sinks=sinks), wanted)
 
 
-def test_refined_activations_keep_sixteen_bits() -> None:
+def test_a_threshold_of_0_keeps_sixteen_bits_everywhere() -> None:
     x = np.random.default_rng(4).standard_normal((5, 70)).astype(np.float32)
     top = np.abs(x).max()
-    coarse = np.abs(functions.round_activations(x) - x).max()
-    fine = np.abs(functions.round_activations(x, refined=True) - x).max()
+    coarse = np.abs(functions.round_activations(x, 1e9) - x).max()
+    fine = np.abs(functions.round_activations(x, 0.0) - x).max()
     assert coarse <= top / 254 * 1.001
     assert fine <= top / 254 / 254  # half a step of 1/256, and the end of the range
     assert fine < coarse / 100
+
+
+def test_outliers_alone_keep_sixteen_bits() -> None:
+    x = np.random.default_rng(4).standard_normal((3, 320)).astype(np.float32)
+    x[1, 70] = 400
+    error = np.abs(functions.round_activations(x) - x).reshape(3, 10, 32).max(axis=2)
+    assert error[1, 2] < 400 / 254 / 200
+    others = np.delete(error.reshape(-1), 12)
+    plain = np.abs(functions.round_activations(x, 1e9) - x).reshape(3, 10, 32).max(axis=2)
+    np.testing.assert_array_equal(others, np.delete(plain.reshape(-1), 12))

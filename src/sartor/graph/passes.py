@@ -76,19 +76,17 @@ def _fuse_add_norm(program: Program, taps: frozenset[str]) -> Program:
     return dataclasses.replace(program, nodes=tuple(nodes))
 
 
-def refined_linears(program: Program) -> frozenset[int]:
-    """Results of the linears that keep 16 bits of their inputs where others take 8.
+def logits_linear(program: Program) -> int:
+    """The result of the linear that makes the logits (before a softcap or scale), or -1.
 
-    These make the logits and the attention values: their errors are not averaged by anything
-    that follows, so they cost the most quality for the fewest operations.
+    It keeps 16 bits of all its inputs where others do so for outliers only: nothing after it
+    averages its errors, and it runs for the output rows alone.
     """
     made_by = {value: node for node in program.nodes for value in node.outputs}
-    found = {node.inputs[1] for node in program.nodes if node.op == "kv_write"}
     logits = program.outputs["logits"]
     while logits in made_by and made_by[logits].op in ("softcap", "scale"):
         logits = made_by[logits].inputs[0]
-    found.add(logits)
-    return frozenset(v for v in found if v in made_by and made_by[v].op == "linear")
+    return logits if logits in made_by and made_by[logits].op == "linear" else -1
 
 
 def last_uses(program: Program) -> dict[int, int]:

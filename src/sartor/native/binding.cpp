@@ -149,7 +149,7 @@ Instruction make_instruction(int op, const std::string& name, std::vector<int32_
     const auto field = nb::cast<std::string>(key);
     if (field == "state") n.state = nb::cast<int32_t>(value);
     else if (field == "rope") n.rope = nb::cast<int32_t>(value);
-    else if (field == "refined") n.refined = nb::cast<std::vector<bool>>(value);
+    else if (field == "residual_threshold") n.residual_threshold = nb::cast<float>(value);
     else if (field == "tap") n.tap = nb::cast<int32_t>(value);
     else if (field == "heads") n.heads = nb::cast<int64_t>(value);
     else if (field == "kv_heads") n.kv_heads = nb::cast<int64_t>(value);

@@ -23,8 +23,8 @@ class ExecutionPlan:
 
     backend, device    names from the registry and from ``sartor devices``; "auto" chooses
     threads            CPU threads; 0 uses every core of the affinity mask
-    activation         arithmetic of quantised linear layers: dynamic int8 (groups of 32; the
-                       layers that make logits and attention values keep 16 bits), or fp32
+    activation         arithmetic of quantised linear layers: dynamic int8 (groups of 32;
+                       outliers and the inputs of the head keep 16 bits), or fp32
     kv                 storage of keys and values
     block_size         tokens a state block; a power of two
     max_batch_tokens   token budget of one step (prompt chunks and decodes together)

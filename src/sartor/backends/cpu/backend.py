@@ -14,9 +14,10 @@ from sartor.backends.cpu import _native
 from sartor.backends.cpu.weights import CpuWeights, pack
 from sartor.errors import CapacityError, UsageError
 from sartor.graph import Batch, Capabilities, Program, Ragged, StepOutput
-from sartor.graph.passes import fuse, refined_linears
+from sartor.graph.passes import fuse, logits_linear
 from sartor.hardware import Ceilings, available_cores, inventory
 from sartor.ops import CORE_OPERATORS, FUSED_OPERATORS
+from sartor.ops.functions import OUTLIER
 from sartor.ops.rope import attention_factor, inverse_frequencies
 from sartor.plan import ExecutionPlan
 
@@ -201,9 +202,7 @@ class CpuExecutable:
             return f"{self.plan.isa} {found.op}"
         specs = self.program.weight_values()
         matrix = self._weights.matrices[specs[found.inputs[1]].name]
-        arithmetic: str = self.plan.activation if matrix.group else "fp32"
-        if arithmetic == "int8" and found.outputs[0] in refined_linears(self.program):
-            arithmetic = "int8+residual"
+        arithmetic = self.plan.activation if matrix.group else "fp32"
         return f"{self.plan.isa} {arithmetic} {matrix.format_name}"
 
     def profile(self, on: bool) -> None:
@@ -255,11 +254,11 @@ def _translate(
     for index, state in enumerate(fused.states):
         native.add_state(state.kv_heads, state.head_dim, state.value_dim, group_of[index])
     inputs = set(fused.inputs.values())
-    refined = refined_linears(program)
+    logits = logits_linear(program)
     for node in fused.nodes:
         fields = {k: v for k, v in node.attributes.items() if k != "biases"}
         if node.op in ("linear", "linear_group"):
-            fields["refined"] = [v in refined for v in node.outputs]
+            fields["residual_threshold"] = 0.0 if logits in node.outputs else OUTLIER
         if node.name in taps:
             fields["tap"] = taps.index(node.name)
         bound_matrices, bound_vectors = _bind(node.inputs, node.op, names, matrices, vectors)

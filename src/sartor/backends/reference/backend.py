@@ -17,7 +17,7 @@ from sartor.backends.base import Device, MemoryUse, PackedWeights, WeightSource
 from sartor.backends.loading import load_weights
 from sartor.errors import UsageError
 from sartor.graph import Batch, Capabilities, Program, Ragged, StepOutput
-from sartor.graph.passes import refined_linears
+from sartor.graph.passes import logits_linear
 from sartor.ops import CORE_OPERATORS, FUSED_OPERATORS, functions
 from sartor.ops.rope import cos_sin, rotate
 from sartor.ops.sampling import SampleRow, log_softmax, sample_row
@@ -91,7 +91,7 @@ class ReferenceExecutable:
         self._by_value = {
             value: weights.by_name[spec.name] for value, spec in program.weight_values().items()
         }
-        self.refined = refined_linears(program)
+        self.logits = logits_linear(program)
         self._dense: dict[int, F32] = {}
         self._group_of = {s: g.index for g in program.groups() for s in g.states}
         self._keys: list[Array] = []
@@ -234,8 +234,8 @@ class _Step:
             self.executable.plan.activation == "int8"
             and self.executable.weight(weight).scale is not None
         ):
-            refined = output in self.executable.refined
-            inputs = functions.round_activations(inputs, refined=refined)
+            threshold = 0.0 if output == self.executable.logits else functions.OUTLIER
+            inputs = functions.round_activations(inputs, threshold)
         out: F32 = inputs @ self.executable.dense(weight).T
         return out if bias is None else out + self.x(bias)
 

@@ -338,10 +338,11 @@ QuantizedRows Executor::Quantized::rows(int64_t first, int64_t stride) {
           reinterpret_cast<const int32_t*>(sums.bytes()) + first * (stride / 16), stride};
 }
 
-void Executor::quantize(int32_t v, int64_t count, int64_t width, bool refined) {
+void Executor::quantize(int32_t v, int64_t count, int64_t width, float threshold) {
   // Neighbouring layers share their input, and so its codes.
   const bool coarse = quantized_value_ != v;
-  refined = refined && refined_value_ != v;
+  const bool refined =
+      threshold >= 0.0f && (refined_value_ != v || refined_threshold_ != threshold);
   if (!coarse && !refined) return;
   quantized_stride_ = round_up(width, 128);  // whole groups of any weight format
   const int64_t stride = quantized_stride_;
@@ -365,13 +366,16 @@ void Executor::quantize(int32_t v, int64_t count, int64_t width, bool refined) {
                               to.codes + begin * stride, to.scales + chunk, to.sums + 2 * chunk,
                               stride);
     if (refined)
-      kernels_->quantize_residual(x + begin * width, end - begin, width, width,
+      kernels_->quantize_residual(x + begin * width, end - begin, width, width, threshold,
                                   to.codes + begin * stride, to.scales + chunk,
                                   fine.codes + begin * stride, fine.scales + chunk,
                                   fine.sums + 2 * chunk, stride);
   });
   quantized_value_ = v;
-  if (refined) refined_value_ = v;
+  if (refined) {
+    refined_value_ = v;
+    refined_threshold_ = threshold;
+  }
 }
 
 void Executor::linear(const Instruction& n, int64_t count) {
@@ -385,7 +389,7 @@ void Executor::linear(const Instruction& n, int64_t count) {
   for (size_t i = 0; i < n.matrices.size(); ++i) {
     const Matrix& m = program_.matrices[index(n.matrices[i])];
     blocks += m.blocks();
-    if (is_int8(m)) quantize(n.inputs[0], count, width, i < n.refined.size() && n.refined[i]);
+    if (is_int8(m)) quantize(n.inputs[0], count, width, n.residual_threshold);
   }
   // Rows that stay in the first-level cache while a few column blocks pass over them; few rows
   // leave the columns as the only thing to share out.
@@ -396,7 +400,6 @@ void Executor::linear(const Instruction& n, int64_t count) {
   struct Part {
     const Matrix* matrix;
     LinearOutput out;
-    bool refined;
     int64_t first_task;
   };
   std::vector<Part> parts;
@@ -407,7 +410,6 @@ void Executor::linear(const Instruction& n, int64_t count) {
     parts.push_back(
         {&m,
          {value(n.outputs[i]), m.n, bias >= 0 ? program_.vectors[index(bias)].data() : nullptr},
-         i < n.refined.size() && n.refined[i],
          column_tasks});
     column_tasks += (m.blocks() + block_step - 1) / block_step;
   }
@@ -426,7 +428,7 @@ void Executor::linear(const Instruction& n, int64_t count) {
     if (is_int8(m)) {
       auto* scratch = reinterpret_cast<int32_t*>(thread_scratch_[index(thread)].bytes());
       kernels_->linear_int8(m, begin, end, quantized_.rows(row, stride), height, out, scratch);
-      if (parts[p].refined) {  // the weights of this task are still in the cache
+      if (n.residual_threshold >= 0.0f) {  // the weights of this task are still in the cache
         out.bias = nullptr;
         out.accumulate = true;
         kernels_->linear_int8(m, begin, end, residual_.rows(row, stride), height, out, scratch);

@@ -40,9 +40,10 @@ struct Instruction {
   Op op = Op::kAdd;
   std::string name;
   std::vector<int32_t> inputs, outputs, matrices, vectors;
-  std::vector<bool> refined;  // matrices whose inputs keep 16 bits; empty for none
   int32_t state = -1, rope = -1, tap = -1;
   int64_t heads = 0, kv_heads = 0, head_dim = 0, value_dim = 0, window = 0;
+  // Chunks of the inputs that keep 16 bits (kernels.hpp, quantize_residual); negative for none.
+  float residual_threshold = -1;
   float eps = 0, weight_offset = 0, factor = 1, softcap = 0;
   Activation activation = Activation::kSilu;
 };
@@ -154,7 +155,7 @@ class Executor {
   void kv_write(const Instruction& instruction, const StepInput& step);
   void attention(const Instruction& instruction, const StepInput& step);
   void sample_rows(const Instruction& instruction, const StepInput& step, StepResult& result);
-  void quantize(int32_t value, int64_t rows, int64_t width, bool refined);
+  void quantize(int32_t value, int64_t rows, int64_t width, float threshold);
   // body(begin, end) over rows: in place when there is little to do, else on the pool.
   template <typename Body>
   void each_row(int64_t rows, int64_t width, const Body& body);
@@ -174,6 +175,7 @@ class Executor {
   };
   Quantized quantized_, residual_;
   int32_t quantized_value_ = -1, refined_value_ = -1;
+  float refined_threshold_ = 0;
   int64_t quantized_stride_ = 0;
   bool profiling_ = false;
   std::vector<double> seconds_;

@@ -86,10 +86,12 @@ struct Kernels {
   const char* name;
   void (*quantize_rows)(const float* x, int64_t rows, int64_t k, int64_t x_stride, int8_t* codes,
                         float* scales, int32_t* half_sums, int64_t stride);
-  // What quantize_rows left over, quantised with 1/256 of its scales.
+  // What quantize_rows left over, quantised with 1/256 of its scales: in chunks whose scale is
+  // above `threshold` times the root mean square of the row's scales, 0 in the others.
   void (*quantize_residual)(const float* x, int64_t rows, int64_t k, int64_t x_stride,
-                            const int8_t* codes, const float* scales, int8_t* residual_codes,
-                            float* residual_scales, int32_t* half_sums, int64_t stride);
+                            float threshold, const int8_t* codes, const float* scales,
+                            int8_t* residual_codes, float* residual_scales, int32_t* half_sums,
+                            int64_t stride);
   // Column blocks [block_begin, block_end) of w for `rows` rows; scratch: linear_scratch(w).
   void (*linear_int8)(const Matrix& w, int64_t block_begin, int64_t block_end,
                       const QuantizedRows& x, int64_t rows, const LinearOutput& out,
@@ -122,11 +124,12 @@ struct Kernels {
   double (*probe_read)(const uint8_t* data, int64_t bytes);
 };
 
-// int32 slots that linear_int8 needs for a tile of kMaxRowTile rows: a row of a chunk has its
-// codes (8), two corrections, two sums and a scale.
-constexpr int kTileChunkInts = 13;
+// int32 slots of one chunk of a row tile: a row has its codes (8), two corrections, two sums and
+// a scale; the chunk says where it stands.
+constexpr int64_t tile_chunk_ints(int64_t rows) { return rows * 13 + 2; }
+// int32 slots that linear_int8 needs.
 inline int64_t linear_scratch(int64_t k_padded) {
-  return kMaxRowTile * (k_padded / kChunk) * kTileChunkInts;
+  return tile_chunk_ints(kMaxRowTile) * (k_padded / kChunk);
 }
 
 inline int64_t attention_scratch(int64_t head_dim, int64_t value_dim, int64_t block_size) {

@@ -42,24 +42,36 @@ static void quantize_rows(const float* x, int64_t rows, int64_t k, int64_t x_str
 }
 
 static void quantize_residual(const float* x, int64_t rows, int64_t k, int64_t x_stride,
-                              const int8_t* codes, const float* scales, int8_t* residual_codes,
-                              float* residual_scales, int32_t* half_sums, int64_t stride) {
+                              float threshold, const int8_t* codes, const float* scales,
+                              int8_t* residual_codes, float* residual_scales, int32_t* half_sums,
+                              int64_t stride) {
   const int64_t chunks = stride / kChunk;
   for (int64_t r = 0; r < rows; ++r) {
+    const float* row_scales = scales + r * chunks;
+    float squares = 0.0f;
+    for (int64_t c = 0; c < chunks; ++c) squares += row_scales[c] * row_scales[c];
+    const float least =
+        threshold * __builtin_sqrtf(squares / static_cast<float>((k + kChunk - 1) / kChunk));
     for (int64_t c = 0; c < chunks; ++c) {
+      const int64_t at = r * chunks + c;
+      const float scale = row_scales[c];
+      if (scale <= least || scale == 0.0f) {
+        residual_scales[at] = 0.0f;
+        half_sums[2 * at] = half_sums[2 * at + 1] = 0;
+        std::memset(residual_codes + at * kChunk, 0, kChunk);
+        continue;
+      }
       F a, b;
       load_chunk(x + r * x_stride, c * kChunk, k, a, b);
-      const int8_t* done = codes + r * stride + c * kChunk;
       float widened[32];
-      for (int i = 0; i < 32; ++i) widened[i] = static_cast<float>(done[i]);
-      const float scale = scales[r * chunks + c];
+      for (int i = 0; i < 32; ++i) widened[i] = static_cast<float>(codes[at * kChunk + i]);
       const F minus = f_set(-scale);
       const float fine = scale / 256.0f;
-      const F inverse = f_set(fine > 0.0f ? 1.0f / fine : 0.0f);
-      residual_scales[r * chunks + c] = fine;
+      const F inverse = f_set(1.0f / fine);
+      residual_scales[at] = fine;
       store_codes(f_mul(f_fma(f_load(widened), minus, a), inverse),
                   f_mul(f_fma(f_load(widened + 16), minus, b), inverse),
-                  residual_codes + r * stride + c * kChunk, half_sums + (r * chunks + c) * 2);
+                  residual_codes + at * kChunk, half_sums + 2 * at);
     }
   }
 }
@@ -140,47 +152,60 @@ struct TileChunk {
   int32_t correction[2][kRows];
   float sum[2][kRows];
   float scale[kRows];
+  int32_t chunk;  // which chunk of the inputs this is
+  int32_t group;  // and its first scale group
 };
 
+// Returns how many chunks it wrote: one whose scales are all 0 adds exactly nothing.
 template <bool kHalves, int kRows>
-static inline void gather_tile(const Matrix& w, const QuantizedRows& x, int64_t row,
-                               TileChunk<kRows>* tile) {
+static inline int64_t gather_tile(const Matrix& w, const QuantizedRows& x, int64_t row,
+                                  TileChunk<kRows>* tile) {
   const int64_t chunks = w.chunks(), x_chunks = x.stride / kChunk;
+  const int32_t chunks_a_group = kHalves ? 1 : w.group / kChunk;
   const float ratio = w.offset_multiplier / w.scale_multiplier;
+  TileChunk<kRows>* to = tile;
   for (int64_t c = 0; c < chunks; ++c) {
+    bool used = false;
+    for (int m = 0; m < kRows; ++m) used |= x.scales[(row + m) * x_chunks + c] != 0.0f;
+    if (!used) continue;
+    to->chunk = static_cast<int32_t>(c);
+    to->group = kHalves ? to->chunk * 2 : to->chunk / chunks_a_group;
     for (int m = 0; m < kRows; ++m) {
       const int64_t at = (row + m) * x_chunks + c;
       const int32_t first = x.half_sums[2 * at], second = x.half_sums[2 * at + 1];
       const int32_t sums[2] = {kHalves ? first : first + second, second};
-      std::memcpy(tile[c].codes[m], x.codes + at * kChunk, kChunk);
-      tile[c].scale[m] = x.scales[at];
+      std::memcpy(to->codes[m], x.codes + at * kChunk, kChunk);
+      to->scale[m] = x.scales[at];
       for (int part = 0; part < 2; ++part) {
-        tile[c].correction[part][m] = -w.zero * sums[part];
-        tile[c].sum[part][m] = x.scales[at] * static_cast<float>(sums[part]) * ratio;
+        to->correction[part][m] = -w.zero * sums[part];
+        to->sum[part][m] = x.scales[at] * static_cast<float>(sums[part]) * ratio;
       }
     }
+    ++to;
   }
+  return to - tile;
 }
 
 // kRows rows by one column block.
 template <int kBits, bool kHalves, bool kOffset, int kRows>
 static inline void int8_tile(const Matrix& w, int64_t block, const TileChunk<kRows>* tile,
-                             int64_t row, const LinearOutput& out) {
+                             int64_t count, int64_t row, const LinearOutput& out) {
   constexpr int kParts = kHalves ? 2 : 1;
   constexpr int kBytes = 64 * kStoredBits<kBits>;
   const int64_t chunks = w.chunks(), groups = w.k_padded / w.group;
-  const uint8_t* codes = w.codes + block * chunks * kBytes;
-  const uint16_t* scales = w.scales + block * groups * kLanes;
-  const uint16_t* offsets = kOffset ? w.offsets + block * groups * kLanes : nullptr;
-  const int64_t chunks_a_group = kHalves ? 1 : w.group / kChunk;
-  int64_t left_in_group = chunks_a_group;
+  const uint8_t* block_codes = w.codes + block * chunks * kBytes;
+  const uint16_t* block_scales = w.scales + block * groups * kLanes;
+  const uint16_t* block_offsets = kOffset ? w.offsets + block * groups * kLanes : nullptr;
   F total[kRows];
   SARTOR_UNROLL
   for (int m = 0; m < kRows; ++m) total[m] = f_set(0.0f);
   // The rows are unrolled so that the totals stay in registers; unrolling the chunks as well
   // would push them out (gcc 12).
   SARTOR_NO_UNROLL
-  for (int64_t c = 0; c < chunks; ++c, ++tile, codes += kBytes) {
+  for (const TileChunk<kRows>* end = tile + count; tile < end; ++tile) {
+    const uint8_t* codes = block_codes + tile->chunk * kBytes;
+    const uint16_t* scales = block_scales + tile->group * kLanes;
+    const uint16_t* offsets = kOffset ? block_offsets + tile->group * kLanes : nullptr;
     // Few rows wait for memory: a column block is too short for the hardware to run ahead of.
     if constexpr (kRows <= 4)
       for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(codes + kPrefetchBytes + i);
@@ -200,11 +225,6 @@ static inline void int8_tile(const Matrix& w, int64_t block, const TileChunk<kRo
         if constexpr (kOffset) total[m] = f_fma(o, f_set(tile->sum[part][m]), total[m]);
       }
     }
-    if (--left_in_group == 0) {
-      left_in_group = chunks_a_group;
-      scales += kParts * kLanes;
-      if (kOffset) offsets += kParts * kLanes;
-    }
   }
   const F multiplier = f_set(w.scale_multiplier);
   for (int m = 0; m < kRows; ++m)
@@ -215,11 +235,11 @@ template <int kBits, bool kHalves, bool kOffset, int kRows>
 static void int8_rows(const Matrix& w, int64_t block_begin, int64_t block_end,
                       const QuantizedRows& x, int64_t row, const LinearOutput& out,
                       int32_t* scratch) {
-  static_assert(sizeof(TileChunk<kRows>) == kRows * kTileChunkInts * 4);
+  static_assert(sizeof(TileChunk<kRows>) == tile_chunk_ints(kRows) * 4);
   auto* tile = reinterpret_cast<TileChunk<kRows>*>(scratch);
-  gather_tile<kHalves>(w, x, row, tile);
+  const int64_t count = gather_tile<kHalves>(w, x, row, tile);
   for (int64_t block = block_begin; block < block_end; ++block)
-    int8_tile<kBits, kHalves, kOffset, kRows>(w, block, tile, row, out);
+    int8_tile<kBits, kHalves, kOffset, kRows>(w, block, tile, count, row, out);
 }
 
 template <int kBits, bool kHalves, bool kOffset>
