@@ -183,4 +183,4 @@ def test_smollm2_agrees_with_transformers(model_files: dict[str, Path]) -> None:
     assert exact.perplexity == pytest.approx(exact.reference_perplexity, rel=1e-5)
     fast = against.measure(path, reference, native(activation="int8", kv="bf16"), positions=128)
     assert fast.mean_kl < against.INT8.kl
-    assert fast.top_1_agreement > against.INT8.agreement - 3 / 128
+    assert fast.top_1_agreement > against.INT8.agreement
