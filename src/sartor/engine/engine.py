@@ -154,8 +154,8 @@ class Engine:
         room = self.context_length - len(request.prompt)
         if room < 1:
             raise CapacityError(
-                f"request {request.id}: the prompt has {len(request.prompt)} tokens, but prompt "
-                f"and answer together can have {self.context_length}; shorten the prompt"
+                f"the prompt has {len(request.prompt)} tokens, but prompt and answer together can "
+                f"have {self.context_length}; shorten the prompt"
             )
         limit = len(request.prompt) + min(room, params.max_tokens or room)
         root: Hashable = (*self._root, request.salt, limit if self._rope_by_length else 0)

@@ -68,7 +68,7 @@ def load(
     model = load_model(checkpoint)
     # A large vocabulary takes as long as the weights, and packing leaves the interpreter free.
     with ThreadPoolExecutor(1) as pool:
-        text = pool.submit(_text, checkpoint)
+        text = pool.submit(load_text, checkpoint)
         backend, device = choose(plan.backend, plan.device)
         plan = plan.replace(backend=backend.name, device=device.name)
         _check(backend.capabilities(device.name), model.program, plan)
@@ -107,7 +107,8 @@ def make_engine(loaded: LoadedModel) -> Engine:
     )
 
 
-def _text(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None]:
+def load_text(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None]:
+    """The tokenizer of a checkpoint, and its chat template where it has one."""
     from sartor.text.template import template_from_folder, template_from_gguf
     from sartor.text.tokenizer import tokenizer_from_folder, tokenizer_from_gguf
 

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sartor.engine.load import load_text
 from sartor.errors import UsageError
 from sartor.formats import open_checkpoint
 from sartor.models.model import load_model
 from sartor.plan import ExecutionPlan
 from sartor.serving.errors import context_exceeded, invalid
 from sartor.serving.messages import ModelSpec
-from sartor.text.template import ChatTemplate, template_from_folder, template_from_gguf
-from sartor.text.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
+from sartor.text.template import ChatTemplate
+from sartor.text.tokenizer import Tokenizer
 
 _LONG_TEXT = 4096  # characters; beyond, encoding would hold up other requests noticeably
 
@@ -109,12 +110,7 @@ def open_served_model(
     checkpoint = open_checkpoint(path)
     try:
         model = load_model(checkpoint)
-        if checkpoint.kind == "gguf":
-            tokenizer = tokenizer_from_gguf(checkpoint.metadata)
-            template = template_from_gguf(checkpoint.metadata)
-        else:
-            tokenizer = tokenizer_from_folder(path)
-            template = template_from_folder(path)
+        tokenizer, template = load_text(checkpoint)
         identity = f"{checkpoint.identity()} {plan.numerics()}"
     finally:
         checkpoint.close()
