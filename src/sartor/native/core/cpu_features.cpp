@@ -1,5 +1,9 @@
 #include "cpu_features.hpp"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace sartor {
 namespace {
 
@@ -22,10 +26,21 @@ bool has_avx512() {
 #endif
 }
 
+// CPUID leaf 7: EDX bits 24 (tiles) and 25 (int8); gcc 12 has no name for them.
+bool has_amx() {
+#if defined(__x86_64__)
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx >> 24 & 3) == 3;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 std::vector<std::string> usable_paths() {
   std::vector<std::string> names;
+  if (avx512_kernels() && has_avx512() && has_amx() && amx_kernels()) names.emplace_back("amx");
   if (avx512_kernels() && has_avx512()) names.emplace_back("avx512");
   if (avx2_kernels() && has_avx2()) names.emplace_back("avx2");
   names.emplace_back("portable");
@@ -35,6 +50,7 @@ std::vector<std::string> usable_paths() {
 const Kernels* select_kernels(const std::string& name) {
   for (const std::string& usable : usable_paths()) {
     if (name != "auto" && name != usable) continue;
+    if (usable == "amx") return amx_kernels();
     if (usable == "avx512") return avx512_kernels();
     if (usable == "avx2") return avx2_kernels();
     return portable_kernels();

@@ -12,7 +12,7 @@ namespace sartor {
 
 constexpr int kLanes = 16;  // output features in a column block
 constexpr int kChunk = 32;  // input features that share an activation scale
-constexpr int kMaxRowTile = 12;
+constexpr int kMaxRowTile = 16;
 
 enum class Storage : int32_t { kFp32 = 0, kFp16 = 1, kBf16 = 2, kAffine = 3, kLookup = 4 };
 
@@ -141,5 +141,6 @@ inline int64_t storage_bytes(Storage storage) { return storage == Storage::kFp32
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();  // null where the build has no x86 paths
 const Kernels* avx512_kernels();
+const Kernels* amx_kernels();  // null also where the system does not grant the tiles
 
 }  // namespace sartor

@@ -30,10 +30,13 @@ static const float kIndex[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 1
 #include SARTOR_VEC
 #include "elementwise.inc.hpp"
 #include "linear.inc.hpp"
+#if !defined(SARTOR_LINEAR_ONLY)
 #include "attention.inc.hpp"
 #include "probe.inc.hpp"
+#endif
 // clang-format on
 
+#if !defined(SARTOR_LINEAR_ONLY)
 static const Kernels kTable = {SARTOR_STRING(SARTOR_ISA),
                                quantize_rows,
                                quantize_residual,
@@ -57,6 +60,7 @@ static const Kernels kTable = {SARTOR_STRING(SARTOR_ISA),
                                probe_int8,
                                probe_fp32,
                                probe_read};
+#endif
 
 }  // namespace SARTOR_ISA
 }  // namespace sartor

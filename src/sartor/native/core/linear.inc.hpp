@@ -266,6 +266,7 @@ static void int8_format(const Matrix& w, int64_t block_begin, int64_t block_end,
   }
 }
 
+#if !defined(SARTOR_LINEAR_ONLY)
 using Int8Function = void (*)(const Matrix&, int64_t, int64_t, const QuantizedRows&, int64_t,
                               const LinearOutput&, int32_t*);
 #define SARTOR_BITS(bits)                                                \
@@ -398,3 +399,4 @@ static void dequantize_row(const Matrix& w, int64_t row, float factor, float* ou
     for (int64_t i = 0; i < count; ++i) out[begin + i] = buffer[16 * i + lane] * factor;
   }
 }
+#endif
