@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from sartor.backends import conformance
@@ -18,6 +19,17 @@ def test_cpu_path_is_right_in_every_cell(isa: str) -> None:
     wrong = [r for r in report.results if not r.right]
     assert not wrong, wrong
     assert all(isa in r.path for r in report.results)
+
+
+@pytest.mark.skipif("amx" not in _native.usable_paths(), reason="no AMX on this machine")
+def test_tiles_give_the_same_bits_as_avx512() -> None:
+    backend = load_backend("cpu")
+    for case in conformance.cases():
+        if case.operator.startswith("linear"):
+            tiles, plain = (
+                conformance.execute(backend, case, "cpu", isa)[0] for isa in ("amx", "avx512")
+            )
+            np.testing.assert_array_equal(tiles, plain, err_msg=f"{case.operator} {case.format}")
 
 
 def test_the_reference_agrees_with_itself() -> None:

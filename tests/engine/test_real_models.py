@@ -68,7 +68,7 @@ def test_answers_are_bitwise_the_same_however_they_are_computed(loaded: LoadedMo
         loaded.executable.plan = plan  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("isa", ["auto", "avx2", "portable"])
+@pytest.mark.parametrize("isa", ["auto", "avx512", "avx2", "portable"])
 def test_answers_are_bitwise_the_same_on_any_number_of_threads(
     model_files: dict[str, Path], isa: str
 ) -> None:

@@ -278,9 +278,10 @@ def _batch(program: Program, block_size: int) -> Batch:
     )
 
 
-def _execute(
+def execute(
     backend: Backend, case: Case, device: str, isa: str = "auto"
 ) -> tuple[F32, Executable, float]:
+    """The result of a case's operator, the executable, and the best time of a step in seconds."""
     program = case_program(case)
     plan = ExecutionPlan(backend=backend.name, device=device, isa=isa).replace(**case.plan)
     weights = backend.pack(program, _RandomWeights(program, case), plan, None)
@@ -297,9 +298,9 @@ def _execute(
 
 def run_case(backend: Backend, case: Case, device: str, isa: str = "auto") -> Result:
     """Runs one case on a backend (on one of its instruction-set paths) and on the reference."""
-    expected, _, _ = _execute(load_backend("reference"), case, "reference")
+    expected, _, _ = execute(load_backend("reference"), case, "reference")
     try:
-        got, executable, seconds = _execute(backend, case, device, isa)
+        got, executable, seconds = execute(backend, case, device, isa)
     except SartorError as failure:
         return Result(
             case.operator, case.format, False, float("inf"), case.tolerance, 0.0, "", str(failure)

@@ -44,7 +44,7 @@ _MATRIX_OPERATORS = ("embedding", "linear", "linear_group")
 
 
 class CpuBackend:
-    """x86-64 with AVX-512 VNNI or AVX2, and a portable path for any other processor."""
+    """x86-64 with AMX, AVX-512 VNNI or AVX2, and a portable path for any other processor."""
 
     name = "cpu"
 

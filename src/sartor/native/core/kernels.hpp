@@ -127,9 +127,11 @@ struct Kernels {
 // int32 slots of one chunk of a row tile: a row has its codes (8), two corrections, two sums and
 // a scale; the chunk says where it stands.
 constexpr int64_t tile_chunk_ints(int64_t rows) { return rows * 13 + 2; }
-// int32 slots that linear_int8 needs.
+constexpr int kAmxTiles = 4;  // row tiles that share one unpacked column block
+// int32 slots that linear_int8 needs: the row tiles, and a column block of unpacked codes.
 inline int64_t linear_scratch(int64_t k_padded) {
-  return tile_chunk_ints(kMaxRowTile) * (k_padded / kChunk);
+  const int64_t chunks = k_padded / kChunk;
+  return kAmxTiles * tile_chunk_ints(kMaxRowTile) * chunks + chunks * 128 + chunks / 4 + 32;
 }
 
 inline int64_t attention_scratch(int64_t head_dim, int64_t value_dim, int64_t block_size) {

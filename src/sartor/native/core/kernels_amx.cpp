@@ -19,53 +19,73 @@ namespace amx {
 constexpr int kTileRows = 16;
 
 // Tiles 0 and 1 take sums [16][16] of int32, 2 the activations [16][32], 3 the codes of a chunk,
-// eight quads of [16][4] bytes.
+// eight quads of [16][4] bytes. The probe multiplies whole tiles: 4 and 5 into 0, 1, 6 and 7.
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 32, 64};
-  uint8_t rows[16] = {16, 16, 16, 8};
+  uint16_t row_bytes[16] = {64, 64, 32, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 8, 16, 16, 16, 16};
 };
 
-static inline void multiply(const TileChunk<kTileRows>& a, const Q (&bytes)[8], int32_t* sums) {
-  alignas(64) uint8_t codes[512];
-  for (int i = 0; i < 8; ++i) _mm512_store_si512(codes + 64 * i, bytes[i].v);
-  _tile_loadd(2, a.codes, kChunk);
-  _tile_loadd(3, codes, 64);
+static double probe_tiles(int64_t iterations) {
+  static const TileConfig config;
+  alignas(64) uint8_t data[1024];
+  std::memset(data, 1, sizeof data);
+  _tile_loadconfig(&config);
+  _tile_loadd(4, data, 64);
+  _tile_loadd(5, data, 64);
   _tile_zero(0);
-  _tile_dpbsud(0, 2, 3);
-  _tile_stored(0, sums, 64);
+  _tile_zero(1);
+  _tile_zero(6);
+  _tile_zero(7);
+  for (int64_t n = 0; n < iterations; ++n) {
+    _tile_dpbsud(0, 4, 5);
+    _tile_dpbsud(1, 4, 5);
+    _tile_dpbsud(6, 4, 5);
+    _tile_dpbsud(7, 4, 5);
+  }
+  _tile_stored(0, data, 64);
+  _tile_release();
+  return static_cast<double>(iterations) * 4 * 16 * 16 * 64 * 2;
 }
 
-template <int kBits, bool kOffset>
-static void amx_tile(const Matrix& w, int64_t block, const TileChunk<kTileRows>* tile,
-                     int64_t count, int64_t row, const LinearOutput& out) {
-  constexpr int kBytes = 64 * kStoredBits<kBits>;
+// One column block with its codes unpacked, [chunks][512] bytes, for one tile of rows.
+template <bool kOffset>
+static void amx_tile(const Matrix& w, int64_t block, const uint8_t* panel,
+                     const TileChunk<kTileRows>* tile, int64_t count, int64_t row,
+                     const LinearOutput& out) {
   const int64_t groups = w.k_padded / w.group;
-  const uint8_t* block_codes = w.codes + block * w.chunks() * kBytes;
   const uint16_t* block_scales = w.scales + block * groups * kLanes;
   const uint16_t* block_offsets = kOffset ? w.offsets + block * groups * kLanes : nullptr;
-  alignas(64) int32_t sums[2][kTileRows * kLanes];
+  alignas(64) int32_t sums[4][kTileRows * kLanes];
   F total[kTileRows];
   SARTOR_UNROLL
   for (int m = 0; m < kTileRows; ++m) total[m] = f_set(0.0f);
-  // One chunk ahead: the tile product of the next runs beside the scaling of this one.
+  // Two chunks ahead, so that nothing waits for a tile product or for its way through memory.
   const auto start = [&](int64_t c) {
-    Q bytes[8];
-    unpack_codes<kBits>(w, block_codes + tile[c].chunk * kBytes, bytes);
-    multiply(tile[c], bytes, sums[c % 2]);
+    _tile_loadd(2, tile[c].codes, kChunk);
+    _tile_loadd(3, panel + tile[c].chunk * 512, 64);
+    if (c & 1) {
+      _tile_zero(1);
+      _tile_dpbsud(1, 2, 3);
+      _tile_stored(1, sums[c & 3], 64);
+    } else {
+      _tile_zero(0);
+      _tile_dpbsud(0, 2, 3);
+      _tile_stored(0, sums[c & 3], 64);
+    }
   };
-  if (count > 0) start(0);
+  for (int64_t c = 0; c < count && c < 2; ++c) start(c);
   SARTOR_NO_UNROLL
   for (int64_t c = 0; c < count; ++c) {
-    if (c + 1 < count) start(c + 1);
+    if (c + 2 < count) start(c + 2);
     const TileChunk<kTileRows>& a = tile[c];
-    const int32_t* dots = sums[c % 2];
+    const int32_t* dots = sums[c & 3];
     const F s = f_load_fp16(block_scales + a.group * kLanes);
     const F o = kOffset ? f_load_fp16(block_offsets + a.group * kLanes) : s;
     SARTOR_UNROLL
     for (int m = 0; m < kTileRows; ++m) {
-      const I dot = {_mm512_add_epi32(_mm512_load_si512(dots + m * kLanes),
-                                      _mm512_set1_epi32(a.correction[0][m]))};
+      I dot = {_mm512_load_si512(dots + m * kLanes)};
+      if (!kOffset) dot.v = _mm512_add_epi32(dot.v, _mm512_set1_epi32(a.correction[0][m]));
       total[m] = f_fma(f_from(dot), f_mul(s, f_set(a.scale[m])), total[m]);
       if constexpr (kOffset) total[m] = f_fma(o, f_set(a.sum[0][m]), total[m]);
     }
@@ -75,15 +95,43 @@ static void amx_tile(const Matrix& w, int64_t block, const TileChunk<kTileRows>*
     store_columns(w, block, out, row + m, f_mul(total[m], multiplier));
 }
 
+// Unpacks the chunks that some row tile uses.
+template <int kBits>
+static void unpack_panel(const Matrix& w, int64_t block, const uint8_t* used, uint8_t* panel) {
+  constexpr int kBytes = 64 * kStoredBits<kBits>;
+  for (int64_t c = 0; c < w.chunks(); ++c) {
+    if (!used[c]) continue;
+    Q bytes[8];
+    unpack_codes<kBits>(w, w.codes + (block * w.chunks() + c) * kBytes, bytes);
+    for (int i = 0; i < 8; ++i) _mm512_storeu_si512(panel + c * 512 + 64 * i, bytes[i].v);
+  }
+}
+
 template <int kBits, bool kOffset>
 static void amx_rows(const Matrix& w, int64_t block_begin, int64_t block_end,
                      const QuantizedRows& x, int64_t rows, const LinearOutput& out,
                      int32_t* scratch) {
-  auto* tile = reinterpret_cast<TileChunk<kTileRows>*>(scratch);
-  for (int64_t row = 0; row < rows; row += kTileRows) {
-    const int64_t count = gather_tile<false>(w, x, row, tile);
-    for (int64_t block = block_begin; block < block_end; ++block)
-      amx_tile<kBits, kOffset>(w, block, tile, count, row, out);
+  using Chunk = TileChunk<kTileRows>;
+  const int64_t chunks = w.chunks();
+  auto* panel = reinterpret_cast<uint8_t*>(scratch);
+  uint8_t* used = panel + chunks * 512;
+  auto* tiles = reinterpret_cast<Chunk*>(used + (chunks + 63) / 64 * 64);
+  for (int64_t first = 0; first < rows; first += kTileRows * kAmxTiles) {
+    int64_t counts[kAmxTiles];
+    const int64_t left = (rows - first) / kTileRows;
+    const int64_t count = left < kAmxTiles ? left : kAmxTiles;
+    std::memset(used, 0, static_cast<size_t>(chunks));
+    for (int64_t t = 0; t < count; ++t) {
+      Chunk* tile = tiles + t * chunks;
+      counts[t] = gather_tile<false>(w, x, first + t * kTileRows, tile);
+      for (int64_t c = 0; c < counts[t]; ++c) used[tile[c].chunk] = 1;
+    }
+    for (int64_t block = block_begin; block < block_end; ++block) {
+      unpack_panel<kBits>(w, block, used, panel);
+      for (int64_t t = 0; t < count; ++t)
+        amx_tile<kOffset>(w, block, panel, tiles + t * chunks, counts[t], first + t * kTileRows,
+                          out);
+    }
   }
 }
 
@@ -98,7 +146,9 @@ static const AmxFunction kAmxFunctions[9][2] = {SARTOR_BITS(0), {nullptr, nullpt
 static void linear_int8_tiles(const Matrix& w, int64_t block_begin, int64_t block_end,
                               const QuantizedRows& x, int64_t rows, const LinearOutput& out,
                               int32_t* scratch) {
-  const int64_t whole = w.group == 16 ? 0 : rows / kTileRows * kTileRows;
+  // A constant zero point with stored offsets would need both corrections; no format has it.
+  const bool both = w.has_offset && w.zero != 0;
+  const int64_t whole = w.group == 16 || both ? 0 : rows / kTileRows * kTileRows;
   if (whole > 0) {
     static const TileConfig config;
     _tile_loadconfig(&config);
@@ -130,6 +180,7 @@ const Kernels* amx_kernels() {
     Kernels kernels = *avx512_kernels();
     kernels.name = "amx";
     kernels.linear_int8 = amx::linear_int8_tiles;
+    kernels.probe_int8 = amx::probe_tiles;
     return kernels;
   }();
   return usable ? &table : nullptr;
