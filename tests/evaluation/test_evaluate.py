@@ -172,8 +172,7 @@ def one_torch_thread() -> Iterator[None]:
 def test_smollm2_agrees_with_transformers(model_files: dict[str, Path]) -> None:
     """The real model, an independent reader and independent arithmetic.
 
-    128 positions are too few for the agreement in percent that 512 are held to, so int8
-    activations are held to the KL alone, and to agreement within three positions of it.
+    128 positions keep it short; the limits are those that 512 are held to.
     """
     path = model_files["smollm2-135m"]
     reference = TransformersLogits(path)
