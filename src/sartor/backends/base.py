@@ -7,12 +7,12 @@ A backend knows operators, formats and devices; it never knows a model. To add o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from sartor.graph import Batch, Capabilities, Program, StepOutput
+from sartor.graph import Batch, Capabilities, LowRank, Program, StepOutput
 from sartor.ops.weights import Weight
 from sartor.plan import ExecutionPlan
 
@@ -70,10 +70,21 @@ class Executable(Protocol):
         """The plan with every "auto" replaced by what was chosen."""
 
     def block_bytes(self, group: int) -> int:
-        """Bytes of one state block of a group, over all of its layers."""
+        """Bytes of one state block of a group, over all of its layers: of ``block_size`` tokens
+        in a paged group, of one whole state in a recurrent one."""
 
     def allocate_state(self, blocks: Sequence[int]) -> None:
         """Reserves that many blocks for each state group; CapacityError when too much."""
+
+    def load_adapter(self, index: int, layers: Mapping[str, LowRank]) -> None:
+        """Makes an adapter known under the number by which batches name it.
+
+        ``layers`` are by the name of the weight that they adapt; only weights of ``linear`` nodes
+        can be (the caller checks names and shapes). A number in use is replaced.
+        """
+
+    def drop_adapter(self, index: int) -> None:
+        """Frees an adapter. The caller sees to it that no later batch names it."""
 
     def submit(self, batch: Batch) -> int:
         """Starts a step and returns a handle; may finish inside, as the CPU does."""

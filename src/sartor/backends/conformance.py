@@ -21,11 +21,12 @@ from sartor.backends.registry import load_backend
 from sartor.errors import SartorError
 from sartor.graph import SAMPLING_ROW, Batch, Builder, Program, Ragged, Value
 from sartor.ops import tolerances
-from sartor.ops.functions import ACTIVATIONS
+from sartor.ops.functions import ACTIVATIONS, POOLS
 from sartor.ops.rope import RopeSpec
 from sartor.ops.weights import (
     F32,
     AffineFormat,
+    Fp8Format,
     LookupFormat,
     Weight,
     dense,
@@ -35,7 +36,23 @@ from sartor.plan import ExecutionPlan
 
 ROWS = 21  # tokens of a step: not a multiple of any tile
 WIDTH = 96
+FP4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+EXPERTS = 5
 IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+
+ROUTES: dict[str, dict[str, Any]] = {
+    "softmax": {},
+    "softmax, all": {"normalize": False, "scale": 2.5},
+    "groups by maximum": {"groups": 4, "top_groups": 2, "normalize": False},
+    "sigmoid, groups by best two": {
+        "score": "sigmoid",
+        "groups": 3,
+        "top_groups": 2,
+        "group_score": "top2_sum",
+        "bias": "correction",
+        "scale": 1.5,
+    },
+}
 
 Pack = Callable[[str, F32], Weight]
 Build = Callable[[Builder, Value], Value]
@@ -43,7 +60,9 @@ Build = Callable[[Builder, Value], Value]
 
 def _affine(bits: int, group: int, offset: bool) -> Pack:
     def pack(name: str, values: F32) -> Weight:
-        weight = quantize_affine(name, values, bits, group, offset=offset)
+        rows = values.reshape(-1, values.shape[-1])
+        weight = quantize_affine(name, rows, bits, group, offset=offset)
+        weight = weight.reshape(*values.shape[:-1])
         return dataclasses.replace(
             weight, scale=_as_fp16(weight.scale), offset=_as_fp16(weight.offset)
         )
@@ -58,8 +77,30 @@ def _as_fp16(values: F32 | None) -> F32 | None:
 
 def _lookup(name: str, values: F32) -> Weight:
     codes = np.random.default_rng(5).integers(0, 16, values.shape, dtype=np.uint8)
-    scale = np.abs(values).reshape(len(values), -1, 32).max(axis=2) / np.float32(127)
+    scale = np.abs(values).reshape(*values.shape[:-1], -1, 32).max(axis=-1) / np.float32(127)
     return Weight(name, LookupFormat(IQ4_NL, 32), codes, _as_fp16(scale))
+
+
+def _mxfp4(name: str, values: F32) -> Weight:
+    codes = np.random.default_rng(6).integers(0, 16, values.shape, dtype=np.uint8)
+    scale = np.exp2(np.random.default_rng(8).integers(-9, -3, (*values.shape[:-1], WIDTH // 32)))
+    return Weight(name, LookupFormat(FP4, 32), codes, scale.astype(np.float32))
+
+
+def _fp8(group: int) -> Pack:
+    def pack(name: str, values: F32) -> Weight:
+        codes = np.random.default_rng(9).integers(0, 256, values.shape, dtype=np.uint8)
+        codes[(codes & 127) == 127] = 0  # not a number
+        groups = (*values.shape[:-1], values.shape[-1] // group)
+        scale = np.random.default_rng(10).uniform(0.001, 0.01, groups).astype(np.float32)
+        return Weight(name, Fp8Format(group), codes, _as_fp16(scale))
+
+    return pack
+
+
+def _act_order(name: str, values: F32) -> Weight:
+    permutation = np.random.default_rng(11).permutation(values.shape[-1]).astype(np.int32)
+    return dataclasses.replace(_affine(4, 32, True)(name, values), permutation=permutation)
 
 
 FORMATS: dict[str, Pack] = {
@@ -75,6 +116,10 @@ FORMATS: dict[str, Pack] = {
     "affine4g128o": _affine(4, 128, True),
     "affine4g64": _affine(4, 64, False),
     "lookup4g32": _lookup,
+    "mxfp4": _mxfp4,
+    "fp8g32": _fp8(32),
+    f"fp8g{WIDTH}": _fp8(WIDTH),
+    "affine4g32o act-order": _act_order,
 }
 
 
@@ -91,6 +136,8 @@ class Case:
     pack: Pack = FORMATS["fp32"]
     expected_path: str = ""
     head: bool = False  # the operator makes the logits
+    tap: str = "op"
+    encoder: bool = False  # the operator makes one row a sequence
 
 
 @dataclass(frozen=True)
@@ -153,12 +200,119 @@ def _attention(options: dict[str, Any], b: Builder, x: Value) -> Value:
     )
 
 
+def _clamped(b: Builder, x: Value) -> Value:
+    x = b.scale(x, 5.0)  # beyond the limits, both ways
+    return b.gated_activation(x, b.scale(x, -1.0, "up"), "clamped_silu", "op")
+
+
+def _self_attention(window: int, b: Builder, x: Value) -> Value:
+    heads, kv_heads, dim = 6, 2, 24
+    q = b.linear(x, "q", heads * dim)
+    k = b.linear(x, "k", kv_heads * dim)
+    v = b.linear(x, "v", kv_heads * dim)
+    return b.self_attention(
+        q,
+        k,
+        v,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=dim,
+        scale=0.2,
+        window=window,
+        name="op",
+    )
+
+
+def _latent_attention(b: Builder, x: Value) -> Value:
+    heads, rank, rope_dim = 4, 40, 8
+    q = b.linear(x, "q", heads * (rank + rope_dim))
+    latent, rope = b.linear(x, "latent", rank), b.linear(x, "rope", rope_dim)
+    return b.latent_attention(q, latent, rope, heads=heads, scale=0.2, name="op")
+
+
+def _scan(delta: bool, b: Builder, x: Value) -> Value:
+    heads, key_heads, key_dim, value_dim = 4, 2, 8, 20
+    q = b.l2_norm(b.linear(x, "q", key_heads * key_dim), key_dim, 1e-6, "q_norm")
+    k = b.l2_norm(b.linear(x, "k", key_heads * key_dim), key_dim, 1e-6, "k_norm")
+    v = b.linear(x, "v", heads * value_dim)
+    decay = b.activation(b.linear(x, "decay", heads), "sigmoid", "forget")
+    beta = b.activation(b.linear(x, "beta", heads), "sigmoid", "write")
+    return b.recurrent_scan(
+        q, k, v, decay, beta, heads=heads, key_heads=key_heads, scale=0.5, delta=delta, name="op"
+    )
+
+
+def _short_conv(b: Builder, x: Value) -> Value:
+    return b.short_conv(x, "op", 4, bias=True)
+
+
+def _pool(kind: str, b: Builder, x: Value) -> Value:
+    return b.pool(x, kind, "op")
+
+
+def _route(options: dict[str, Any], b: Builder, x: Value) -> Value:
+    logits = b.linear(x, "router", 12)
+    experts, weights = b.route_experts(logits, top_k=3, name="op", **options)
+    # Both results count: the number of the expert, too.
+    return b.combine_experts(b.grouped_linear(x, experts, "of", 12, WIDTH, 16), weights, "combined")
+
+
+def _grouped(apart: bool, bias: bool, b: Builder, x: Value) -> Value:
+    slots = 2
+    experts, _ = b.route_experts(b.linear(x, "router", EXPERTS), top_k=slots)
+    if apart:
+        x = b.concat([x, b.scale(x, 0.5)], "apart")
+    return b.grouped_linear(x, experts, "op", EXPERTS, WIDTH, 40, bias=bias)
+
+
+def _head_linear(b: Builder, x: Value) -> Value:
+    return b.head_linear(b.concat([x, b.scale(x, 0.5)], "two"), "op", 2, 40)
+
+
+def _expert_cases() -> Iterator[Case]:
+    """Routing, and linear layers that a token chooses."""
+    for name, options in ROUTES.items():
+        yield Case(
+            "route_experts",
+            name,
+            partial(_route, options),
+            tolerances.linear(WIDTH, int8=False),
+            tap="combined",
+        )
+    for name in ("fp32", "bf16", "affine4g32o", "affine8g32", "affine6g16", "mxfp4", "fp8g32"):
+        rounds = not name.startswith(("fp", "bf"))
+        for activation in ("fp32", "int8") if rounds else ("fp32",):
+            tolerance = tolerances.linear(WIDTH, int8=activation == "int8")
+            plan = {"activation": activation}
+            path = _packed_name(name) if name not in ("fp32", "bf16") else ""
+            for op, build in (
+                ("grouped_linear", partial(_grouped, False, True)),
+                ("grouped_linear/apart", partial(_grouped, True, False)),
+                ("head_linear", _head_linear),
+            ):
+                yield Case(
+                    f"{op}/{activation}",
+                    name,
+                    build,
+                    tolerance,
+                    plan=plan,
+                    pack=FORMATS[name],
+                    expected_path=path,
+                )
+
+
+def _packed_name(name: str) -> str:
+    """What a backend calls the format of a case."""
+    return "lookup4g32" if name == "mxfp4" else name.partition(" ")[0]
+
+
 def cases() -> Iterator[Case]:
     """Every operator, and ``linear`` in every format with both kinds of activations."""
     for name, pack in FORMATS.items():
-        quantized = not name.startswith(("fp", "bf"))
+        quantized = name not in ("fp32", "bf16", "fp16")
+        rounds = quantized and not name.startswith("fp8")
         width = 128 if "g128" in name or "g64" in name else WIDTH
-        for activation in ("fp32", "int8") if quantized else ("fp32",):
+        for activation in ("fp32", "int8") if rounds else ("fp32",):
             yield Case(
                 f"linear/{activation}",
                 name,
@@ -167,8 +321,9 @@ def cases() -> Iterator[Case]:
                 width,
                 {"activation": activation},
                 pack,
-                name if quantized else "",
+                _packed_name(name) if quantized else "",
             )
+    yield from _expert_cases()
     for name in ("affine4g32o", "affine6g16", "affine8g32", "lookup4g32"):
         tolerance = tolerances.linear(WIDTH, int8=True) / 256
         pack = FORMATS[name]
@@ -191,9 +346,15 @@ def cases() -> Iterator[Case]:
     for kind in ACTIVATIONS:
         yield Case("activation", kind, partial(_activation, kind), tolerances.ELEMENTWISE)
         yield Case("gated_activation", kind, partial(_gated, kind), tolerances.ELEMENTWISE)
+    yield Case("gated_activation", "clamped_silu", _clamped, tolerances.ELEMENTWISE)
     elementwise: dict[str, Build] = {
         "add": lambda b, x: b.add(x, x, "op"),
+        "add/row": lambda b, x: b.add(x, b.vector("op.row", WIDTH), "op"),
         "mul": lambda b, x: b.mul(x, x, "op"),
+        "mul/row": lambda b, x: b.mul(x, b.vector("op.row", WIDTH), "op"),
+        "split": lambda b, x: b.split(x, (5, 19), "op", runs=4)[1],
+        "concat": lambda b, x: b.concat([b.scale(x, 2.0, "twice"), x], "op", runs=4),
+        "replace_rows": lambda b, x: b.embedding_segments(x, "op"),
         "scale": lambda b, x: b.scale(x, 0.37, "op"),
         "softcap": lambda b, x: b.softcap(x, 3.0, "op"),
     }
@@ -219,6 +380,21 @@ def cases() -> Iterator[Case]:
             plan = {"activation": "fp32", "kv": kv}
             build = partial(_attention, chosen)
             yield Case("attention", f"{kv} {name}", build, tolerances.ATTENTION, plan=plan)
+        yield Case(
+            "latent_attention",
+            kv,
+            _latent_attention,
+            tolerances.ATTENTION,
+            plan={"activation": "fp32", "kv": kv},
+        )
+    for name, window in (("whole", 0), ("window", 4)):
+        build = partial(_self_attention, window)
+        yield Case("self_attention", name, build, tolerances.ATTENTION)
+    for kind in POOLS:
+        yield Case("pool", kind, partial(_pool, kind), tolerances.NORM, encoder=True)
+    for name, delta in (("plain", False), ("delta", True)):
+        yield Case("recurrent_scan", name, partial(_scan, delta), tolerances.SCAN)
+    yield Case("short_conv", "fp32", _short_conv, tolerances.ELEMENTWISE)
 
 
 class _RandomWeights:
@@ -231,10 +407,11 @@ class _RandomWeights:
             values = rng.standard_normal(spec.shape).astype(np.float32)
             if spec.name == "x.weight":
                 values = (np.rint(values * 16) / 16).astype(np.float32)
-            elif len(spec.shape) == 2 and not spec.name.startswith("op."):
+            elif len(spec.shape) >= 2 and not spec.name.startswith("op."):
                 # Few and simple: what feeds the operator is exact in any order of summing.
                 values = (np.rint(values / 3).clip(-1, 1) / 2).astype(np.float32)
-            packs = spec.name == "op.weight" and len(spec.shape) == 2
+            packs = spec.name == "op.weight" and not case.operator.startswith("short_conv")
+            packs = packs and len(spec.shape) >= 2
             packs = packs or (case.operator == "embedding" and spec.name == "x.weight")
             self._weights[spec.name] = (case.pack if packs else FORMATS["fp32"])(spec.name, values)
 
@@ -249,19 +426,23 @@ def case_program(case: Case) -> Program:
     """Random rows through the operator; its node is called ``op``."""
     builder = Builder()
     x = builder.embedding(builder.token_ids, "x", 4 * ROWS, case.width)
+    if case.encoder:
+        return builder.finish_encoder(case.build(builder, x), 4 * ROWS)
     if case.head:
         return builder.finish(case.build(builder, builder.gather_rows(x, builder.output_rows)))
     result = builder.gather_rows(case.build(builder, x), builder.output_rows)
     return builder.finish(builder.linear(result, "head", 4 * ROWS))
 
 
-def _batch(program: Program, block_size: int) -> Batch:
+def _batch(program: Program, block_size: int, tap: str) -> Batch:
     """Two sequences, one of them with state from nowhere: 13 and 8 tokens."""
     lengths = (13, ROWS - 13)
     starts = np.array([0, lengths[0], ROWS], np.int32)
     none = Ragged(np.zeros(0, np.int32), np.zeros(ROWS + 1, np.int32))
     tables = tuple(np.arange(2, dtype=np.int32).reshape(2, 1) for _ in program.groups())
     assert max(lengths) <= block_size
+    rows = np.array([0, 14], np.int32) if "embeddings" in program.inputs else starts[:0]
+    vectors = np.random.default_rng(12).standard_normal((len(rows), WIDTH)).astype(np.float32)
     return Batch(
         tokens=np.arange(ROWS, dtype=np.int32),
         positions=np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
@@ -274,7 +455,9 @@ def _batch(program: Program, block_size: int) -> Batch:
         history=none,
         bias_tokens=none,
         bias_values=Ragged(np.zeros(0, np.float32), none.starts),
-        taps=("op",),
+        taps=(tap,),
+        embedding_rows=rows,
+        embeddings=vectors,
     )
 
 
@@ -285,15 +468,15 @@ def execute(
     program = case_program(case)
     plan = ExecutionPlan(backend=backend.name, device=device, isa=isa).replace(**case.plan)
     weights = backend.pack(program, _RandomWeights(program, case), plan, None)
-    executable = backend.compile(program, weights, plan, device, ("op",))
+    executable = backend.compile(program, weights, plan, device, (case.tap,))
     executable.allocate_state([2] * len(program.groups()))
-    batch = _batch(program, plan.block_size)
+    batch = _batch(program, plan.block_size, case.tap)
     times = []
     for _ in range(3):
         started = time.perf_counter()
         output = executable.collect(executable.submit(batch))
         times.append(time.perf_counter() - started)
-    return output.taps["op"].astype(np.float32), executable, min(times)
+    return output.taps[case.tap].astype(np.float32), executable, min(times)
 
 
 def run_case(backend: Backend, case: Case, device: str, isa: str = "auto") -> Result:

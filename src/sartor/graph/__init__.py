@@ -1,12 +1,15 @@
 """The program that a model builds, and the values that cross the backend contract."""
 
+from sartor.graph.adapter import LowRank
 from sartor.graph.batch import SAMPLING_ROW, Batch, Ragged, StepOutput
 from sartor.graph.builder import Builder
 from sartor.graph.capabilities import Capabilities
 from sartor.graph.program import (
     KVStateSpec,
+    LatentStateSpec,
     Node,
     Program,
+    RecurrentStateSpec,
     StateGroup,
     StateSpec,
     Value,
@@ -20,9 +23,12 @@ __all__ = [
     "Builder",
     "Capabilities",
     "KVStateSpec",
+    "LatentStateSpec",
+    "LowRank",
     "Node",
     "Program",
     "Ragged",
+    "RecurrentStateSpec",
     "SamplingParams",
     "StateGroup",
     "StateSpec",

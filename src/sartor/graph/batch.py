@@ -12,7 +12,17 @@ from sartor.errors import UsageError
 
 I32 = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
-BATCH_VERSION = 1
+BATCH_VERSION = 2
+NO_ADAPTER = -1
+
+
+def _no_rows() -> I32:
+    return np.zeros(0, np.int32)
+
+
+def _no_vectors() -> F32:
+    return np.zeros((0, 0), np.float32)
+
 
 SAMPLING_ROW = np.dtype(
     [
@@ -63,13 +73,18 @@ class Batch:
     starts        ``[S + 1]`` where each sequence's tokens begin
     contexts      ``[S]`` tokens of each sequence that the state holds already
     block_tables  per state group ``[S, blocks]``: the block of each run of ``block_size``
-                  positions, -1 where none is held (outside a window)
+                  positions, -1 where none is held (outside a window; in a recurrent group,
+                  :class:`~sartor.graph.program.StateGroup`, all but two)
     rope_lengths  ``[S]`` length admitted for the sequence, for ropes that depend on it
     output_rows   ``[R]`` token rows whose logits are computed and sampled
     sampling      ``[R]`` of :data:`SAMPLING_ROW`
     history       tokens so far of each output row; empty lists where no penalty needs them
     bias_tokens, bias_values   logit bias of each output row
     taps          names of nodes, fixed at compile time, whose results come back too
+    embedding_rows, embeddings   ``[M]`` token rows that come as vectors ``[M, width]`` (float32);
+                  their ids are placeholders
+    adapters      ``[S]`` the adapter of each sequence, :data:`NO_ADAPTER` for none; empty where
+                  no sequence has one
     """
 
     tokens: I32
@@ -84,6 +99,9 @@ class Batch:
     bias_tokens: Ragged
     bias_values: Ragged
     taps: tuple[str, ...] = ()
+    embedding_rows: I32 = field(default_factory=_no_rows)
+    embeddings: F32 = field(default_factory=_no_vectors)
+    adapters: I32 = field(default_factory=_no_rows)
     version: int = BATCH_VERSION
 
     def validate(self) -> None:
@@ -107,6 +125,13 @@ class Batch:
                 raise UsageError(f"batch: {name} has {len(array)} entries instead of {length}")
         if rows and (self.output_rows.min() < 0 or self.output_rows.max() >= len(self.tokens)):
             raise UsageError("batch: an output row outside the tokens")
+        if len(self.embedding_rows) != len(self.embeddings):
+            raise UsageError("batch: each embedding needs its row")
+        rows_given = self.embedding_rows
+        if len(rows_given) and not 0 <= rows_given.min() <= rows_given.max() < len(self.tokens):
+            raise UsageError("batch: an embedding outside the tokens")
+        if len(self.adapters) not in (0, sequences):
+            raise UsageError(f"batch: {len(self.adapters)} adapters for {sequences} sequences")
         for table in self.block_tables:
             if table.ndim != 2 or len(table) != sequences:
                 raise UsageError(f"batch: a block table of shape {table.shape}")
@@ -114,10 +139,25 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What a step gave. ``top_tokens`` and ``top_logprobs`` are ragged, in falling order."""
+    """What a step gave. ``top_tokens`` and ``top_logprobs`` are ragged, in falling order.
+
+    ``embeddings`` float32 ``[S, width]`` are what an encoder makes of its sequences.
+    """
 
     tokens: I32
     logprobs: F32
     top_tokens: Ragged
     top_logprobs: Ragged
     taps: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
+    embeddings: F32 = field(default_factory=_no_vectors)
+
+    @staticmethod
+    def encoded(
+        embeddings: F32, taps: Mapping[str, npt.NDArray[np.generic]] | None = None
+    ) -> StepOutput:
+        """The output of a step that samples nothing."""
+        nothing = Ragged(_no_rows(), np.zeros(1, np.int32))
+        no_values = Ragged(np.zeros(0, np.float32), nothing.starts)
+        return StepOutput(
+            _no_rows(), np.zeros(0, np.float32), nothing, no_values, taps or {}, embeddings
+        )

@@ -15,6 +15,9 @@ class Capabilities:
     activations      arithmetic of quantised linear layers: "fp32", "int8"
     kv_formats       storage of keys and values
     block_sizes      tokens a state block that its attention supports
+    adapters         linear layers take low-rank adapters
+    asynchronous     ``submit`` returns before the step is done, and a batch may name outputs of
+                     the one before it: the engine prepares a step while another runs
     bitwise          results do not depend on company, chunking or threads
     """
 
@@ -24,4 +27,6 @@ class Capabilities:
     activations: frozenset[str] = frozenset({"fp32"})
     kv_formats: frozenset[str] = frozenset({"fp32"})
     block_sizes: tuple[int, ...] = (16, 32, 64, 128, 256)
+    adapters: bool = False
+    asynchronous: bool = False
     bitwise: bool = False

@@ -83,7 +83,7 @@ def logits_linear(program: Program) -> int:
     averages its errors, and it runs for the output rows alone.
     """
     made_by = {value: node for node in program.nodes for value in node.outputs}
-    logits = program.outputs["logits"]
+    logits = program.outputs.get("logits", -1)
     while logits in made_by and made_by[logits].op in ("softcap", "scale"):
         logits = made_by[logits].inputs[0]
     return logits if logits in made_by and made_by[logits].op == "linear" else -1

@@ -7,6 +7,7 @@ native core can run it without Python.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,8 +18,9 @@ from sartor.errors import FormatError, UsageError
 from sartor.ops.operators import Shape
 from sartor.ops.rope import RopeSpec
 
-PROGRAM_VERSION = 1
+PROGRAM_VERSION = 2
 ValueType = Literal["fp32", "int32"]
+GroupKind = Literal["paged", "recurrent"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,7 @@ class WeightSpec:
     axes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class KVStateSpec:
+class KVStateSpec(msgspec.Struct, frozen=True, tag="kv"):
     """Keys and values of one layer, paged in blocks of tokens.
 
     ``window`` is how many of the latest positions stay visible; 0 for all of them.
@@ -71,33 +72,76 @@ class KVStateSpec:
     window: int = 0
 
     @property
-    def group_key(self) -> tuple[str, int]:
+    def group_key(self) -> tuple[GroupKind, int]:
         """States with equal keys share one block table."""
-        return ("kv", self.window)
+        return ("paged", self.window)
 
     def bytes_per_token(self, element_bytes: int) -> int:
         return self.kv_heads * (self.head_dim + self.value_dim) * element_bytes
 
 
-StateSpec = KVStateSpec
-"""Every kind of state that a layer may keep (recurrent and latent kinds join this union)."""
+class LatentStateSpec(msgspec.Struct, frozen=True, tag="latent"):
+    """What latent attention keeps of a token (arXiv:2405.04434): ``rank`` compressed features,
+    which are key and value of every head, and ``rope_dim`` rotated ones, which are key only."""
+
+    name: str
+    rank: int
+    rope_dim: int
+
+    @property
+    def group_key(self) -> tuple[GroupKind, int]:
+        return ("paged", 0)
+
+    def bytes_per_token(self, element_bytes: int) -> int:
+        return (self.rank + self.rope_dim) * element_bytes
+
+
+class RecurrentStateSpec(msgspec.Struct, frozen=True, tag="recurrent"):
+    """A state of fixed shape, float32, that each token changes (convolution, recurrence)."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def group_key(self) -> tuple[GroupKind, int]:
+        return ("recurrent", RECURRENT_WINDOW)
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * math.prod(self.shape)
+
+
+StateSpec = KVStateSpec | LatentStateSpec | RecurrentStateSpec
+"""Every kind of state that a layer may keep."""
+
+RECURRENT_WINDOW = 2
+"""A token needs the state that the token before it left: in blocks, what a window of two does."""
 
 
 @dataclass(frozen=True)
 class StateGroup:
-    """States that share a block table: one allocation of a block serves all of them."""
+    """States that share a block table: one allocation of a block serves all of them.
+
+    A "paged" group has a block for every run of ``block_size`` positions. In a "recurrent" group
+    block i holds the state after the last computed token of run i: a step over the positions
+    ``[c, c + n)`` reads block ``(c - 1) // block_size`` (nothing where c is 0) and writes block
+    ``(c + n - 1) // block_size``; the runs between have none.
+    """
 
     index: int
     window: int
     states: tuple[int, ...]
+    kind: GroupKind = "paged"
 
 
 @dataclass(frozen=True)
 class Program:
     """A model as operators.
 
-    Inputs are the int32 values ``token_ids [T]``, ``positions [T]`` and ``output_rows [R]``.
-    ``logits`` is the value ``[R, vocab]`` and ``tokens`` the sampled ``[R]``.
+    Inputs are the int32 values ``token_ids [T]``, ``positions [T]`` and ``output_rows [R]``, and
+    where tokens may come as embeddings, ``embedding_rows [M]`` and ``embeddings [M, width]``.
+    Outputs are ``logits [R, vocab]`` and the sampled ``tokens [R]``, or, of an encoder,
+    ``embedding [S, width]``.
     """
 
     values: tuple[Value, ...]
@@ -112,12 +156,18 @@ class Program:
 
     def groups(self) -> tuple[StateGroup, ...]:
         """State groups, in the order in which their first state appears."""
-        members: dict[tuple[str, int], list[int]] = {}
+        members: dict[tuple[GroupKind, int], list[int]] = {}
         for index, state in enumerate(self.states):
             members.setdefault(state.group_key, []).append(index)
         return tuple(
-            StateGroup(i, key[1], tuple(states)) for i, (key, states) in enumerate(members.items())
+            StateGroup(i, window, tuple(states), kind)
+            for i, ((kind, window), states) in enumerate(members.items())
         )
+
+    @property
+    def samples(self) -> bool:
+        """Whether it writes tokens; an encoder does not."""
+        return "tokens" in self.outputs
 
     def node(self, name: str) -> Node:
         for node in self.nodes:

@@ -22,8 +22,26 @@ def norm(b: Builder, x: Value, config: ModelConfig, name: str, run: int = 0) -> 
     return b.rms_norm(x, name, eps=config.norm_eps, run=run, weight_offset=config.norm_offset)
 
 
+def rotated(b: Builder, x: Value, config: ModelConfig, layer: LayerConfig, name: str) -> Value:
+    """Queries or keys with their positions, where the layer has rotary ones."""
+    return x if layer.rope is None else b.rope(x, layer.rope, config.head_dim, name)
+
+
+def residual(b: Builder, x: Value, inner: Value, config: ModelConfig, name: str) -> Value:
+    """The sum of a layer's input and what one of its parts made of it."""
+    if config.residual_scale != 1:
+        inner = b.scale(inner, config.residual_scale, f"{name}_scale")
+    return b.add(x, inner, name)
+
+
 def self_attention(
-    b: Builder, x: Value, config: ModelConfig, layer: LayerConfig, *, qk_norm: bool = False
+    b: Builder,
+    x: Value,
+    config: ModelConfig,
+    layer: LayerConfig,
+    *,
+    qk_norm: bool = False,
+    sinks: bool = False,
 ) -> Value:
     """Grouped-query attention with rope; ``qk_norm`` normalises each head before the rope."""
     dim, bias = config.head_dim, config.qkv_bias
@@ -36,26 +54,30 @@ def self_attention(
             q = norm(b, q, config, "q_norm", run=dim)
             k = norm(b, k, config, "k_norm", run=dim)
         out = b.attention(
-            b.rope(q, layer.rope, dim, "q_rope"),
-            b.rope(k, layer.rope, dim, "k_rope"),
+            rotated(b, q, config, layer, "q_rope"),
+            rotated(b, k, config, layer, "k_rope"),
             v,
             heads=config.heads,
             kv_heads=config.kv_heads,
             head_dim=dim,
             scale=config.attention_scale,
             window=layer.window,
+            softcap=config.attention_softcap,
+            sinks=sinks,
         )
         return b.linear(
             out, "o_proj", config.hidden_size, bias=config.output_bias, axes=("hidden", "heads")
         )
 
 
-def gated_mlp(b: Builder, x: Value, config: ModelConfig) -> Value:
-    """``down(activation(gate(x)) * up(x))`` (arXiv:2002.05202)."""
-    bias = config.mlp_bias
-    with b.scope("mlp"):
-        gate = b.linear(x, "gate_proj", config.ffn_size, bias=bias, axes=("ffn", "hidden"))
-        up = b.linear(x, "up_proj", config.ffn_size, bias=bias, axes=("ffn", "hidden"))
+def gated_mlp(
+    b: Builder, x: Value, config: ModelConfig, name: str = "mlp", size: int = 0
+) -> Value:
+    """``down(activation(gate(x)) * up(x))`` (arXiv:2002.05202), ``size`` features inside."""
+    bias, size = config.mlp_bias, size or config.ffn_size
+    with b.scope(name):
+        gate = b.linear(x, "gate_proj", size, bias=bias, axes=("ffn", "hidden"))
+        up = b.linear(x, "up_proj", size, bias=bias, axes=("ffn", "hidden"))
         inner = b.gated_activation(gate, up, config.activation)
         return b.linear(inner, "down_proj", config.hidden_size, bias=bias, axes=("hidden", "ffn"))
 
@@ -65,9 +87,10 @@ def pre_norm_layer(
 ) -> Value:
     """Norm, attention, sum; norm, feed-forward, sum."""
     inner = norm(b, x, config, "input_layernorm")
-    x = b.add(x, self_attention(b, inner, config, layer, qk_norm=qk_norm), "attention_residual")
+    inner = self_attention(b, inner, config, layer, qk_norm=qk_norm)
+    x = residual(b, x, inner, config, "attention_residual")
     inner = norm(b, x, config, "post_attention_layernorm")
-    return b.add(x, gated_mlp(b, inner, config), "mlp_residual")
+    return residual(b, x, gated_mlp(b, inner, config), config, "mlp_residual")
 
 
 def decoder(config: ModelConfig, layer: Layer) -> Program:
@@ -81,6 +104,7 @@ def decoder(config: ModelConfig, layer: Layer) -> Program:
             config.hidden_size,
             config.embedding_scale,
         )
+        x = b.embedding_segments(x)
         for index, part in enumerate(config.layers):
             with b.scope(f"layers.{index}"):
                 x = layer(b, x, config, part)
@@ -93,6 +117,8 @@ def decoder(config: ModelConfig, layer: Layer) -> Program:
         axes=("vocab", "hidden"),
         weight=EMBEDDING if config.tied_head else None,
     )
+    if config.logit_scale != 1:
+        logits = b.scale(logits, config.logit_scale, "logit_scale")
     if config.final_softcap:
         logits = b.softcap(logits, config.final_softcap, "final_softcap")
     return b.finish(logits)

@@ -13,7 +13,7 @@ from sartor.graph import Program
 from sartor.models.blocks import HEAD
 from sartor.models.config import ModelConfig
 from sartor.models.registry import Architecture, architecture_of
-from sartor.ops.weights import Weight
+from sartor.ops.weights import Weight, stack
 
 _SHOWN = 8
 
@@ -38,15 +38,16 @@ class WeightSource:
             for spec in program.weights
         }
         stored = set(checkpoint.names())
-        used = {place.tensor for place in self._places.values()}
+        used = {name for place in self._places.values() for name in place.tensors}
         if used - stored:
             raise FormatError(
                 f"{checkpoint.path}: tensors that {architecture.name} needs are missing: "
                 f"{_listed(used - stored)}; the checkpoint is incomplete"
             )
         ignored = [re.compile(pattern) for pattern in architecture.ignored]
-        if config.tied_head:
-            used.add(architecture.locate(HEAD, checkpoint, config).tensor)  # a copy, if there
+        if config.tied_head and program.samples:
+            # A copy, if there.
+            used.update(architecture.locate(HEAD, checkpoint, config).tensors)
         left = {
             name
             for name in stored - used
@@ -60,19 +61,25 @@ class WeightSource:
                 f"{_listed(left)}; the checkpoint does not match its configuration"
             )
         for spec in program.weights:
-            shape = checkpoint.info(self._places[spec.name].tensor).shape
-            if shape != spec.shape:
-                raise FormatError(
-                    f"{checkpoint.path}: tensor {self._places[spec.name].tensor} has shape "
-                    f"{list(shape)}, its configuration needs {list(spec.shape)}"
-                )
+            place = self._places[spec.name]
+            wanted = place.shape or spec.shape[isinstance(place.tensor, tuple) :]
+            for tensor in place.tensors:
+                shape = checkpoint.info(tensor).shape
+                if shape != wanted:
+                    raise FormatError(
+                        f"{checkpoint.path}: tensor {tensor} has shape {list(shape)}, its "
+                        f"configuration needs {list(wanted)}"
+                    )
 
     def weight(self, name: str) -> Weight:
-        """One weight in canonical form; a view of the file unless its rows are reordered."""
+        """One weight in canonical form; a view of the file unless its place reorders it."""
         place = self._places[name]
-        weight = self._checkpoint.weight(place.tensor)
+        parts = [self._checkpoint.weight(tensor) for tensor in place.tensors]
         if place.rows is not None:
-            weight = weight.rows(place.rows)
+            parts = [part.rows(place.rows) for part in parts]
+        weight = parts[0] if isinstance(place.tensor, str) else stack(name, parts)
+        if place.convert is not None:
+            weight = place.convert(weight)
         return dataclasses.replace(weight, name=name)
 
     def identity(self) -> str:

@@ -14,17 +14,31 @@ from sartor.errors import UnsupportedError
 from sartor.formats import Checkpoint
 from sartor.graph import Program
 from sartor.models.config import ModelConfig
+from sartor.ops.weights import Weight
 
-MODEL_FILES = ("llama", "qwen2", "qwen3", "gemma3")
+MODEL_FILES = ("llama", "qwen2", "qwen3", "gemma3", "phi3", "glm4", "bert")
 """Modules of this folder; each defines ``ARCHITECTURE``."""
 
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """Where a weight of a program lies: a tensor of the checkpoint, its rows perhaps reordered."""
+    """Where a weight of a program lies in a checkpoint.
 
-    tensor: str
+    tensor   the tensor, or several of one shape that are stacked (experts that lie apart)
+    rows     the rows of each tensor that are taken, in this order; None takes all
+    shape    the shape that each tensor must have; None: that of the weight in the program
+    convert  makes the weight of what was read (transposition, another parametrisation); it may
+             widen what is quantised, and then says so in the model file
+    """
+
+    tensor: str | tuple[str, ...]
     rows: npt.NDArray[np.int64] | None = None
+    shape: tuple[int, ...] | None = None
+    convert: Callable[[Weight], Weight] | None = None
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        return (self.tensor,) if isinstance(self.tensor, str) else self.tensor
 
 
 @dataclass(frozen=True)

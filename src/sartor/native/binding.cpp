@@ -9,7 +9,9 @@
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
+#include <iterator>
 #include <stdexcept>
+#include <unordered_map>
 
 #include "cpu_features.hpp"
 #include "executor.hpp"
@@ -59,18 +61,29 @@ Storage storage_of(const std::string& name) {
   if (name == "bf16") return Storage::kBf16;
   if (name == "affine") return Storage::kAffine;
   if (name == "lookup") return Storage::kLookup;
+  if (name == "fp8") return Storage::kFp8;
   throw std::invalid_argument("unknown storage '" + name + "'");
 }
 
 // A packed matrix, and the arrays that its pointers look into.
 struct HeldMatrix {
   Matrix matrix;
-  nb::object codes, scales, offsets;
+  nb::object codes, scales, offsets, permutation;
 };
 
 struct PyExecutor {
   Executor executor;
   std::vector<nb::object> held;
+  // What the adapters' matrices look into.
+  std::unordered_map<int32_t, std::vector<nb::object>> adapters;
+
+  // Width of the vectors that may stand for tokens; -1 where none may.
+  int64_t embedding_width() const {
+    const ProgramInfo& program = executor.program();
+    for (const Instruction& n : program.instructions)
+      if (n.op == Op::kReplaceRows) return program.values[index(n.inputs[0])].width;
+    return -1;
+  }
 };
 
 struct PyProgram {
@@ -79,7 +92,7 @@ struct PyProgram {
 
   int32_t add_matrix(const HeldMatrix& m) {
     info.matrices.push_back(m.matrix);
-    held.insert(held.end(), {m.codes, m.scales, m.offsets});
+    held.insert(held.end(), {m.codes, m.scales, m.offsets, m.permutation});
     return static_cast<int32_t>(info.matrices.size()) - 1;
   }
   int32_t add_vector(In<float> v) {
@@ -91,7 +104,8 @@ struct PyProgram {
 HeldMatrix make_matrix(const std::string& storage, int64_t n, int64_t k, int64_t k_padded,
                        In<uint8_t> codes, std::optional<In<uint16_t>> scales,
                        std::optional<In<uint16_t>> offsets, int bits, int group, int zero,
-                       float scale_multiplier, float offset_multiplier, std::vector<int> table) {
+                       float scale_multiplier, float offset_multiplier, std::vector<int> table,
+                       int64_t experts, std::optional<In<int32_t>> permutation) {
   HeldMatrix held;
   Matrix& m = held.matrix;
   m.storage = storage_of(storage);
@@ -103,20 +117,27 @@ HeldMatrix make_matrix(const std::string& storage, int64_t n, int64_t k, int64_t
   m.zero = zero;
   m.scale_multiplier = scale_multiplier;
   m.offset_multiplier = offset_multiplier;
-  require(n > 0 && k > 0 && k_padded >= k && k_padded % kChunk == 0, "matrix: bad dimensions");
-  const bool quantized = m.storage == Storage::kAffine || m.storage == Storage::kLookup;
-  const int64_t padded_weights = m.blocks() * kLanes * k_padded;
-  const int64_t bytes =
-      quantized ? padded_weights * bits / 8 : padded_weights * storage_bytes(m.storage);
+  m.experts = experts;
+  require(experts > 0 && n > 0 && k > 0 && k_padded >= k && k_padded % kChunk == 0, "matrix: bad dimensions");
+  const bool scaled = m.integer_codes() || m.storage == Storage::kFp8;
+  const int64_t bytes = experts * m.code_bytes();
   require(static_cast<int64_t>(codes.size()) == bytes, "matrix: codes have the wrong size");
   m.codes = codes.data();
   held.codes = nb::cast(codes);
-  if (quantized) {
-    require(bits >= 2 && bits <= 8, "matrix: bits out of range");
+  if (permutation) {
+    require(static_cast<int64_t>(permutation->size()) == k, "matrix: bad permutation");
+    for (int64_t i = 0; i < k; ++i)
+      require(permutation->data()[i] >= 0 && permutation->data()[i] < k, "matrix: bad permutation");
+    m.permutation = permutation->data();
+    held.permutation = nb::cast(*permutation);
+  }
+  if (scaled) {
+    require(!m.integer_codes() || (bits >= 2 && bits <= 8), "matrix: bits out of range");
     require(group >= 16 && group % 16 == 0 && (group == 16 || group % kChunk == 0) &&
                 k_padded % group == 0,
             "matrix: bad group");
-    const auto scale_count = static_cast<size_t>(m.blocks() * kLanes * (k_padded / group));
+    const auto scale_count =
+        static_cast<size_t>(experts * m.blocks() * kLanes * (k_padded / group));
     require(scales && scales->size() == scale_count, "matrix: scales have the wrong size");
     m.scales = scales->data();
     held.scales = nb::cast(*scales);
@@ -134,6 +155,28 @@ HeldMatrix make_matrix(const std::string& storage, int64_t n, int64_t k, int64_t
   return held;
 }
 
+Activation activation_of(const std::string& kind) {
+  // In the order of the enumeration.
+  static const char* const names[] = {"silu",     "gelu", "gelu_tanh", "relu",        "sigmoid",
+                                      "softplus", "exp",  "tanh",      "clamped_silu"};
+  for (size_t i = 0; i < std::size(names); ++i)
+    if (kind == names[i]) return static_cast<Activation>(i);
+  throw std::invalid_argument("unknown activation '" + kind + "'");
+}
+
+Pool pool_of(const std::string& kind) {
+  if (kind == "mean") return Pool::kMean;
+  if (kind == "cls") return Pool::kFirst;
+  if (kind == "last") return Pool::kLast;
+  throw std::invalid_argument("unknown pooling '" + kind + "'");
+}
+
+Rows rows_of(const std::string& symbol) {
+  if (symbol == "R") return Rows::kOutputs;
+  if (symbol == "S") return Rows::kSequences;
+  return Rows::kTokens;
+}
+
 // Reads an attribute-style instruction: every field by name, so that nothing depends on order.
 Instruction make_instruction(int op, const std::string& name, std::vector<int32_t> inputs,
                              std::vector<int32_t> outputs, std::vector<int32_t> matrices,
@@ -149,6 +192,19 @@ Instruction make_instruction(int op, const std::string& name, std::vector<int32_
     const auto field = nb::cast<std::string>(key);
     if (field == "state") n.state = nb::cast<int32_t>(value);
     else if (field == "rope") n.rope = nb::cast<int32_t>(value);
+    else if (field == "run" || field == "runs") n.run = nb::cast<int64_t>(value);
+    else if (field == "widths") n.widths = nb::cast<std::vector<int64_t>>(value);
+    else if (field == "positions") n.positions = nb::cast<bool>(value);
+    else if (field == "key_heads") n.key_heads = nb::cast<int64_t>(value);
+    else if (field == "key_dim") n.key_dim = nb::cast<int64_t>(value);
+    else if (field == "delta") n.delta = nb::cast<bool>(value);
+    else if (field == "top_k") n.routing.top_k = nb::cast<int64_t>(value);
+    else if (field == "groups") n.routing.groups = nb::cast<int64_t>(value);
+    else if (field == "top_groups") n.routing.top_groups = nb::cast<int64_t>(value);
+    else if (field == "normalize") n.routing.normalize = nb::cast<bool>(value);
+    else if (field == "sigmoid") n.routing.sigmoid = nb::cast<bool>(value);
+    else if (field == "by_best_two") n.routing.by_best_two = nb::cast<bool>(value);
+    else if (field == "pool") n.pool = pool_of(nb::cast<std::string>(value));
     else if (field == "residual_threshold") n.residual_threshold = nb::cast<float>(value);
     else if (field == "tap") n.tap = nb::cast<int32_t>(value);
     else if (field == "heads") n.heads = nb::cast<int64_t>(value);
@@ -160,13 +216,12 @@ Instruction make_instruction(int op, const std::string& name, std::vector<int32_
     else if (field == "weight_offset") n.weight_offset = nb::cast<float>(value);
     else if (field == "factor" || field == "scale") n.factor = nb::cast<float>(value);
     else if (field == "softcap" || field == "cap") n.softcap = nb::cast<float>(value);
-    else if (field == "kind") {
-      const auto kind = nb::cast<std::string>(value);
-      if (kind == "silu") n.activation = Activation::kSilu;
-      else if (kind == "gelu") n.activation = Activation::kGelu;
-      else if (kind == "gelu_tanh") n.activation = Activation::kGeluTanh;
-      else if (kind == "relu") n.activation = Activation::kRelu;
-      else throw std::invalid_argument("unknown activation '" + kind + "'");
+    else if (field == "kind") n.activation = activation_of(nb::cast<std::string>(value));
+    else if (field == "custom") {
+      auto [address, context, op, kind] =
+          nb::cast<std::tuple<uintptr_t, uintptr_t, std::string, std::string>>(value);
+      n.custom = {reinterpret_cast<sartor_kernel>(address), reinterpret_cast<void*>(context), op,
+                  kind};
     } else {
       throw std::invalid_argument("unknown instruction field '" + field + "'");
     }
@@ -186,7 +241,8 @@ nb::tuple run_step(PyExecutor& self, In<int32_t> tokens, In<int32_t> positions, 
                    In<uint8_t> sampling, In<int32_t> history, In<int32_t> history_starts,
                    In<int32_t> bias_tokens, In<int32_t> bias_starts, In<float> bias_values,
                    std::vector<std::optional<In<float>>> rope_frequencies,
-                   std::vector<bool> wanted_taps) {
+                   std::vector<bool> wanted_taps, In<int32_t> adapters, In<int32_t> embedding_rows,
+                   In<float> embeddings) {
   const ProgramInfo& program = self.executor.program();
   StepInput step;
   step.tokens = static_cast<int64_t>(tokens.size());
@@ -213,6 +269,21 @@ nb::tuple run_step(PyExecutor& self, In<int32_t> tokens, In<int32_t> positions, 
   step.bias_values = bias_values.data();
   step.wanted_taps = std::move(wanted_taps);
   require(step.wanted_taps.size() == program.taps.size(), "batch: taps do not fit the program");
+  require(adapters.size() == 0 || static_cast<int64_t>(adapters.size()) == step.sequences,
+          "batch: adapters do not fit the sequences");
+  if (adapters.size()) step.adapters = adapters.data();
+  for (size_t s = 0; s < adapters.size(); ++s)
+    require(adapters.data()[s] < 0 || self.adapters.count(adapters.data()[s]),
+            "batch: an adapter that is not loaded");
+  step.embeddings = static_cast<int64_t>(embedding_rows.size());
+  step.embedding_rows = embedding_rows.data();
+  step.embedding_values = embeddings.data();
+  require(static_cast<int64_t>(embeddings.size()) ==
+              step.embeddings * std::max<int64_t>(self.embedding_width(), 0),
+          "batch: embeddings do not have the model's width");
+  for (int64_t i = 0; i < step.embeddings; ++i)
+    require(step.embedding_rows[i] >= 0 && step.embedding_rows[i] < step.tokens,
+            "batch: an embedding outside the tokens");
   check_ids(step.token_ids, step.tokens, program.vocab, "batch tokens");
   check_ids(step.history, step.history_starts[step.outputs], program.vocab, "batch history");
   check_ids(step.bias_tokens, step.bias_starts[step.outputs], program.vocab, "logit bias");
@@ -233,6 +304,15 @@ nb::tuple run_step(PyExecutor& self, In<int32_t> tokens, In<int32_t> positions, 
     for (const BlockTable& table : step.tables)
       require((end + program.block_size - 1) / program.block_size <= table.width,
               "batch: a block table is shorter than its sequence");
+    for (const StateInfo& state : program.states) {
+      if (!state.slot_floats) continue;
+      const BlockTable& table = step.tables[index(state.group)];
+      const auto held = [&](int64_t position) {
+        return table.data[s * table.width + position / program.block_size] >= 0;
+      };
+      require(held(end - 1) && (step.contexts[s] == 0 || held(step.contexts[s] - 1)),
+              "batch: a recurrent state without its block");
+    }
   }
   require(rope_frequencies.size() == program.ropes.size(), "batch: one entry a rope is needed");
   for (size_t r = 0; r < program.ropes.size(); ++r) {
@@ -262,9 +342,12 @@ nb::tuple run_step(PyExecutor& self, In<int32_t> tokens, In<int32_t> positions, 
     const size_t width = rows ? result.taps[t].size() / rows : 0;
     taps.append(to_numpy(std::move(result.taps[t]), {rows, width}));
   }
-  return nb::make_tuple(to_numpy(std::move(ids)), to_numpy(std::move(logprobs)),
-                        to_numpy(std::move(top_ids)), to_numpy(std::move(top_logprobs)),
-                        to_numpy(std::move(top_starts)), taps);
+  const size_t width =
+      step.sequences ? result.embeddings.size() / static_cast<size_t>(step.sequences) : 0;
+  return nb::make_tuple(
+      to_numpy(std::move(ids)), to_numpy(std::move(logprobs)), to_numpy(std::move(top_ids)),
+      to_numpy(std::move(top_logprobs)), to_numpy(std::move(top_starts)), taps,
+      to_numpy(std::move(result.embeddings), {width ? static_cast<size_t>(step.sequences) : 0, width}));
 }
 
 }  // namespace
@@ -318,27 +401,28 @@ NB_MODULE(_native, m) {
   nb::class_<HeldMatrix>(m, "Matrix");
   m.def("matrix", &make_matrix, "storage"_a, "n"_a, "k"_a, "k_padded"_a, "codes"_a,
         "scales"_a.none(), "offsets"_a.none(), "bits"_a, "group"_a, "zero"_a, "scale_multiplier"_a,
-        "offset_multiplier"_a, "table"_a);
+        "offset_multiplier"_a, "table"_a, "experts"_a = 1, "permutation"_a.none() = nb::none());
 
   nb::class_<PyProgram>(m, "Program")
       .def(
           "__init__",
           [](PyProgram* self, int64_t vocab, int64_t block_size, const std::string& kv,
-             bool int8_activations, std::vector<std::string> taps) {
+             bool int8_activations, std::vector<std::string> taps, int32_t embedding) {
             new (self) PyProgram();
+            self->info.embedding = embedding;
             self->info.vocab = vocab;
             self->info.block_size = block_size;
             self->info.kv = storage_of(kv);
             self->info.int8_activations = int8_activations;
             self->info.taps = std::move(taps);
           },
-          "vocab"_a, "block_size"_a, "kv"_a, "int8_activations"_a, "taps"_a)
+          "vocab"_a, "block_size"_a, "kv"_a, "int8_activations"_a, "taps"_a, "embedding"_a = -1)
       .def(
           "add_value",
-          [](PyProgram& p, int64_t width, bool per_output) {
-            p.info.values.push_back({width, per_output});
+          [](PyProgram& p, int64_t width, const std::string& rows) {
+            p.info.values.push_back({width, rows_of(rows)});
           },
-          "width"_a, "per_output"_a)
+          "width"_a, "rows"_a)
       .def("add_matrix", &PyProgram::add_matrix, "matrix"_a)
       .def("add_vector", &PyProgram::add_vector, "vector"_a)
       .def(
@@ -357,6 +441,13 @@ NB_MODULE(_native, m) {
           },
           "kv_heads"_a, "head_dim"_a, "value_dim"_a, "group"_a)
       .def(
+          "add_recurrent_state",
+          [](PyProgram& p, int64_t floats, int32_t group) {
+            require(floats > 0, "state: a recurrent state needs a size");
+            p.info.states.push_back({0, 0, 0, group, floats});
+          },
+          "floats"_a, "group"_a)
+      .def(
           "add_instruction",
           [](PyProgram& p, int op, const std::string& name, std::vector<int32_t> inputs,
              std::vector<int32_t> outputs, std::vector<int32_t> matrices,
@@ -373,7 +464,7 @@ NB_MODULE(_native, m) {
           [](PyExecutor* self, const PyProgram& program, std::shared_ptr<ThreadPool> pool,
              const std::string& isa) {
             new (self)
-                PyExecutor{Executor(program.info, std::move(pool), kernels_of(isa)), program.held};
+                PyExecutor{Executor(program.info, std::move(pool), kernels_of(isa)), program.held, {}};
           },
           "program"_a, "pool"_a, "isa"_a)
       .def(
@@ -386,6 +477,32 @@ NB_MODULE(_native, m) {
             e.executor.allocate_state(blocks);
           },
           "blocks"_a)
+      .def(
+          "load_adapter",
+          [](PyExecutor& e, int32_t number,
+             const std::vector<std::tuple<int32_t, HeldMatrix, HeldMatrix>>& layers) {
+            Adapter adapter;
+            std::vector<nb::object> held;
+            const auto& matrices = e.executor.program().matrices;
+            for (const auto& [matrix, down, up] : layers) {
+              const Matrix& base = matrices.at(static_cast<size_t>(matrix));
+              require(down.matrix.k == base.k && up.matrix.n == base.n &&
+                          up.matrix.k == down.matrix.n,
+                      "adapter: does not fit its weight");
+              adapter[matrix] = {down.matrix, up.matrix};
+              held.insert(held.end(), {down.codes, up.codes});
+            }
+            e.executor.load_adapter(number, std::move(adapter));
+            e.adapters[number] = std::move(held);
+          },
+          "number"_a, "layers"_a)
+      .def(
+          "drop_adapter",
+          [](PyExecutor& e, int32_t number) {
+            e.executor.drop_adapter(number);
+            e.adapters.erase(number);
+          },
+          "number"_a)
       .def("run", &run_step)
       .def_prop_ro("state_bytes", [](const PyExecutor& e) { return e.executor.state_bytes(); })
       .def_prop_ro("scratch_bytes", [](const PyExecutor& e) { return e.executor.scratch_bytes(); })

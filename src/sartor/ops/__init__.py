@@ -5,11 +5,13 @@ from sartor.ops.rope import RopeSpec
 from sartor.ops.weights import (
     AffineFormat,
     DenseFormat,
+    Fp8Format,
     LookupFormat,
     Weight,
     WeightFormat,
     dense,
     quantize_affine,
+    stack,
 )
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "OPERATORS",
     "AffineFormat",
     "DenseFormat",
+    "Fp8Format",
     "LookupFormat",
     "Operator",
     "RopeSpec",
@@ -26,4 +29,5 @@ __all__ = [
     "dense",
     "operator",
     "quantize_affine",
+    "stack",
 ]

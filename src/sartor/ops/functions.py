@@ -5,20 +5,27 @@ Written to be read, not to be fast. Activations are float32 ``[tokens, features]
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from sartor.ops.weights import F32, Weight
+from sartor.ops.weights import F32, AffineFormat, LookupFormat, Weight
 
 I32 = npt.NDArray[np.int32]
+POOLS = ("mean", "cls", "last")
 ACTIVATION_GROUP = 32
 """Features that share one scale when activations are quantised to int8."""
 
 OUTLIER = 2.5
 """Scales above this many times their row's root mean square keep 16 bits; chosen by measuring
 agreement with float32 against time (docs/architecture.md)."""
+
+
+GATE_ALPHA = 1.702
+GATE_LIMIT = 7.0
+"""The constants of :func:`clamped_silu` (GPT-OSS)."""
 
 
 def embedding(ids: I32, table: Weight, *, scale: float = 1.0) -> F32:
@@ -73,12 +80,25 @@ def linear(
 ) -> F32:
     """``x @ weight.T + bias``; with ``activation="int8"`` the inputs are quantised first.
 
-    Quantised inputs apply to quantised weights only; dense weights always see float32.
+    Quantised inputs apply to integer codes only; weights in floats always see float32.
     """
-    if activation == "int8" and weight.scale is not None:
+    if weight.permutation is not None:
+        x, weight = x[:, weight.permutation], dataclasses.replace(weight, permutation=None)
+    if activation == "int8" and rounds_activations(weight):
         x = round_activations(x, threshold)
     out: F32 = x @ weight.dequantize().T
     return out if bias is None else out + bias
+
+
+def rounds_activations(weight: Weight) -> bool:
+    """Whether the plan's activation format applies: to integer codes, not to floats."""
+    return isinstance(weight.format, AffineFormat | LookupFormat)
+
+
+def low_rank(x: F32, down: F32, up: F32) -> F32:
+    """What an adapter adds to a linear layer: ``(x @ down.T) @ up.T``, in float32 on the input
+    as it is (LoRA, arXiv:2106.09685). ``down [r, K]``, ``up [N, r]``, its scale folded in."""
+    return ((x @ down.T) @ up.T).astype(np.float32, copy=False)
 
 
 def rms_norm(x: F32, weight: F32, *, eps: float, weight_offset: float = 0.0) -> F32:
@@ -101,6 +121,14 @@ def layer_norm(x: F32, weight: F32, bias: F32 | None = None, *, eps: float) -> F
     variance = np.mean(centred * centred, axis=1, keepdims=True, dtype=np.float32)
     out: F32 = centred / np.sqrt(variance + np.float32(eps)) * weight
     return out if bias is None else out + bias
+
+
+def l2_norm(x: F32, *, run: int, eps: float) -> F32:
+    """Each run of ``run`` features over the square root of its squares' sum plus ``eps``."""
+    grouped = x.reshape(x.shape[0], -1, run)
+    total = np.sum(grouped * grouped, axis=2, keepdims=True, dtype=np.float32)
+    out = (grouped / np.sqrt(total + np.float32(eps))).astype(np.float32, copy=False)
+    return out.reshape(x.shape)
 
 
 def _silu(x: F32) -> F32:
@@ -130,12 +158,26 @@ def _relu(x: F32) -> F32:
     return np.maximum(x, np.float32(0))
 
 
+def _sigmoid(x: F32) -> F32:
+    return (np.float32(1) / (np.float32(1) + np.exp(-x))).astype(np.float32, copy=False)
+
+
+def _softplus(x: F32) -> F32:
+    out: F32 = np.maximum(x, np.float32(0)) + np.log1p(np.exp(-np.abs(x)))
+    return out
+
+
 ACTIVATIONS: dict[str, Callable[[F32], F32]] = {
     "silu": _silu,
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
     "relu": _relu,
+    "sigmoid": _sigmoid,
+    "softplus": _softplus,
+    "exp": np.exp,
+    "tanh": np.tanh,
 }
+GATED_ACTIVATIONS: tuple[str, ...] = (*ACTIVATIONS, "clamped_silu")
 
 
 def activation(x: F32, *, kind: str) -> F32:
@@ -145,16 +187,58 @@ def activation(x: F32, *, kind: str) -> F32:
 
 
 def gated_activation(gate: F32, up: F32, *, kind: str) -> F32:
-    """``activation(gate) * up`` (GLU variants, arXiv:2002.05202)."""
-    return activation(gate, kind=kind) * up
+    """``activation(gate) * up`` (GLU variants, arXiv:2002.05202), or :func:`clamped_silu`."""
+    return clamped_silu(gate, up) if kind == "clamped_silu" else activation(gate, kind=kind) * up
+
+
+def clamped_silu(gate: F32, up: F32) -> F32:
+    """``gate * sigmoid(1.702 gate) * (up + 1)``: the gate clamped to at most 7, ``up`` to 7 both
+    ways (GPT-OSS, arXiv:2508.10925)."""
+    gate = np.minimum(gate, np.float32(GATE_LIMIT))
+    up = np.clip(up, np.float32(-GATE_LIMIT), np.float32(GATE_LIMIT))
+    return gate * activation(np.float32(GATE_ALPHA) * gate, kind="sigmoid") * (up + np.float32(1))
 
 
 def add(x: F32, y: F32) -> F32:
+    """``y`` has the shape of ``x``, or is one row for all of them."""
     return x + y
 
 
 def mul(x: F32, y: F32) -> F32:
+    """``y`` has the shape of ``x``, or is one row for all of them."""
     return x * y
+
+
+def split(x: F32, *, widths: Sequence[int], runs: int) -> tuple[F32, ...]:
+    """Cuts each of ``runs`` equal runs of a row (heads) into parts of these widths; each result
+    holds one part of every run."""
+    grouped = x.reshape(len(x), runs, -1)
+    ends = np.cumsum(widths)
+    parts = (grouped[:, :, end - width : end] for width, end in zip(widths, ends, strict=True))
+    return tuple(np.ascontiguousarray(part).reshape(len(x), -1) for part in parts)
+
+
+def concat(*parts: F32, runs: int) -> F32:
+    """The reverse of :func:`split`."""
+    grouped = [part.reshape(len(part), runs, -1) for part in parts]
+    return np.concatenate(grouped, axis=2).reshape(len(parts[0]), -1)
+
+
+def replace_rows(x: F32, rows: I32, values: F32) -> F32:
+    """``x`` with some rows given: token embeddings that an encoder of images made, say."""
+    out = x.copy()
+    out[rows] = values
+    return out
+
+
+def pool(x: F32, starts: I32, *, kind: str) -> F32:
+    """One row a sequence, from its tokens ``[starts[s], starts[s + 1])``: their mean, the first
+    ("cls") or the last."""
+    if kind == "mean":
+        lengths = np.diff(starts).astype(np.float32)[:, None]
+        total: F32 = np.add.reduceat(x, starts[:-1], axis=0, dtype=np.float32)
+        return (total / lengths).astype(np.float32, copy=False)
+    return x[starts[:-1]] if kind == "cls" else x[starts[1:] - 1]
 
 
 def scale(x: F32, *, factor: float) -> F32:
@@ -185,10 +269,10 @@ def attend(
 ) -> F32:
     """Attention of one sequence: ``q [n, heads, dim]`` over ``k, v [length, kv_heads, dim]``.
 
-    Query i stands at position ``first + i``. A query sees positions up to its own (causal),
-    and only the last ``window`` of them where ``window > 0``. Query heads share key-value
-    heads in equal groups (arXiv:2305.13245). ``sinks [heads]`` are logits that take part in
-    the softmax and carry no value.
+    Query i stands at position ``first + i``. A query sees positions up to its own (causal) or
+    all of them, and only those nearer than ``window`` where ``window > 0``. Query heads share
+    key-value heads in equal groups (arXiv:2305.13245). ``sinks [heads]`` are logits that take
+    part in the softmax and carry no value.
     """
     n, heads, _ = q.shape
     length, kv_heads, _ = k.shape
@@ -202,7 +286,7 @@ def attend(
     key_at = np.arange(length)[None, :]
     visible = key_at <= query_at if causal else np.ones((n, length), bool)
     if window:
-        visible &= key_at > query_at - window
+        visible &= np.abs(key_at - query_at) < window
     scores = np.where(visible[None], scores, np.float32(-np.inf))
     top = scores.max(axis=2, keepdims=True)
     if sinks is not None:

@@ -23,6 +23,9 @@ ROPE = 64 * FP32_STEP
 ATTENTION = 256 * FP32_STEP
 """Scores, exponentials and a weighted sum in another order; the state is rounded alike."""
 
+SCAN = 256 * FP32_STEP
+"""A recurrence over a dozen tokens, each step rounding a few sums."""
+
 PACKED_SCALE = FP16_STEP
 """A scale or an offset that a backend keeps as fp16."""
 

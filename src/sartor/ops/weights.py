@@ -1,9 +1,11 @@
 """Weight formats: how the numbers of a weight matrix are stored.
 
-Two quantised families cover every checkpoint format that Sartor reads, next to plain floats:
+Two quantised families cover the integer formats that Sartor reads, next to plain floats and to
+eight-bit floats with scales:
 
 *affine*   ``w[n, k] = scale[n, k // group] * (code[n, k] - zero) + offset[n, k // group]``
 *lookup*   ``w[n, k] = scale[n, k // group] * table[code[n, k]]``
+*fp8*      ``w[n, k] = scale[n, k // group] * e4m3(code[n, k])``
 
 A :class:`Weight` is the canonical, exact form in memory: codes are one unsigned byte each,
 scales and offsets are float32. Backends pack it into whatever their kernels stream.
@@ -11,9 +13,10 @@ scales and offsets are float32. Backends pack it into whatever their kernels str
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -100,7 +103,26 @@ class LookupFormat:
         return 4 + 16 / self.group
 
 
-WeightFormat = DenseFormat | AffineFormat | LookupFormat
+@dataclass(frozen=True)
+class Fp8Format:
+    """Floats of 8 bits (E4M3 without infinities, arXiv:2209.05433), scaled by group."""
+
+    group: int
+
+    def __post_init__(self) -> None:
+        if self.group < 16 or self.group % 16:
+            raise FormatError(f"fp8 format: groups of {self.group}; a multiple of 16 is supported")
+
+    @property
+    def name(self) -> str:
+        return f"fp8g{self.group}"
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 + 16 / self.group
+
+
+WeightFormat = DenseFormat | AffineFormat | LookupFormat | Fp8Format
 
 
 @dataclass(frozen=True)
@@ -109,8 +131,11 @@ class Weight:
 
     Dense: ``data`` has the weight's shape (any rank); fp32 as float32, fp16 as float16,
     bf16 as uint16 bit patterns.
-    Affine and lookup: ``data`` is uint8 codes ``[N, K]``, ``scale`` (and ``offset``, where the
-    format has one) float32 ``[N, K // group]``.
+    Others: ``data`` is uint8 codes ``[..., N, K]`` (a leading axis holds experts or heads),
+    ``scale`` (and ``offset``, where the format has one) float32 ``[..., N, K // group]``.
+
+    ``permutation`` int32 ``[K]`` is for checkpoints whose groups hold scattered features
+    (act-order): column k of the codes multiplies feature ``permutation[k]`` of the input.
     """
 
     name: str
@@ -118,6 +143,7 @@ class Weight:
     data: npt.NDArray[np.generic]
     scale: F32 | None = None
     offset: F32 | None = None
+    permutation: npt.NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         expected: npt.DTypeLike
@@ -134,12 +160,12 @@ class Weight:
             )
         if isinstance(self.format, DenseFormat):
             return
-        if self.data.ndim != 2 or self.data.shape[1] % self.format.group:
+        if self.data.ndim < 2 or self.data.shape[-1] % self.format.group:
             raise FormatError(
                 f"weight {self.name}: codes of shape {self.data.shape} do not divide into "
                 f"groups of {self.format.group}"
             )
-        groups = (self.data.shape[0], self.data.shape[1] // self.format.group)
+        groups = (*self.data.shape[:-1], self.data.shape[-1] // self.format.group)
         if self.scale is None or self.scale.shape != groups:
             raise FormatError(f"weight {self.name}: scales must have shape {groups}")
         wants_offset = isinstance(self.format, AffineFormat) and self.format.offset
@@ -147,37 +173,94 @@ class Weight:
             raise FormatError(f"weight {self.name}: offsets do not match {self.format.name}")
         if self.offset is not None and self.offset.shape != groups:
             raise FormatError(f"weight {self.name}: offsets must have shape {groups}")
+        if self.permutation is not None and self.permutation.shape != self.data.shape[-1:]:
+            raise FormatError(f"weight {self.name}: the permutation does not fit its columns")
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.data.shape
 
-    def rows(self, index: slice | npt.NDArray[np.int64]) -> Weight:
-        """The weight with a subset or permutation of its rows; lossless in every format."""
-        return Weight(
-            self.name,
-            self.format,
-            self.data[index],
-            None if self.scale is None else self.scale[index],
-            None if self.offset is None else self.offset[index],
+    def rows(self, index: int | slice | npt.NDArray[np.int64]) -> Weight:
+        """A subset or permutation of the first axis (one entry of it: an integer); lossless."""
+        return dataclasses.replace(
+            self,
+            data=self.data[index],
+            scale=None if self.scale is None else self.scale[index],
+            offset=None if self.offset is None else self.offset[index],
+        )
+
+    def reshape(self, *leading: int) -> Weight:
+        """The same rows under other leading axes; the last axis (inputs) stays."""
+        return dataclasses.replace(
+            self,
+            data=self.data.reshape(*leading, self.data.shape[-1]),
+            scale=None if self.scale is None else self.scale.reshape(*leading, -1),
+            offset=None if self.offset is None else self.offset.reshape(*leading, -1),
         )
 
     def dequantize(self) -> F32:
-        """The meaning of the format, as float32."""
+        """The meaning of the format, as float32, in the order of the inputs."""
         if isinstance(self.format, DenseFormat):
             return to_float32(self.data, self.format.dtype)
         assert self.scale is not None
-        rows, columns = self.data.shape
         if isinstance(self.format, LookupFormat):
             values = np.asarray(self.format.table, np.float32)[self.data]
+        elif isinstance(self.format, Fp8Format):
+            values = E4M3[self.data]
         else:
             values = self.data.astype(np.float32) - np.float32(self.format.zero)
-        grouped = values.reshape(rows, columns // self.format.group, self.format.group)
-        grouped = grouped * self.scale[:, :, None]
+        grouped = values.reshape(*self.scale.shape, self.format.group)
+        grouped = grouped * self.scale[..., None]
         if self.offset is not None:
-            grouped = grouped + self.offset[:, :, None]
-        out: F32 = grouped.reshape(rows, columns)
+            grouped = grouped + self.offset[..., None]
+        out: F32 = grouped.reshape(self.data.shape)
+        if self.permutation is not None:
+            ordered = np.empty_like(out)
+            ordered[..., self.permutation] = out
+            return ordered
         return out
+
+
+def stack(name: str, weights: Sequence[Weight]) -> Weight:
+    """Weights of one format and shape along a new first axis (experts that are stored apart)."""
+    first = weights[0]
+    for other in weights[1:]:
+        same = other.permutation is first.permutation or (
+            other.permutation is not None
+            and first.permutation is not None
+            and np.array_equal(other.permutation, first.permutation)
+        )
+        if other.format != first.format or other.shape != first.shape or not same:
+            raise FormatError(
+                f"weight {other.name}: stored as {other.format.name} {list(other.shape)}, unlike "
+                f"{first.name} beside it ({first.format.name} {list(first.shape)})"
+            )
+
+    def together(arrays: Sequence[npt.NDArray[Any] | None]) -> Any:
+        return None if arrays[0] is None else np.stack([a for a in arrays if a is not None])
+
+    return Weight(
+        name,
+        first.format,
+        np.stack([w.data for w in weights]),
+        together([w.scale for w in weights]),
+        together([w.offset for w in weights]),
+        first.permutation,
+    )
+
+
+def _e4m3() -> F32:
+    """Every E4M3 number by its byte: 4 exponent bits of bias 7; only 0x7F and 0xFF are NaN."""
+    codes = np.arange(256)
+    exponent, mantissa = (codes >> 3) & 15, codes & 7
+    normal = (1 + mantissa / 8) * 2.0 ** (exponent - 7)
+    values = np.where(exponent == 0, mantissa / 8 * 2.0**-6, normal)
+    values = np.where((codes & 127) == 127, np.nan, values)
+    return np.where(codes >= 128, -values, values).astype(np.float32)
+
+
+E4M3: F32 = _e4m3()
+"""float32 values of the 256 codes of :class:`Fp8Format`."""
 
 
 def to_float32(data: npt.NDArray[np.generic], dtype: FloatName) -> F32:

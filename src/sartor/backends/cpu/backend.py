@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,27 @@ import numpy as np
 
 from sartor.backends.base import Device, MemoryUse, PackedWeights, WeightSource
 from sartor.backends.cpu import _native
+from sartor.backends.cpu.packing import pack_matrix
 from sartor.backends.cpu.weights import CpuWeights, pack
 from sartor.errors import CapacityError, UsageError
-from sartor.graph import Batch, Capabilities, Program, Ragged, StepOutput
+from sartor.graph import (
+    Batch,
+    Capabilities,
+    KVStateSpec,
+    LatentStateSpec,
+    LowRank,
+    Node,
+    Program,
+    Ragged,
+    RecurrentStateSpec,
+    StepOutput,
+)
 from sartor.graph.passes import fuse, logits_linear
 from sartor.hardware import Ceilings, available_cores, inventory
 from sartor.ops import CORE_OPERATORS, FUSED_OPERATORS
 from sartor.ops.functions import OUTLIER
 from sartor.ops.rope import attention_factor, inverse_frequencies
+from sartor.ops.weights import dense
 from sartor.plan import ExecutionPlan
 
 # The order of `enum class Op` in native/core/executor.hpp.
@@ -39,8 +52,23 @@ OPCODES = (
     "gather_rows",
     "add_rms_norm",
     "sample",
+    "self_attention",
+    "latent_write",
+    "short_conv",
+    "recurrent_scan",
+    "route_experts",
+    "grouped_linear",
+    "head_linear",
+    "combine_experts",
+    "l2_norm",
+    "split",
+    "concat",
+    "replace_rows",
+    "pool",
 )
-_MATRIX_OPERATORS = ("embedding", "linear", "linear_group")
+_LINEARS = ("linear", "linear_group", "grouped_linear", "head_linear")
+_SAME_CODE = {"linear_group": "linear", "latent_attention": "attention"}
+"""Operators that the native core runs as another one."""
 
 
 class CpuBackend:
@@ -62,9 +90,10 @@ class CpuBackend:
         return Capabilities(
             operators=frozenset(CORE_OPERATORS),
             fused=frozenset(FUSED_OPERATORS),
-            weight_formats=frozenset({"dense", "affine", "lookup"}),
+            weight_formats=frozenset({"dense", "affine", "lookup", "fp8"}),
             activations=frozenset({"int8", "fp32"}),
             kv_formats=frozenset({"bf16", "fp16", "fp32"}),
+            adapters=True,
             bitwise=True,
         )
 
@@ -129,7 +158,10 @@ class CpuExecutable:
         self.plan = plan
         self._weights = weights
         self._taps = taps
-        self._native = _native.Executor(_translate(program, weights, plan, taps), pool, plan.isa)
+        self._pool = pool
+        native, self._matrices = _translate(program, weights, plan, taps)
+        self._native = _native.Executor(native, pool, plan.isa)
+        self._adapter_bytes: dict[int, int] = {}
         self._finished: dict[int, StepOutput] = {}
         self._next_handle = 0
         self._last_tokens = np.zeros(0, np.int32)
@@ -159,7 +191,7 @@ class CpuExecutable:
         unknown = set(batch.taps) - set(self._taps)
         if unknown:
             raise UsageError(f"taps {sorted(unknown)} were not named when the program was compiled")
-        ids, logprobs, top_ids, top_logprobs, top_starts, taps = self._native.run(
+        ids, logprobs, top_ids, top_logprobs, top_starts, taps, embeddings = self._native.run(
             tokens,
             batch.positions,
             batch.starts,
@@ -174,6 +206,9 @@ class CpuExecutable:
             batch.bias_values.values,
             [self._rope_frequencies(i, batch) for i in range(len(self.program.ropes))],
             [tap in batch.taps for tap in self._taps],
+            batch.adapters,
+            batch.embedding_rows,
+            batch.embeddings,
         )
         output = StepOutput(
             ids,
@@ -181,6 +216,7 @@ class CpuExecutable:
             Ragged(top_ids, top_starts),
             Ragged(top_logprobs, top_starts),
             {name: tap for name, tap in zip(self._taps, taps, strict=True) if name in batch.taps},
+            embeddings,
         )
         self._last_tokens = ids
         handle = self._next_handle
@@ -191,18 +227,37 @@ class CpuExecutable:
     def collect(self, handle: int) -> StepOutput:
         return self._finished.pop(handle)
 
+    def load_adapter(self, index: int, layers: Mapping[str, LowRank]) -> None:
+        packed = [
+            (
+                self._matrices[name],
+                pack_matrix(self._pool, dense(f"{name}.down", layer.down)),
+                pack_matrix(self._pool, dense(f"{name}.up", layer.up)),
+            )
+            for name, layer in layers.items()
+        ]
+        self._native.load_adapter(index, [(i, d.native(), u.native()) for i, d, u in packed])
+        self._adapter_bytes[index] = sum(down.nbytes + up.nbytes for _, down, up in packed)
+
+    def drop_adapter(self, index: int) -> None:
+        self._native.drop_adapter(index)
+        del self._adapter_bytes[index]
+
     def memory(self) -> MemoryUse:
         return MemoryUse(
-            self._weights.nbytes, int(self._native.state_bytes), int(self._native.scratch_bytes)
+            self._weights.nbytes + sum(self._adapter_bytes.values()),
+            int(self._native.state_bytes),
+            int(self._native.scratch_bytes),
         )
 
     def kernel_path(self, node: str) -> str:
         found = self.program.node(node)
-        if found.op != "linear":
+        if found.op not in _LINEARS:
             return f"{self.plan.isa} {found.op}"
         specs = self.program.weight_values()
-        matrix = self._weights.matrices[specs[found.inputs[1]].name]
-        arithmetic = self.plan.activation if matrix.group else "fp32"
+        name = next(specs[v].name for v in found.inputs if v in specs)
+        matrix = self._weights.matrices[name]
+        arithmetic = self.plan.activation if matrix.integer_codes else "fp32"
         return f"{self.plan.isa} {arithmetic} {matrix.format_name}"
 
     def profile(self, on: bool) -> None:
@@ -226,8 +281,8 @@ class CpuExecutable:
 
 def _translate(
     program: Program, weights: CpuWeights, plan: ExecutionPlan, taps: tuple[str, ...]
-) -> Any:
-    """The native form of a program: fused, with weights bound."""
+) -> tuple[Any, dict[str, int]]:
+    """The native form of a program, fused, with weights bound; and its matrices by name."""
     for tap in taps:
         program.node(tap)
     fused = fuse(program, frozenset(FUSED_OPERATORS), frozenset(taps))
@@ -237,33 +292,39 @@ def _translate(
         kv=plan.kv,
         int8_activations=plan.activation == "int8",
         taps=list(taps),
+        embedding=program.outputs.get("embedding", -1),
     )
     for value in fused.values:
         width = value.shape[-1]
         if value.source != "node" or not isinstance(width, int):
             width = 1  # inputs and weights have no buffer; a list of tokens is one wide
-        native.add_value(width, value.shape[0] == "R")
+        native.add_value(width, str(value.shape[0]))
     names = {spec.value: spec.name for spec in fused.weights}
     matrices = {n: native.add_matrix(m.native()) for n, m in weights.matrices.items()}
-    vectors = {n: native.add_vector(v) for n, v in weights.vectors.items()}
-    for spec in fused.ropes:
+    convolved = {node.inputs[1] for node in fused.nodes if node.op == "short_conv"}
+    vectors = {}
+    for spec in fused.weights:
+        if spec.name in weights.vectors:
+            vector = weights.vectors[spec.name]
+            if spec.value in convolved:  # neighbouring features side by side
+                vector = np.ascontiguousarray(vector.reshape(spec.shape).T).reshape(-1)
+            vectors[spec.name] = native.add_vector(vector)
+    for rope in fused.ropes:
         native.add_rope(
-            spec.dim, spec.interleaved, attention_factor(spec), inverse_frequencies(spec)
+            rope.dim, rope.interleaved, attention_factor(rope), inverse_frequencies(rope)
         )
-    group_of = {state: group.index for group in fused.groups() for state in group.states}
-    for index, state in enumerate(fused.states):
-        native.add_state(state.kv_heads, state.head_dim, state.value_dim, group_of[index])
+    _add_states(native, fused)
     inputs = set(fused.inputs.values())
     logits = logits_linear(program)
     for node in fused.nodes:
-        fields = {k: v for k, v in node.attributes.items() if k != "biases"}
-        if node.op in ("linear", "linear_group"):
+        fields = _fields(node, fused)
+        if node.op in _LINEARS:
             fields["residual_threshold"] = 0.0 if logits in node.outputs else OUTLIER
         if node.name in taps:
             fields["tap"] = taps.index(node.name)
-        bound_matrices, bound_vectors = _bind(node.inputs, node.op, names, matrices, vectors)
+        bound_matrices, bound_vectors = _bind(node, names, matrices, vectors)
         native.add_instruction(
-            OPCODES.index("linear" if node.op == "linear_group" else node.op),
+            OPCODES.index(_SAME_CODE.get(node.op, node.op)),
             node.name,
             [v for v in node.inputs if v not in names and v not in inputs],
             list(node.outputs),
@@ -271,19 +332,50 @@ def _translate(
             bound_vectors,
             fields,
         )
-    return native
+    return native, matrices
+
+
+def _add_states(native: Any, program: Program) -> None:
+    group_of = {state: group.index for group in program.groups() for state in group.states}
+    for index, state in enumerate(program.states):
+        group = group_of[index]
+        match state:
+            case KVStateSpec(kv_heads=heads, head_dim=head_dim, value_dim=value_dim):
+                native.add_state(heads, head_dim, value_dim, group)
+            case LatentStateSpec(rank=rank, rope_dim=rope_dim):
+                native.add_state(1, rank + rope_dim, rank, group)
+            case RecurrentStateSpec():
+                native.add_recurrent_state(state.nbytes // 4, group)
+
+
+def _fields(node: Node, program: Program) -> dict[str, Any]:
+    """The attributes of a node under the names of the native instruction."""
+    fields = {k: v for k, v in node.attributes.items() if k not in ("biases", "widths")}
+    shapes = program.values
+    match node.op:
+        case "embedding":
+            fields["positions"] = node.inputs[0] == program.inputs["positions"]
+        case "latent_attention":
+            rank, rope_dim = fields.pop("rank"), fields.pop("rope_dim")
+            fields |= {"kv_heads": 1, "head_dim": rank + rope_dim, "value_dim": rank}
+        case "route_experts":
+            fields["sigmoid"] = fields.pop("score") == "sigmoid"
+            fields["by_best_two"] = fields.pop("group_score") == "top2_sum"
+        case "split" | "concat":
+            parts = node.outputs if node.op == "split" else node.inputs
+            widths = [shapes[part].shape[1] for part in parts]
+            fields["widths"] = [int(width) // fields["runs"] for width in widths]
+        case "pool":
+            fields["pool"] = fields.pop("kind")
+    return fields
 
 
 def _bind(
-    inputs: tuple[int, ...],
-    op: str,
-    names: dict[int, str],
-    matrices: dict[str, int],
-    vectors: dict[str, int],
+    node: Node, names: dict[int, str], matrices: dict[str, int], vectors: dict[str, int]
 ) -> tuple[list[int], list[int]]:
     """Weight inputs of a node; a matrix without a bias gets the vector -1."""
-    bound = [names[v] for v in inputs if v in names]
-    if op not in _MATRIX_OPERATORS:
+    bound = [names[v] for v in node.inputs if v in names]
+    if node.op not in (*_LINEARS, "embedding"):
         return [], [vectors[name] for name in bound]
     out_matrices: list[int] = []
     out_vectors: list[int] = []

@@ -7,6 +7,7 @@ widened to float32 instead.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sartor.backends.cpu import _native
-from sartor.errors import UnsupportedError
-from sartor.ops.weights import AffineFormat, DenseFormat, LookupFormat, Weight, dense
+from sartor.ops.weights import DenseFormat, Fp8Format, LookupFormat, Weight, dense
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Part of a packed file's identity: change it when the layout changes."""
 
 U8 = npt.NDArray[np.uint8]
 U16 = npt.NDArray[np.uint16]
+I32 = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,29 @@ class PackedMatrix:
     scale_multiplier: float = 1.0
     offset_multiplier: float = 1.0
     table: tuple[int, ...] = ()
+    experts: int = 1
+    permutation: I32 | None = None
 
     @property
     def format_name(self) -> str:
         """The name of the weight format that the codes are kept in."""
         if not self.group:
             return self.storage
+        if self.storage == "fp8":
+            return f"fp8g{self.group}"
         return f"{self.storage}{self.bits}g{self.group}{'' if self.offsets is None else 'o'}"
 
     @property
+    def integer_codes(self) -> bool:
+        return self.storage in ("affine", "lookup")
+
+    @property
     def nbytes(self) -> int:
-        return sum(a.nbytes for a in (self.codes, self.scales, self.offsets) if a is not None)
+        return sum(
+            a.nbytes
+            for a in (self.codes, self.scales, self.offsets, self.permutation)
+            if a is not None
+        )
 
     def native(self) -> Any:
         """The native view; it keeps the arrays alive."""
@@ -70,81 +83,115 @@ class PackedMatrix:
             self.scale_multiplier,
             self.offset_multiplier,
             list(self.table),
+            self.experts,
+            self.permutation,
         )
 
 
 def pack_matrix(pool: Any, weight: Weight) -> PackedMatrix:
-    """Packs a canonical weight ``[N, K]``; UnsupportedError names a format it cannot hold."""
+    """Packs a canonical weight ``[N, K]``, or ``[experts, N, K]``.
+
+    Groups of a length that no kernel has are cut into groups of 16 of equal scale.
+    """
     if isinstance(weight.format, DenseFormat):
-        return _pack_dense(pool, weight)
+        return _pack_dense(pool, weight, weight.format.dtype)
     if weight.format.group != 16 and weight.format.group % _native.CHUNK:
-        raise UnsupportedError(
-            f"weight {weight.name}: the CPU backend has no kernel for groups of "
-            f"{weight.format.group}; 16 and multiples of {_native.CHUNK} are supported"
-        )
-    packed = _pack_codes(pool, weight, weight.format)
+        weight = _regrouped(weight, 16)
+    packed = _pack_scaled(pool, weight)
     if packed is not None:
         return packed
-    return _pack_dense(pool, dense(weight.name, weight.dequantize()))
+    return _pack_dense(pool, dense(weight.name, weight.dequantize()), "fp32")
 
 
-def _pack_dense(pool: Any, weight: Weight) -> PackedMatrix:
-    assert isinstance(weight.format, DenseFormat)
-    n, k = weight.shape
-    k_padded = _padded(k, _native.CHUNK)
+def _regrouped(weight: Weight, group: int) -> Weight:
+    """The same weight with every group cut into smaller ones."""
+    assert not isinstance(weight.format, DenseFormat)
+    repeats = weight.format.group // group
+    return dataclasses.replace(
+        weight,
+        format=dataclasses.replace(weight.format, group=group),
+        scale=None if weight.scale is None else np.repeat(weight.scale, repeats, axis=-1),
+        offset=None if weight.offset is None else np.repeat(weight.offset, repeats, axis=-1),
+    )
+
+
+def _parts(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """``[experts, N, columns]``, whatever the leading axes are."""
+    return array.reshape(-1, *array.shape[-2:])
+
+
+def _pack_dense(pool: Any, weight: Weight, storage: str) -> PackedMatrix:
+    """Dense weights, and the codes of eight-bit floats."""
+    parts = _parts(weight.data)
+    experts, n, k = parts.shape
+    group = 1 if isinstance(weight.format, DenseFormat) else weight.format.group
+    k_padded = _padded(k, math.lcm(_native.CHUNK, group))
     element = weight.data.itemsize
-    codes = np.empty(_padded(n, _native.LANES) * k_padded * element, np.uint8)
-    source = np.ascontiguousarray(weight.data).reshape(-1).view(np.uint8)
-    _native.pack_dense(pool, source, n, k, k_padded, element, codes)
-    return PackedMatrix(weight.format.dtype, n, k, k_padded, codes)
+    codes = np.empty((experts, _padded(n, _native.LANES) * k_padded * element), np.uint8)
+    for part, out in zip(parts, codes, strict=True):
+        source = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+        _native.pack_dense(pool, source, n, k, k_padded, element, out)
+    return PackedMatrix(storage, n, k, k_padded, codes.reshape(-1), experts=experts)
 
 
-def _pack_codes(
-    pool: Any, weight: Weight, form: AffineFormat | LookupFormat
-) -> PackedMatrix | None:
-    n, k = weight.shape
+def _pack_scaled(pool: Any, weight: Weight) -> PackedMatrix | None:
+    """Codes with scales by group; None where fp16 cannot hold the scales."""
+    form = weight.format
+    assert not isinstance(form, DenseFormat)
     assert weight.scale is not None
+    experts, n, k = _parts(weight.data).shape
+    k_padded = _padded(k, math.lcm(_native.CHUNK, form.group))
+    scales, scale_multiplier = _pack_scales(weight.scale, k_padded // form.group)
+    offsets, offset_multiplier = None, 1.0
+    if weight.offset is not None:
+        offsets, offset_multiplier = _pack_scales(weight.offset, k_padded // form.group)
+    if scales is None or (weight.offset is not None and offsets is None):
+        return None
+    common = {
+        "group": form.group,
+        "scales": scales,
+        "offsets": offsets,
+        "scale_multiplier": scale_multiplier,
+        "offset_multiplier": offset_multiplier,
+        "permutation": weight.permutation,
+    }
+    if isinstance(form, Fp8Format):
+        return dataclasses.replace(_pack_dense(pool, weight, "fp8"), bits=8, **common)
     lookup = isinstance(form, LookupFormat)
     bits = 4 if isinstance(form, LookupFormat) else form.bits
     zero = 0 if isinstance(form, LookupFormat) else form.zero
-    k_padded = _padded(k, math.lcm(_native.CHUNK, form.group))
-    groups = k_padded // form.group
-    scales, scale_multiplier = _pack_scales(weight.scale, n, groups)
-    offsets, offset_multiplier = None, 1.0
-    if weight.offset is not None:
-        offsets, offset_multiplier = _pack_scales(weight.offset, n, groups)
-    if scales is None or (weight.offset is not None and offsets is None):
-        return None
-    codes = np.empty(_padded(n, _native.LANES) * k_padded * bits // 8, np.uint8)
-    _native.pack_codes(pool, np.ascontiguousarray(weight.data), n, k, k_padded, bits, zero, codes)
+    codes = np.empty((experts, _padded(n, _native.LANES) * k_padded * bits // 8), np.uint8)
+    for part, out in zip(_parts(weight.data), codes, strict=True):
+        _native.pack_codes(pool, np.ascontiguousarray(part), n, k, k_padded, bits, zero, out)
     return PackedMatrix(
         "lookup" if lookup else "affine",
         n,
         k,
         k_padded,
-        codes,
-        scales,
-        offsets,
-        bits,
-        form.group,
-        128 if lookup else zero,  # the table's signed values are shifted to unsigned bytes
-        scale_multiplier,
-        offset_multiplier,
-        form.table if isinstance(form, LookupFormat) else (),
+        codes.reshape(-1),
+        bits=bits,
+        zero=128 if lookup else zero,  # the table's signed values are shifted to unsigned bytes
+        table=form.table if isinstance(form, LookupFormat) else (),
+        experts=experts,
+        **common,
     )
 
 
-def _pack_scales(values: npt.NDArray[np.float32], n: int, groups: int) -> tuple[U16 | None, float]:
+def _pack_scales(values: npt.NDArray[np.float32], groups: int) -> tuple[U16 | None, float]:
     """fp16 values and their common power of two; None where fp16 is too narrow."""
     top = float(np.abs(values).max(initial=0.0))
     if not math.isfinite(top):
         return None, 1.0
     exponent = 0 if top == 0 else 15 - math.frexp(top)[1]  # the largest lands in [2^14, 2^15)
     exponent = max(-100, min(exponent, 100))
-    out = np.empty(_padded(n, _native.LANES) * groups, np.uint16)
-    source = np.ascontiguousarray(values, np.float32)
-    lost = _native.pack_scales(source, n, values.shape[1], groups, 2.0**exponent, out)
-    return (out, 2.0**-exponent) if lost == 0 else (None, 1.0)
+    parts = _parts(values)
+    experts, n, stored = parts.shape
+    out = np.empty((experts, _padded(n, _native.LANES) * groups), np.uint16)
+    for part, to in zip(parts, out, strict=True):
+        source = np.ascontiguousarray(part, np.float32)
+        if _native.pack_scales(source, n, stored, groups, 2.0**exponent, to):
+            return None, 1.0
+    return out.reshape(-1), 2.0**-exponent
 
 
 def _padded(value: int, to: int) -> int:

@@ -25,7 +25,8 @@ CACHE_QUOTA_BYTES = 64 << 30
 
 _LOG = logging.getLogger(__name__)
 _FIELDS = [f.name for f in dataclasses.fields(PackedMatrix)]
-_ARRAYS = ("codes", "scales", "offsets")
+_ARRAYS = ("codes", "scales", "offsets", "permutation")
+_MATRIX_OPERATORS = ("embedding", "linear", "linear_group", "grouped_linear", "head_linear")
 Vector = npt.NDArray[np.float32]
 
 
@@ -55,7 +56,16 @@ class CpuWeights:
 
 def matrix_names(program: Program) -> frozenset[str]:
     """Weights that are multiplied or looked up by row; the rest are vectors."""
-    return frozenset(spec.name for spec in program.weights if len(spec.shape) == 2)
+    used = {v for node in program.nodes if node.op in _MATRIX_OPERATORS for v in node.inputs[1:]}
+    biases = {
+        value
+        for node in program.nodes
+        for value in node.inputs[3 if node.op == "grouped_linear" else 2 :]
+        if node.op in ("linear", "grouped_linear")
+    }
+    return frozenset(
+        spec.name for spec in program.weights if len(spec.shape) > 1 and spec.value in used - biases
+    )
 
 
 def pack(pool: Any, program: Program, source: WeightSource, cache: Path | None) -> CpuWeights:
@@ -91,7 +101,7 @@ def _pack_now(pool: Any, program: Program, source: WeightSource, parameters: int
         if name in names:
             matrices[name] = pack_matrix(pool, weight)
         else:
-            vectors[name] = np.ascontiguousarray(weight.dequantize().reshape(-1), np.float32)
+            vectors[name] = np.ascontiguousarray(weight.dequantize(), np.float32).reshape(-1)
     return CpuWeights(matrices, vectors, parameters)
 
 

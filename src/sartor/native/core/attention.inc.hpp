@@ -22,7 +22,7 @@ static inline float exp_one(float x) {
 
 template <int kRows>
 struct AttentionRows {
-  int64_t position[kRows];
+  int64_t begin[kRows], end[kRows];        // positions that the row sees
   float top[kRows], total[kRows];          // of the segment
   float all_top[kRows], all_total[kRows];  // of the segments so far
 };
@@ -91,7 +91,7 @@ static void attend_block(const AttentionTask& t, AttentionRows<kRows>& rows, int
   const uint8_t* keys = t.keys + slot * t.head_dim * size * element;
   const uint8_t* values = t.values + slot * size * stride * element;
   const int64_t start = block * size;
-  const int64_t last_block = rows.position[kRows - 1] / size;
+  const int64_t last_block = (rows.end[kRows - 1] - 1) / size;
   const int64_t next_slot =
       static_cast<int64_t>(t.block_table[block < last_block ? block + 1 : block]) * t.kv_heads +
       t.kv_head;
@@ -106,8 +106,7 @@ static void attend_block(const AttentionTask& t, AttentionRows<kRows>& rows, int
   float keep[kRows];
   int64_t visible_end = 0;
   for (int r = 0; r < kRows; ++r) {
-    const int64_t end = rows.position[r] + 1 - start;
-    const int64_t begin = t.window > 0 ? rows.position[r] + 1 - t.window - start : 0;
+    const int64_t end = rows.end[r] - start, begin = rows.begin[r] - start;
     if (end > visible_end) visible_end = end;
     const F last = f_set(static_cast<float>(end)), first = f_set(static_cast<float>(begin));
     const F none = f_set(-__builtin_inff());
@@ -163,15 +162,19 @@ static void attend_rows(const AttentionTask& t, int64_t first_row, int64_t count
     const int64_t row = first_row + (r < count ? r : count - 1);
     const int64_t token = t.token_begin + row / t.group;
     const int64_t head = t.kv_head * t.group + row % t.group;
-    rows.position[r] = t.first_position + token;
+    const int64_t position = t.first_position + token;
+    rows.begin[r] = t.window > 0 && position >= t.window ? position + 1 - t.window : 0;
+    rows.end[r] = position + 1;
+    if (!t.causal) {
+      const bool whole = t.window == 0 || position + t.window > t.length;
+      rows.end[r] = whole ? t.length : position + t.window;
+    }
     rows.all_top[r] = -__builtin_inff();
     rows.all_total[r] = 0.0f;
     scale(t.q + token * t.q_stride + head * t.head_dim, t.scale, t.head_dim, q + r * t.head_dim);
   }
   std::memset(all, 0, static_cast<size_t>(kRows * stride) * 4);
-  const int64_t last = rows.position[kRows - 1];
-  int64_t low = t.window > 0 ? rows.position[0] + 1 - t.window : 0;
-  if (low < 0) low = 0;
+  const int64_t last = rows.end[kRows - 1] - 1, low = rows.begin[0];
   for (int64_t segment = low / kAttentionSegment; segment <= last / kAttentionSegment; ++segment) {
     const int64_t begin = segment * kAttentionSegment;
     const int64_t end = begin + kAttentionSegment - 1;

@@ -69,9 +69,29 @@ static inline F f_activate(F x) {
     const F cube = f_mul(f_mul(x, x), x);
     const F inner = f_mul(f_set(0.79788456080286536f), f_fma(f_set(0.044715f), cube, x));
     return f_mul(f_mul(half, x), f_add(one, f_tanh(inner)));
+  } else if constexpr (kKind == Activation::kSigmoid) {
+    return f_div(one, f_add(one, f_exp(f_sub(f_set(0.0f), x))));
+  } else if constexpr (kKind == Activation::kSoftplus) {
+    float rest[16];  // a few features a head: not worth a logarithm of our own
+    f_store(rest, f_exp(f_sub(f_set(0.0f), f_abs(x))));
+    for (float& value : rest) value = __builtin_log1pf(value);
+    return f_add(f_max(x, f_set(0.0f)), f_load(rest));
+  } else if constexpr (kKind == Activation::kExp) {
+    return f_exp(x);
+  } else if constexpr (kKind == Activation::kTanh) {
+    return f_tanh(x);
   } else {
     return f_max(x, f_set(0.0f));
   }
+}
+
+// GPT-OSS (ops/functions.py, clamped_silu).
+static inline F f_clamped_silu(F gate, F up) {
+  const F limit = f_set(7.0f), one = f_set(1.0f);
+  gate = f_min(gate, limit);
+  up = f_max(f_min(up, limit), f_set(-7.0f));
+  const F slope = f_activate<Activation::kSigmoid>(f_mul(gate, f_set(1.702f)));
+  return f_mul(f_mul(gate, slope), f_add(up, one));
 }
 
 template <Activation kKind>
@@ -94,6 +114,16 @@ static void gated_activation(Activation kind, const float* x, const float* up, i
       return activate_run<Activation::kGeluTanh>(x, up, n, out);
     case Activation::kRelu:
       return activate_run<Activation::kRelu>(x, up, n, out);
+    case Activation::kSigmoid:
+      return activate_run<Activation::kSigmoid>(x, up, n, out);
+    case Activation::kSoftplus:
+      return activate_run<Activation::kSoftplus>(x, up, n, out);
+    case Activation::kExp:
+      return activate_run<Activation::kExp>(x, up, n, out);
+    case Activation::kTanh:
+      return activate_run<Activation::kTanh>(x, up, n, out);
+    case Activation::kClampedSilu:
+      return each16(n, out, [=](auto load) { return f_clamped_silu(load(x), load(up)); });
   }
 }
 static void activation(Activation kind, const float* x, int64_t n, float* out) {
@@ -158,6 +188,28 @@ static void layer_norm(const float* x, const float* weight, const float* bias, f
   each16(width, out, [=](auto load) {
     const F y = f_mul(f_mul(f_sub(load(x), centre), inverse), load(weight));
     return bias ? f_add(y, load(bias)) : y;
+  });
+}
+
+static void l2_norm(const float* x, float eps, int64_t width, int64_t run, float* out) {
+  for (int64_t start = 0; start < width; start += run) {
+    const float* row = x + start;
+    const F squares = sum16(run, [row](int64_t i, int64_t n, F total) {
+      const F v = load_n(row + i, n);
+      return f_fma(v, v, total);
+    });
+    const F inverse = f_set(1.0f / __builtin_sqrtf(f_sum(squares) + eps));
+    each16(run, out + start, [=](auto load) { return f_mul(load(row), inverse); });
+  }
+}
+
+static void weighted_sum(const float* parts, const float* weights, int64_t count, int64_t n,
+                         float* out) {
+  each16(n, out, [=](auto load) {
+    F total = f_set(0.0f);
+    for (int64_t i = 0; i < count; ++i)
+      total = f_fma(load(parts + i * n), f_set(weights[i]), total);
+    return total;
   });
 }
 

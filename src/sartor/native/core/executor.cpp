@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <new>
 #include <stdexcept>
 
@@ -12,13 +13,8 @@ namespace sartor {
 namespace {
 
 constexpr int64_t kAlignment = 64;
-constexpr int64_t kInlineWork =
-    8192;  // floats below which waking the pool costs more than it gives
 
-int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 int64_t value_stride(const StateInfo& state) { return round_up(state.value_dim, kLanes); }
-
-size_t index(int64_t i) { return static_cast<size_t>(i); }
 
 }  // namespace
 
@@ -66,6 +62,10 @@ Executor::Executor(ProgramInfo program, std::shared_ptr<ThreadPool> pool, const 
   for (const StateInfo& state : program_.states)
     scratch = std::max(scratch,
                        attention_scratch(state.head_dim, value_stride(state), program_.block_size));
+  for (const Instruction& n : program_.instructions)
+    if (n.op == Op::kSelfAttention)
+      scratch = std::max(scratch, attention_scratch(n.head_dim, round_up(n.value_dim, kLanes),
+                                                    program_.block_size));
   for (size_t i = 0; i < threads; ++i) {
     thread_scratch_.emplace_back();
     thread_scratch_.back().floats(scratch);
@@ -107,15 +107,24 @@ void Executor::plan_buffers() {
 }
 
 int64_t Executor::rows(int32_t value, const StepInput& step) const {
-  return program_.values[index(value)].per_output ? step.outputs : step.tokens;
+  switch (program_.values[index(value)].rows) {
+    case Rows::kOutputs:
+      return step.outputs;
+    case Rows::kSequences:
+      return step.sequences;
+    default:
+      return step.tokens;
+  }
 }
 
 int64_t Executor::block_bytes(int32_t group) const {
   int64_t total = 0;
   for (const StateInfo& state : program_.states)
     if (state.group == group)
-      total += state.kv_heads * (state.head_dim + value_stride(state)) * program_.block_size *
-               storage_bytes(program_.kv);
+      total += state.slot_floats
+                   ? state.slot_floats * 4
+                   : state.kv_heads * (state.head_dim + value_stride(state)) *
+                         program_.block_size * storage_bytes(program_.kv);
   return total;
 }
 
@@ -123,11 +132,15 @@ void Executor::allocate_state(const std::vector<int64_t>& blocks) {
   keys_.clear();
   values_.clear();
   for (const StateInfo& state : program_.states) {
-    const int64_t slots = blocks.at(index(state.group)) * state.kv_heads * program_.block_size *
-                          storage_bytes(program_.kv);
+    const int64_t count = blocks.at(index(state.group));
     keys_.emplace_back();
-    keys_.back().zeroed(slots * state.head_dim);
     values_.emplace_back();
+    if (state.slot_floats) {
+      keys_.back().zeroed(count * state.slot_floats * 4);
+      continue;
+    }
+    const int64_t slots = count * state.kv_heads * program_.block_size * storage_bytes(program_.kv);
+    keys_.back().zeroed(slots * state.head_dim);
     values_.back().zeroed(slots * value_stride(state));
   }
 }
@@ -143,6 +156,7 @@ int64_t Executor::scratch_bytes() const {
   int64_t total = 0;
   for (const Quantized* q : {&quantized_, &residual_})
     total += q->codes.size() + q->scales.size() + q->sums.size();
+  for (const Buffer* buffer : {&gathered_, &products_, &low_rank_}) total += buffer->size();
   for (const auto* buffers : {&slots_, &rope_tables_, &thread_scratch_})
     for (const Buffer& buffer : *buffers) total += buffer.size();
   return total;
@@ -153,22 +167,11 @@ void Executor::profile(bool on) {
   seconds_.assign(on ? program_.instructions.size() : 0, 0.0);
 }
 
-template <typename Body>
-void Executor::each_row(int64_t count, int64_t width, const Body& body) {
-  if (count * width <= kInlineWork || pool_->threads() == 1) {
-    body(0, count);
-    return;
-  }
-  const int64_t step = std::max<int64_t>(1, kInlineWork / 2 / width);
-  pool_->run((count + step - 1) / step,
-             [&](int64_t task, int) { body(task * step, std::min(count, (task + 1) * step)); });
-}
-
 StepResult Executor::run(const StepInput& step) {
   StepResult result;
   result.taps.resize(program_.taps.size());
   result.tap_rows.resize(program_.taps.size());
-  quantized_value_ = refined_value_ = -1;
+  quantized_value_ = refined_value_ = kNoValue;
   std::vector<int64_t> needed(slots_.size(), 0);
   for (size_t v = 0; v < program_.values.size(); ++v) {
     if (slot_of_[v] < 0) continue;
@@ -191,6 +194,10 @@ StepResult Executor::run(const StepInput& step) {
                                                  data + count * program_.values[index(v)].width);
       result.tap_rows[index(instruction.tap)] = count;
     }
+  }
+  if (program_.embedding >= 0) {
+    const float* data = value(program_.embedding);
+    result.embeddings.assign(data, data + step.sequences * width_of(program_.embedding));
   }
   return result;
 }
@@ -220,23 +227,56 @@ void Executor::prepare_ropes(const StepInput& step) {
 }
 
 void Executor::execute(const Instruction& n, const StepInput& step, StepResult& result) {
-  const auto width_of = [&](int32_t v) { return program_.values[index(v)].width; };
-  const auto vector = [&](size_t i) -> const float* {
-    return i < n.vectors.size() && n.vectors[i] >= 0 ? program_.vectors[index(n.vectors[i])].data()
-                                                     : nullptr;
-  };
+  if (n.custom.function) return custom(n, step);
   switch (n.op) {
     case Op::kEmbedding: {
       const Matrix& table = program_.matrices[index(n.matrices[0])];
+      const int32_t* ids = n.positions ? step.positions : step.token_ids;
+      for (int64_t t = 0; t < step.tokens; ++t)
+        if (ids[t] < 0 || ids[t] >= table.n)
+          throw std::out_of_range(n.name + ": row " + std::to_string(ids[t]) + " of a table of " +
+                                  std::to_string(table.n));
       float* out = value(n.outputs[0]);
       each_row(step.tokens, table.k * 4, [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t)
-          kernels_->dequantize_row(table, step.token_ids[t], n.factor, out + t * table.k);
+          kernels_->dequantize_row(table, ids[t], n.factor, out + t * table.k);
       });
       return;
     }
     case Op::kLinear:
-      return linear(n, rows(n.outputs[0], step));
+      linear(n, step);
+      return adapt(n, step);
+    case Op::kGroupedLinear:
+    case Op::kHeadLinear:
+      return grouped_linear(n, step);
+    case Op::kRouteExperts:
+      return route(n, rows(n.inputs[0], step));
+    case Op::kCombineExperts: {
+      const float* parts = value(n.inputs[0]);
+      const float* weights = value(n.inputs[1]);
+      const int64_t count = width_of(n.inputs[1]), width = width_of(n.outputs[0]);
+      float* out = value(n.outputs[0]);
+      each_row(rows(n.inputs[0], step), count * width, [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t)
+          kernels_->weighted_sum(parts + t * count * width, weights + t * count, count, width,
+                                 out + t * width);
+      });
+      return;
+    }
+    case Op::kSplit:
+    case Op::kConcat:
+    case Op::kReplaceRows:
+      return rearrange(n, step);
+    case Op::kPool:
+      return pool(n, step);
+    case Op::kSelfAttention:
+      return self_attention(n, step);
+    case Op::kLatentWrite:
+      return latent_write(n, step);
+    case Op::kShortConv:
+      return short_conv(n, step);
+    case Op::kRecurrentScan:
+      return recurrent_scan(n, step);
     case Op::kRmsNorm:
     case Op::kAddRmsNorm: {
       const bool fused = n.op == Op::kAddRmsNorm;
@@ -267,8 +307,18 @@ void Executor::execute(const Instruction& n, const StepInput& step, StepResult& 
       float* out = value(n.outputs[0]);
       each_row(rows(n.inputs[0], step), width, [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t)
-          kernels_->layer_norm(from + t * width, vector(0), vector(1), n.eps, width,
+          kernels_->layer_norm(from + t * width, vector(n, 0), vector(n, 1), n.eps, width,
                                out + t * width);
+      });
+      return;
+    }
+    case Op::kL2Norm: {
+      const int64_t width = width_of(n.inputs[0]);
+      const float* from = value(n.inputs[0]);
+      float* out = value(n.outputs[0]);
+      each_row(rows(n.inputs[0], step), width, [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t)
+          kernels_->l2_norm(from + t * width, n.eps, width, n.run, out + t * width);
       });
       return;
     }
@@ -299,8 +349,14 @@ void Executor::execute(const Instruction& n, const StepInput& step, StepResult& 
       const int64_t width = width_of(n.inputs[0]);
       const float* x = value(n.inputs[0]);
       const float* y = n.inputs.size() > 1 ? value(n.inputs[1]) : nullptr;
+      const float* row = vector(n, 0);  // the second operand of every row
       float* out = value(n.outputs[0]);
       each_row(rows(n.inputs[0], step), width, [&](int64_t begin, int64_t end) {
+        if (row) {
+          const auto apply = n.op == Op::kAdd ? kernels_->add : kernels_->mul;
+          for (int64_t t = begin; t < end; ++t) apply(x + t * width, row, width, out + t * width);
+          return;
+        }
         const int64_t at = begin * width, count = (end - begin) * width;
         switch (n.op) {
           case Op::kActivation:
@@ -332,204 +388,146 @@ void Executor::execute(const Instruction& n, const StepInput& step, StepResult& 
   }
 }
 
-QuantizedRows Executor::Quantized::rows(int64_t first, int64_t stride) {
-  return {reinterpret_cast<const int8_t*>(codes.bytes()) + first * stride,
-          scales.floats(0) + first * (stride / kChunk),
-          reinterpret_cast<const int32_t*>(sums.bytes()) + first * (stride / 16), stride};
-}
-
-void Executor::quantize(int32_t v, int64_t count, int64_t width, float threshold) {
-  // Neighbouring layers share their input, and so its codes.
-  const bool coarse = quantized_value_ != v;
-  const bool refined =
-      threshold >= 0.0f && (refined_value_ != v || refined_threshold_ != threshold);
-  if (!coarse && !refined) return;
-  quantized_stride_ = round_up(width, 128);  // whole groups of any weight format
-  const int64_t stride = quantized_stride_;
-  struct Target {
-    int8_t* codes;
-    float* scales;
-    int32_t* sums;
-  };
-  const auto target = [&](Quantized& q) {
-    return Target{reinterpret_cast<int8_t*>(q.codes.floats(count * stride / 4 + 16)),
-                  q.scales.floats(count * stride / kChunk + 16),
-                  reinterpret_cast<int32_t*>(q.sums.floats(count * stride / 16 + 16))};
-  };
-  const Target to = target(quantized_);
-  const Target fine = refined ? target(residual_) : Target{};
-  const float* x = value(v);
-  each_row(count, width * 2, [&](int64_t begin, int64_t end) {
-    const int64_t chunk = begin * (stride / kChunk);
-    if (coarse)
-      kernels_->quantize_rows(x + begin * width, end - begin, width, width,
-                              to.codes + begin * stride, to.scales + chunk, to.sums + 2 * chunk,
-                              stride);
-    if (refined)
-      kernels_->quantize_residual(x + begin * width, end - begin, width, width, threshold,
-                                  to.codes + begin * stride, to.scales + chunk,
-                                  fine.codes + begin * stride, fine.scales + chunk,
-                                  fine.sums + 2 * chunk, stride);
+// Calls a kernel of another package: the same rows, as the public interface describes them.
+void Executor::custom(const Instruction& n, const StepInput& step) {
+  std::vector<sartor_rows> inputs, outputs;
+  std::vector<sartor_vector> weights;
+  for (const int32_t v : n.inputs) inputs.push_back({value(v), width_of(v)});
+  for (const int32_t v : n.outputs) outputs.push_back({value(v), width_of(v)});
+  for (size_t i = 0; i < n.vectors.size(); ++i) {
+    const float* data = vector(n, i);
+    const auto size = data ? program_.vectors[index(n.vectors[i])].size() : 0;
+    weights.push_back({data, static_cast<int64_t>(size)});
+  }
+  const bool norm = n.op == Op::kRmsNorm || n.op == Op::kAddRmsNorm;
+  each_row(rows(n.inputs[0], step), inputs[0].width, [&](int64_t begin, int64_t end) {
+    sartor_kernel_call call{};
+    call.abi = SARTOR_KERNEL_ABI;
+    call.op = n.custom.op.c_str();
+    call.kind = n.custom.kind.c_str();
+    call.inputs = static_cast<int32_t>(inputs.size());
+    call.input = inputs.data();
+    call.weights = static_cast<int32_t>(weights.size());
+    call.weight = weights.data();
+    call.outputs = static_cast<int32_t>(outputs.size());
+    call.output = outputs.data();
+    call.row_begin = begin;
+    call.row_end = end;
+    call.eps = n.eps;
+    call.weight_offset = n.weight_offset;
+    call.factor = n.factor;
+    call.cap = n.softcap;
+    call.run = norm ? weights[0].size : n.run;
+    n.custom.function(&call, n.custom.context);
   });
-  quantized_value_ = v;
-  if (refined) {
-    refined_value_ = v;
-    refined_threshold_ = threshold;
-  }
 }
 
-void Executor::linear(const Instruction& n, int64_t count) {
-  if (count == 0) return;
-  const int64_t width = program_.values[index(n.inputs[0])].width;
-  const auto is_int8 = [&](const Matrix& m) {
-    return program_.int8_activations &&
-           (m.storage == Storage::kAffine || m.storage == Storage::kLookup);
-  };
-  int64_t blocks = 0;
-  for (size_t i = 0; i < n.matrices.size(); ++i) {
-    const Matrix& m = program_.matrices[index(n.matrices[i])];
-    blocks += m.blocks();
-    if (is_int8(m)) quantize(n.inputs[0], count, width, n.residual_threshold);
+void Executor::rearrange(const Instruction& n, const StepInput& step) {
+  if (n.op == Op::kReplaceRows) {
+    const int64_t width = width_of(n.inputs[0]);
+    float* out = value(n.outputs[0]);
+    std::memcpy(out, value(n.inputs[0]), index(step.tokens * width) * 4);
+    for (int64_t i = 0; i < step.embeddings; ++i)
+      std::memcpy(out + step.embedding_rows[i] * width, step.embedding_values + i * width,
+                  index(width) * 4);
+    return;
   }
-  // Rows that stay in the first-level cache while a few column blocks pass over them; few rows
-  // leave the columns as the only thing to share out.
-  const int64_t row_step = count <= 2 * kMaxRowTile ? count : 4 * kMaxRowTile;
-  const int64_t row_tasks = (count + row_step - 1) / row_step;
-  const int64_t share = blocks * row_tasks / (pool_->threads() * 8);
-  const int64_t block_step = std::clamp<int64_t>(share, 1, 32);
-  struct Part {
-    const Matrix* matrix;
-    LinearOutput out;
-    int64_t first_task;
-  };
-  std::vector<Part> parts;
-  int64_t column_tasks = 0;
-  for (size_t i = 0; i < n.matrices.size(); ++i) {
-    const Matrix& m = program_.matrices[index(n.matrices[i])];
-    const int32_t bias = i < n.vectors.size() ? n.vectors[i] : -1;
-    parts.push_back(
-        {&m,
-         {value(n.outputs[i]), m.n, bias >= 0 ? program_.vectors[index(bias)].data() : nullptr},
-         column_tasks});
-    column_tasks += (m.blocks() + block_step - 1) / block_step;
-  }
+  const bool split = n.op == Op::kSplit;
+  const int32_t whole = split ? n.inputs[0] : n.outputs[0];
+  const auto& parts = split ? n.outputs : n.inputs;
+  const int64_t width = width_of(whole);
+  float* all = value(whole);
+  each_row(rows(whole, step), width, [&](int64_t begin, int64_t end) {
+    int64_t at = 0;  // of a part in a run
+    for (size_t p = 0; p < parts.size(); ++p) {
+      const int64_t piece = n.widths[p];
+      float* part = value(parts[p]);
+      for (int64_t i = begin * n.run; i < end * n.run; ++i) {
+        float* in_whole = all + i * (width / n.run) + at;
+        float* in_part = part + i * piece;
+        std::memcpy(split ? in_part : in_whole, split ? in_whole : in_part, index(piece) * 4);
+      }
+      at += piece;
+    }
+  });
+}
+
+void Executor::pool(const Instruction& n, const StepInput& step) {
+  const int64_t width = width_of(n.inputs[0]);
   const float* x = value(n.inputs[0]);
-  const int64_t stride = quantized_stride_;
-  pool_->run(column_tasks * row_tasks, [&](int64_t task, int thread) {
-    const int64_t column = task / row_tasks, row = task % row_tasks * row_step;
-    size_t p = parts.size() - 1;
-    while (parts[p].first_task > column) --p;
-    const Matrix& m = *parts[p].matrix;
-    const int64_t begin = (column - parts[p].first_task) * block_step;
-    const int64_t end = std::min(m.blocks(), begin + block_step);
-    const int64_t height = std::min(row_step, count - row);
-    LinearOutput out = parts[p].out;
-    out.data += row * out.stride;
-    if (is_int8(m)) {
-      auto* scratch = reinterpret_cast<int32_t*>(thread_scratch_[index(thread)].bytes());
-      kernels_->linear_int8(m, begin, end, quantized_.rows(row, stride), height, out, scratch);
-      if (n.residual_threshold >= 0.0f) {  // the weights of this task are still in the cache
-        out.bias = nullptr;
-        out.accumulate = true;
-        kernels_->linear_int8(m, begin, end, residual_.rows(row, stride), height, out, scratch);
-      }
-    } else {
-      kernels_->linear_fp32(m, begin, end, x + row * width, width, height, out);
-    }
-  });
-}
-
-void Executor::kv_write(const Instruction& n, const StepInput& step) {
-  const StateInfo& state = program_.states[index(n.state)];
-  const BlockTable& table = step.tables[index(state.group)];
-  const int64_t size = program_.block_size, element = storage_bytes(program_.kv);
-  const int64_t stride = value_stride(state);
-  const float* k = value(n.inputs[0]);
-  const float* v = value(n.inputs[1]);
-  uint8_t* keys = keys_[index(n.state)].bytes();
-  uint8_t* values = values_[index(n.state)].bytes();
-  // Runs of tokens within one block: neighbours in a block share the cache lines of its keys,
-  // so one thread writes them.
-  struct Run {
-    int64_t token, count, block, at;
-  };
-  std::vector<Run> runs;
-  for (int64_t s = 0; s < step.sequences; ++s) {
-    for (int64_t t = step.starts[s]; t < step.starts[s + 1];) {
-      const int64_t position = step.contexts[s] + (t - step.starts[s]), at = position % size;
-      const int64_t count = std::min<int64_t>(size - at, step.starts[s + 1] - t);
-      runs.push_back({t, count, table.data[s * table.width + position / size], at});
-      t += count;
-    }
-  }
-  const auto write = [&](int64_t task, int thread) {
-    const Run& run = runs[index(task / state.kv_heads)];
-    const int64_t h = task % state.kv_heads, slot = run.block * state.kv_heads + h;
-    uint8_t* narrow = thread_scratch_[index(thread)].bytes();
-    for (int64_t i = 0; i < run.count; ++i) {
-      const int64_t row = (run.token + i) * state.kv_heads + h, at = run.at + i;
-      kernels_->narrow(k + row * state.head_dim, state.head_dim, program_.kv, narrow);
-      uint8_t* key = keys + (slot * state.head_dim * size + at) * element;
-      for (int64_t d = 0; d < state.head_dim; ++d) {
-        if (element == 2) std::memcpy(key + 2 * d * size, narrow + 2 * d, 2);
-        else std::memcpy(key + 4 * d * size, narrow + 4 * d, 4);
-      }
-      kernels_->narrow(v + row * state.value_dim, state.value_dim, program_.kv,
-                       values + (slot * size + at) * stride * element);
-    }
-  };
-  const int64_t tasks = static_cast<int64_t>(runs.size()) * state.kv_heads;
-  if (step.tokens * state.kv_heads * state.head_dim <= kInlineWork)
-    for (int64_t task = 0; task < tasks; ++task) write(task, 0);
-  else pool_->run(tasks, write);
-}
-
-void Executor::attention(const Instruction& n, const StepInput& step) {
-  const StateInfo& state = program_.states[index(n.state)];
-  const BlockTable& table = step.tables[index(state.group)];
-  const int64_t group = n.heads / n.kv_heads;
-  const int64_t tokens_a_task = std::max<int64_t>(1, 4 * kAttentionRows / group);
-  struct Part {
-    int64_t sequence, begin, end;
-  };
-  std::vector<Part> parts;
-  for (int64_t s = 0; s < step.sequences; ++s) {
-    const int64_t length = step.starts[s + 1] - step.starts[s];
-    for (int64_t begin = 0; begin < length; begin += tokens_a_task)
-      parts.push_back({s, begin, std::min(length, begin + tokens_a_task)});
-  }
-  const float* q = value(n.inputs[0]);
   float* out = value(n.outputs[0]);
-  const auto count = static_cast<int64_t>(parts.size());
-  pool_->run(count * n.kv_heads, [&](int64_t task, int thread) {
-    // The longest contexts first, so that no thread is left with one at the end.
-    const Part& part = parts[index(count - 1 - task / n.kv_heads)];
-    AttentionTask a;
-    a.kv = program_.kv;
-    a.keys = keys_[index(n.state)].bytes();
-    a.values = values_[index(n.state)].bytes();
-    a.block_table = table.data + part.sequence * table.width;
-    a.block_size = static_cast<int32_t>(program_.block_size);
-    a.kv_heads = static_cast<int32_t>(n.kv_heads);
-    a.kv_head = static_cast<int32_t>(task % n.kv_heads);
-    a.group = static_cast<int32_t>(group);
-    a.head_dim = static_cast<int32_t>(n.head_dim);
-    a.value_dim = static_cast<int32_t>(n.value_dim);
-    a.window = static_cast<int32_t>(n.window);
-    a.scale = n.factor;
-    a.softcap = n.softcap;
-    a.sinks = !n.vectors.empty() && n.vectors[0] >= 0 ? program_.vectors[index(n.vectors[0])].data()
-                                                      : nullptr;
-    a.q_stride = n.heads * n.head_dim;
-    a.out_stride = n.heads * n.value_dim;
-    a.q = q + step.starts[part.sequence] * a.q_stride;
-    a.out = out + step.starts[part.sequence] * a.out_stride;
-    a.first_position = step.contexts[part.sequence];
-    a.token_begin = part.begin;
-    a.token_end = part.end;
-    a.scratch = thread_scratch_[index(thread)].floats(0);
-    kernels_->attention(a);
+  for (int64_t s = 0; s < step.sequences; ++s, out += width) {
+    const int64_t begin = step.starts[s], end = step.starts[s + 1];
+    if (n.pool != Pool::kMean) {
+      const int64_t row = n.pool == Pool::kFirst ? begin : end - 1;
+      std::memcpy(out, x + row * width, index(width) * 4);
+      continue;
+    }
+    std::memcpy(out, x + begin * width, index(width) * 4);
+    for (int64_t t = begin + 1; t < end; ++t) kernels_->add(out, x + t * width, width, out);
+    kernels_->scale(out, 1.0f / static_cast<float>(end - begin), width, out);
+  }
+}
+
+void Executor::route(const Instruction& n, int64_t count) {
+  const Routing& routing = n.routing;
+  const int64_t experts = width_of(n.inputs[0]), k = routing.top_k;
+  const int64_t size = experts / routing.groups;  // of a group
+  const float* logits = value(n.inputs[0]);
+  const float* bias = vector(n, 0);
+  auto* chosen = reinterpret_cast<int32_t*>(value(n.outputs[0]));
+  float* weights = value(n.outputs[1]);
+  each_row(count, experts * 16, [&](int64_t begin, int64_t end) {
+    constexpr float kNever = -std::numeric_limits<float>::infinity();
+    std::vector<float> scores(index(experts)), choice(index(experts)), merit(index(routing.groups));
+    for (int64_t t = begin; t < end; ++t) {
+      const float* row = logits + t * experts;
+      if (routing.sigmoid) {
+        kernels_->activation(Activation::kSigmoid, row, experts, scores.data());
+      } else {
+        const float top = kernels_->max(row, experts);
+        float total = 0;
+        for (int64_t e = 0; e < experts; ++e) total += scores[index(e)] = std::exp(row[e] - top);
+        for (float& score : scores) score /= total;
+      }
+      for (int64_t e = 0; e < experts; ++e)
+        choice[index(e)] = scores[index(e)] + (bias ? bias[e] : 0.0f);
+      if (routing.groups > 1) {
+        for (int64_t g = 0; g < routing.groups; ++g) {
+          float best = kNever, second = kNever;
+          for (int64_t e = g * size; e < (g + 1) * size; ++e) {
+            const float c = choice[index(e)];
+            second = std::max(second, std::min(best, c));
+            best = std::max(best, c);
+          }
+          merit[index(g)] = routing.by_best_two && size > 1 ? best + second : best;
+        }
+        for (int64_t g = 0; g < routing.groups; ++g) {
+          int64_t better = 0;  // groups before this one
+          for (int64_t o = 0; o < routing.groups; ++o)
+            better += merit[index(o)] > merit[index(g)] ||
+                      (merit[index(o)] == merit[index(g)] && o < g);
+          if (better >= routing.top_groups)
+            std::fill_n(choice.begin() + g * size, size, kNever);
+        }
+      }
+      float total = 0;
+      for (int64_t j = 0; j < k; ++j) {
+        const auto best = std::max_element(choice.begin(), choice.end()) - choice.begin();
+        chosen[t * k + j] = static_cast<int32_t>(best);
+        weights[t * k + j] = scores[index(best)];
+        total += scores[index(best)];
+        choice[index(best)] = kNever;
+      }
+      for (int64_t j = 0; j < k; ++j)
+        weights[t * k + j] = (routing.normalize ? weights[t * k + j] / total : weights[t * k + j]) *
+                             n.factor;
+    }
   });
+}
+
+void Executor::load_adapter(int32_t number, Adapter adapter) {
+  adapters_[number] = std::move(adapter);
 }
 
 void Executor::sample_rows(const Instruction& n, const StepInput& step, StepResult& result) {

@@ -4,16 +4,24 @@
 // lifetimes of the values. Nothing here knows Python.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
+#include "custom_kernel.hpp"
 #include "kernels.hpp"
 #include "sampler.hpp"
 #include "thread_pool.hpp"
 
 namespace sartor {
+
+constexpr int64_t kInlineWork = 8192;  // floats below which waking the pool costs more than it gives
+
+inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+inline size_t index(int64_t i) { return static_cast<size_t>(i); }
 
 enum class Op : int32_t {
   kEmbedding,
@@ -32,7 +40,31 @@ enum class Op : int32_t {
   kGatherRows,
   kAddRmsNorm,
   kSample,
+  kSelfAttention,
+  kLatentWrite,
+  kShortConv,
+  kRecurrentScan,
+  kRouteExperts,
+  kGroupedLinear,
+  kHeadLinear,
+  kCombineExperts,
+  kL2Norm,
+  kSplit,
+  kConcat,
+  kReplaceRows,
+  kPool,
 };
+
+enum class Pool : int32_t { kMean, kFirst, kLast };
+
+// What route_experts does with the router's logits (ops/experts.py).
+struct Routing {
+  int64_t top_k = 0, groups = 1, top_groups = 1;
+  bool sigmoid = false, normalize = false, by_best_two = false;
+};
+
+// What stands in the way of one row of a value.
+enum class Rows : int32_t { kTokens, kOutputs, kSequences };
 
 // One operator. `inputs` and `outputs` are values; `matrices` and `vectors` are weights
 // (a vector of -1 is absent). kLinear may have several matrices: one output each.
@@ -42,15 +74,23 @@ struct Instruction {
   std::vector<int32_t> inputs, outputs, matrices, vectors;
   int32_t state = -1, rope = -1, tap = -1;
   int64_t heads = 0, kv_heads = 0, head_dim = 0, value_dim = 0, window = 0;
+  int64_t key_heads = 0, key_dim = 0;  // recurrent_scan
+  int64_t run = 0;                     // l2_norm: features; split, concat: runs
+  std::vector<int64_t> widths;         // split, concat: features of a run in each part
+  bool delta = false;
+  bool positions = false;  // embedding: of positions, not of tokens
+  Routing routing;
+  Pool pool = Pool::kMean;
   // Chunks of the inputs that keep 16 bits (kernels.hpp, quantize_residual); negative for none.
   float residual_threshold = -1;
   float eps = 0, weight_offset = 0, factor = 1, softcap = 0;
   Activation activation = Activation::kSilu;
+  RowKernel custom;  // runs instead of the built-in kernel where it is set
 };
 
 struct ValueInfo {
   int64_t width = 0;
-  bool per_output = false;  // one row an output row, not a token
+  Rows rows = Rows::kTokens;
 };
 
 struct RopeInfo {
@@ -60,9 +100,12 @@ struct RopeInfo {
   std::vector<float> inverse_frequencies;
 };
 
+// Keys and values in pages, or a state of `slot_floats` that every token changes. A latent state
+// is one kv head whose value is a part of its key.
 struct StateInfo {
   int64_t kv_heads = 0, head_dim = 0, value_dim = 0;
   int32_t group = 0;
+  int64_t slot_floats = 0;  // 0: pages
 };
 
 struct ProgramInfo {
@@ -77,7 +120,14 @@ struct ProgramInfo {
   int64_t block_size = 32;
   Storage kv = Storage::kBf16;
   bool int8_activations = true;
+  int32_t embedding = -1;  // the value that an encoder gives
 };
+
+// What an adapter adds to a linear layer: `up(down(x))`, both dense.
+struct LowRank {
+  Matrix down, up;
+};
+using Adapter = std::unordered_map<int32_t, LowRank>;  // by matrix
 
 struct BlockTable {
   const int32_t* data = nullptr;
@@ -96,6 +146,10 @@ struct StepInput {
   const int32_t *history = nullptr, *history_starts = nullptr;
   const int32_t *bias_tokens = nullptr, *bias_starts = nullptr;
   const float* bias_values = nullptr;
+  const int32_t* adapters = nullptr;  // of each sequence, -1 for none; null: none at all
+  int64_t embeddings = 0;             // rows that are given
+  const int32_t* embedding_rows = nullptr;
+  const float* embedding_values = nullptr;
   // Frequencies by sequence [sequences][dim / 2] for ropes that depend on length, else null.
   std::vector<const float*> rope_frequencies;
   std::vector<bool> wanted_taps;
@@ -103,6 +157,7 @@ struct StepInput {
 
 struct StepResult {
   std::vector<SampleResult> samples;
+  std::vector<float> embeddings;  // [sequences][width] of an encoder
   std::vector<std::vector<float>> taps;
   std::vector<int64_t> tap_rows;
 };
@@ -136,6 +191,9 @@ class Executor {
   void allocate_state(const std::vector<int64_t>& blocks);
   StepResult run(const StepInput& step);
 
+  void load_adapter(int32_t number, Adapter adapter);
+  void drop_adapter(int32_t number) { adapters_.erase(number); }
+
   int64_t state_bytes() const;
   int64_t scratch_bytes() const;
   // Seconds spent in each instruction since profiling was switched on; empty when it is off.
@@ -146,19 +204,80 @@ class Executor {
  private:
   void plan_buffers();
   int64_t rows(int32_t value, const StepInput& step) const;
+  int64_t width_of(int32_t value) const { return program_.values[static_cast<size_t>(value)].width; }
+  const float* vector(const Instruction& n, size_t i) const {
+    return i < n.vectors.size() && n.vectors[i] >= 0
+               ? program_.vectors[static_cast<size_t>(n.vectors[i])].data()
+               : nullptr;
+  }
   float* value(int32_t id) {
     return slots_[static_cast<size_t>(slot_of_[static_cast<size_t>(id)])].floats(0);
   }
   void prepare_ropes(const StepInput& step);
   void execute(const Instruction& instruction, const StepInput& step, StepResult& result);
-  void linear(const Instruction& instruction, int64_t rows);
-  void kv_write(const Instruction& instruction, const StepInput& step);
-  void attention(const Instruction& instruction, const StepInput& step);
+  void custom(const Instruction& instruction, const StepInput& step);
+  void rearrange(const Instruction& instruction, const StepInput& step);
+  void pool(const Instruction& instruction, const StepInput& step);
+  void route(const Instruction& instruction, int64_t rows);
   void sample_rows(const Instruction& instruction, const StepInput& step, StepResult& result);
-  void quantize(int32_t value, int64_t rows, int64_t width, float threshold);
+
+  // executor_linear.cpp
+  struct Product {  // one matrix times some rows
+    const Matrix* matrix;
+    LinearOutput out;
+  };
+  // Consecutive rows that one expert multiplies.
+  struct ExpertRows {
+    int64_t expert, begin, count;
+  };
+  void linear(const Instruction& instruction, const StepInput& step);
+  void multiply(int32_t value, const float* x, int64_t rows, int64_t width, float threshold,
+                const std::vector<Product>& products);
+  // Rows of x with their features in the order of a matrix's columns.
+  const float* permuted(const Matrix& m, const float* x, int64_t rows, int64_t width);
+  void grouped_linear(const Instruction& instruction, const StepInput& step);
+  void adapt(const Instruction& instruction, const StepInput& step);
+  bool rounds(const Matrix& m) const { return program_.int8_activations && m.integer_codes(); }
+  void quantize(int32_t value, const float* x, int64_t rows, int64_t width, float threshold);
+
+  // executor_state.cpp
+  // Where the positions of a step's sequences lie.
+  struct Pages {
+    Storage storage;
+    int64_t kv_heads, head_dim, value_dim;
+    uint8_t *keys, *values;
+    BlockTable table;
+    const int32_t* contexts;
+  };
+  Pages pages_of(const Instruction& instruction, const StepInput& step);
+  void write_pages(const Pages& pages, const StepInput& step, const float* k, int64_t k_stride,
+                   const float* v, int64_t v_stride);
+  void attend_pages(const Instruction& instruction, const Pages& pages, const StepInput& step,
+                    const float* q, float* out, bool causal);
+  void kv_write(const Instruction& instruction, const StepInput& step);
+  void latent_write(const Instruction& instruction, const StepInput& step);
+  void attention(const Instruction& instruction, const StepInput& step);
+  void self_attention(const Instruction& instruction, const StepInput& step);
+  void short_conv(const Instruction& instruction, const StepInput& step);
+  void recurrent_scan(const Instruction& instruction, const StepInput& step);
+  // The slots that hold a sequence's state before and after the step; before is null at its start.
+  struct Slots {
+    const float* before;
+    float* after;
+  };
+  Slots slots_of(const Instruction& instruction, const StepInput& step, int64_t sequence);
+
   // body(begin, end) over rows: in place when there is little to do, else on the pool.
   template <typename Body>
-  void each_row(int64_t rows, int64_t width, const Body& body);
+  void each_row(int64_t count, int64_t width, const Body& body) {
+    if (count * width <= kInlineWork || pool_->threads() == 1) {
+      body(0, count);
+      return;
+    }
+    const int64_t step = std::max<int64_t>(1, kInlineWork / 2 / width);
+    pool_->run((count + step - 1) / step,
+               [&](int64_t task, int) { body(task * step, std::min(count, (task + 1) * step)); });
+  }
 
   ProgramInfo program_;
   std::shared_ptr<ThreadPool> pool_;
@@ -174,8 +293,12 @@ class Executor {
     QuantizedRows rows(int64_t first, int64_t stride);
   };
   Quantized quantized_, residual_;
-  int32_t quantized_value_ = -1, refined_value_ = -1;
+  // The value that was quantised last; kNoValue for rows that are none.
+  static constexpr int32_t kNoValue = -1;
+  int32_t quantized_value_ = kNoValue, refined_value_ = kNoValue;
   float refined_threshold_ = 0;
+  Buffer gathered_, products_, low_rank_;
+  std::unordered_map<int32_t, Adapter> adapters_;
   int64_t quantized_stride_ = 0;
   bool profiling_ = false;
   std::vector<double> seconds_;

@@ -14,7 +14,7 @@ constexpr int kLanes = 16;  // output features in a column block
 constexpr int kChunk = 32;  // input features that share an activation scale
 constexpr int kMaxRowTile = 16;
 
-enum class Storage : int32_t { kFp32 = 0, kFp16 = 1, kBf16 = 2, kAffine = 3, kLookup = 4 };
+enum class Storage : int32_t { kFp32 = 0, kFp16 = 1, kBf16 = 2, kAffine = 3, kLookup = 4, kFp8 = 5 };
 
 // A packed weight matrix [n, k]. Padding: n to 16 columns, k to `k_padded`.
 //
@@ -22,6 +22,10 @@ enum class Storage : int32_t { kFp32 = 0, kFp16 = 1, kBf16 = 2, kAffine = 3, kLo
 // Affine and lookup: `codes` is [n / 16][k_padded / 32][64 * bits] bytes (see packing.hpp),
 // `scales` and `offsets` are fp16 [n / 16][k_padded / group][16]. The true scale is
 // scale * scale_multiplier, the true offset is offset * offset_multiplier (powers of two).
+// Fp8 (E4M3): codes as dense, one byte each; scales as above.
+//
+// A matrix an expert: `experts` of them behind each other. Column k of the codes belongs to
+// input `permutation[k]` where there is one.
 struct Matrix {
   Storage storage = Storage::kFp32;
   int64_t n = 0, k = 0, k_padded = 0;
@@ -32,7 +36,12 @@ struct Matrix {
   const uint16_t* offsets = nullptr;
   float scale_multiplier = 1.0f, offset_multiplier = 1.0f;
   int8_t table[16] = {};
+  int64_t experts = 1;
+  const int32_t* permutation = nullptr;
 
+  int64_t code_bytes() const;  // of one expert
+  Matrix expert(int64_t index) const;
+  bool integer_codes() const { return storage == Storage::kAffine || storage == Storage::kLookup; }
   int64_t blocks() const { return (n + kLanes - 1) / kLanes; }
   int64_t chunks() const { return k_padded / kChunk; }
 };
@@ -66,6 +75,8 @@ struct AttentionTask {
   int32_t kv_heads = 1, kv_head = 0, group = 1;  // group: query heads a kv head
   int32_t head_dim = 64, value_dim = 64;
   int32_t window = 0;
+  bool causal = true;
+  int64_t length = 0;  // positions there are; read where attention is not causal
   float scale = 1.0f, softcap = 0.0f;
   const float* sinks = nullptr;  // [heads] or null
   const float* q = nullptr;      // [tokens][q_stride]
@@ -80,7 +91,41 @@ struct AttentionTask {
 constexpr int kAttentionRows = 8;       // query rows that share one read of K and V
 constexpr int kAttentionSegment = 512;  // positions that are combined before segments are
 
-enum class Activation : int32_t { kSilu = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3 };
+enum class Activation : int32_t {
+  kSilu,
+  kGelu,
+  kGeluTanh,
+  kRelu,
+  kSigmoid,
+  kSoftplus,
+  kExp,
+  kTanh,
+  kClampedSilu,  // gated only
+};
+
+// Features [begin, end) of a causal convolution over `tokens` rows of `width` features. `before`
+// has the `taps - 1` rows that came earlier, oldest first, or is null at the start of a sequence;
+// `after`, which may be the same memory, gets the last `taps - 1` rows.
+struct ConvTask {
+  const float *x = nullptr, *before = nullptr;
+  const float *weight = nullptr, *bias = nullptr;  // weight [taps][width]
+  float *after = nullptr, *out = nullptr;
+  int64_t tokens = 0, width = 0, taps = 0, begin = 0, end = 0;
+};
+
+// Value features [begin, end) of one head of a linear recurrence (ops/recurrent.py). Pointers are
+// to the first token and the head; strides are from token to token. `before` and `after` are
+// [key_dim][value_dim] and may be the same memory; `before` is null at the start of a sequence.
+struct ScanTask {
+  const float *q = nullptr, *k = nullptr, *v = nullptr, *decay = nullptr, *beta = nullptr;
+  const float* before = nullptr;
+  float *after = nullptr, *out = nullptr;
+  int64_t tokens = 0, key_stride = 0, value_stride = 0, head_stride = 0;
+  int64_t key_dim = 0, value_dim = 0, begin = 0, end = 0;
+  float scale = 1.0f;
+  bool delta = false;
+};
+constexpr int64_t kScanFeatures = 64;  // of a task: its part of the state stays in the cache
 
 struct Kernels {
   const char* name;
@@ -103,7 +148,13 @@ struct Kernels {
                    int64_t width, int64_t run, float* out);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps,
                      int64_t width, float* out);
+  void (*l2_norm)(const float* x, float eps, int64_t width, int64_t run, float* out);
   void (*add)(const float* x, const float* y, int64_t n, float* out);
+  // out = sum of parts[i] * weights[i], in order; the parts lie `n` floats apart.
+  void (*weighted_sum)(const float* parts, const float* weights, int64_t count, int64_t n,
+                       float* out);
+  void (*short_conv)(const ConvTask& task);
+  void (*recurrent_scan)(const ScanTask& task);
   void (*mul)(const float* x, const float* y, int64_t n, float* out);
   void (*scale)(const float* x, float factor, int64_t n, float* out);
   void (*softcap)(const float* x, float cap, int64_t n, float* out);
@@ -138,7 +189,24 @@ inline int64_t attention_scratch(int64_t head_dim, int64_t value_dim, int64_t bl
   return kAttentionRows * (head_dim + 2 * value_dim + block_size + 64);
 }
 
-inline int64_t storage_bytes(Storage storage) { return storage == Storage::kFp32 ? 4 : 2; }
+inline int64_t storage_bytes(Storage storage) {
+  return storage == Storage::kFp32 ? 4 : storage == Storage::kFp8 ? 1 : 2;
+}
+
+inline int64_t Matrix::code_bytes() const {
+  const int64_t padded = blocks() * kLanes * k_padded;
+  return integer_codes() ? padded * bits / 8 : padded * storage_bytes(storage);
+}
+
+inline Matrix Matrix::expert(int64_t index) const {
+  Matrix one = *this;
+  one.experts = 1;
+  one.codes += index * code_bytes();
+  const int64_t groups = group ? index * blocks() * kLanes * (k_padded / group) : 0;
+  if (scales) one.scales += groups;
+  if (offsets) one.offsets += groups;
+  return one;
+}
 
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();  // null where the build has no x86 paths

@@ -32,6 +32,7 @@ static const float kIndex[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 1
 #include "linear.inc.hpp"
 #if !defined(SARTOR_LINEAR_ONLY)
 #include "attention.inc.hpp"
+#include "recurrent.inc.hpp"
 #include "probe.inc.hpp"
 #endif
 // clang-format on
@@ -45,7 +46,11 @@ static const Kernels kTable = {SARTOR_STRING(SARTOR_ISA),
                                dequantize_row,
                                rms_norm,
                                layer_norm,
+                               l2_norm,
                                add,
+                               weighted_sum,
+                               short_conv,
+                               recurrent_scan,
                                mul,
                                scale,
                                softcap,

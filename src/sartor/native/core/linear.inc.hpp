@@ -341,6 +341,22 @@ static void dequantize_chunk(const Matrix& w, int64_t block, int64_t chunk, floa
       std::memcpy(out, from, 32 * 16 * 4);
       return;
     }
+    case Storage::kFp8: {
+      const uint8_t* from = w.codes + (block * w.k_padded + first) * 16;
+      const int64_t groups = w.k_padded / w.group;
+      for (int i = 0; i < 32; ++i) {
+        // E4M3 has the layout of fp16 with four bits less of exponent bias and fewer bits.
+        uint16_t halves[16];
+        for (int lane = 0; lane < 16; ++lane) {
+          const int byte = from[16 * i + lane];
+          halves[lane] = static_cast<uint16_t>(((byte & 0x80) << 8) | ((byte & 0x7f) << 7));
+        }
+        const uint16_t* scales = w.scales + (block * groups + (first + i) / w.group) * kLanes;
+        const F s = f_mul(f_load_fp16(scales), f_set(256.0f * w.scale_multiplier));
+        f_store(out + 16 * i, f_mul(f_load_fp16(halves), s));
+      }
+      return;
+    }
     default: {
       const uint16_t* from =
           reinterpret_cast<const uint16_t*>(w.codes) + (block * w.k_padded + first) * 16;

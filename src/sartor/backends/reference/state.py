@@ -1,0 +1,104 @@
+"""Sequence state in numpy: pages of keys and values, of latents, and slots of recurrent state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sartor.graph import Batch, KVStateSpec, LatentStateSpec, Program, RecurrentStateSpec
+from sartor.ops.weights import F32, from_float32, to_float32
+from sartor.plan import ExecutionPlan
+
+Array = npt.NDArray[Any]
+
+
+class ReferenceState:
+    """The state of every layer of a program, once :meth:`allocate` has been called."""
+
+    def __init__(self, program: Program, plan: ExecutionPlan) -> None:
+        self._program = program
+        self._plan = plan
+        self._group_of = {s: g.index for g in program.groups() for s in g.states}
+        self._arrays: list[tuple[Array, ...]] = []
+
+    def block_bytes(self, group: int) -> int:
+        element = 4 if self._plan.kv == "fp32" else 2
+        total = 0
+        for index in self._program.groups()[group].states:
+            spec = self._program.states[index]
+            if isinstance(spec, RecurrentStateSpec):
+                total += spec.nbytes
+            else:
+                total += spec.bytes_per_token(element) * self._plan.block_size
+        return total
+
+    def allocate(self, blocks: Sequence[int]) -> None:
+        kind = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16}[self._plan.kv]
+        self._arrays = []
+        for index, spec in enumerate(self._program.states):
+            count, size = blocks[self._group_of[index]], self._plan.block_size
+            match spec:
+                case KVStateSpec(kv_heads=heads, head_dim=head_dim, value_dim=value_dim):
+                    keys = np.zeros((count, size, heads, head_dim), kind)
+                    self._arrays.append((keys, np.zeros((count, size, heads, value_dim), kind)))
+                case LatentStateSpec(rank=rank, rope_dim=rope_dim):
+                    self._arrays.append((np.zeros((count, size, 1, rank + rope_dim), kind),))
+                case RecurrentStateSpec(shape=shape):
+                    self._arrays.append((np.zeros((count, *shape), np.float32),))
+
+    @property
+    def allocated(self) -> bool:
+        return bool(self._arrays) or not self._program.states
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for arrays in self._arrays for array in arrays)
+
+    def free(self) -> None:
+        self._arrays = []
+
+    # Pages ----------------------------------------------------------------------------
+
+    def _slots(
+        self, batch: Batch, state: int, sequence: int, positions: Array
+    ) -> tuple[Array, Array]:
+        table = batch.block_tables[self._group_of[state]][sequence]
+        return table[positions // self._plan.block_size], positions % self._plan.block_size
+
+    def write(self, batch: Batch, state: int, *rows: F32) -> None:
+        """Stores rows ``[T, features]``: keys and values, or latents."""
+        for array, given in zip(self._arrays[state], rows, strict=True):
+            stored = from_float32(given.reshape(len(given), *array.shape[2:]), self._plan.kv)
+            for s, context in enumerate(batch.contexts):
+                own = np.arange(batch.starts[s], batch.starts[s + 1])
+                blocks, offsets = self._slots(batch, state, s, context + np.arange(len(own)))
+                array[blocks, offsets] = stored[own]
+
+    def read(self, batch: Batch, state: int, sequence: int, low: int, high: int) -> tuple[F32, ...]:
+        """Positions ``[low, high)`` of a sequence: ``[n, heads, features]`` each."""
+        blocks, offsets = self._slots(batch, state, sequence, np.arange(low, high))
+        return tuple(
+            to_float32(array[blocks, offsets], self._plan.kv) for array in self._arrays[state]
+        )
+
+    # Recurrent ------------------------------------------------------------------------
+
+    def load(self, batch: Batch, state: int, sequence: int) -> F32:
+        """The state before the step's first token of a sequence."""
+        (array,) = self._arrays[state]
+        context = int(batch.contexts[sequence])
+        if context == 0:
+            return np.zeros(array.shape[1:], np.float32)
+        table = batch.block_tables[self._group_of[state]][sequence]
+        found: F32 = array[table[(context - 1) // self._plan.block_size]]
+        return found
+
+    def store(self, batch: Batch, state: int, sequence: int, value: F32) -> None:
+        """The state after the step's last token of a sequence."""
+        (array,) = self._arrays[state]
+        length = batch.starts[sequence + 1] - batch.starts[sequence]
+        last = (int(batch.contexts[sequence]) + int(length) - 1) // self._plan.block_size
+        array[batch.block_tables[self._group_of[state]][sequence][last]] = value

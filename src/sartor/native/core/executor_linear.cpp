@@ -1,0 +1,237 @@
+// Linear layers of a step: plain, of experts, and what adapters add.
+#include <cstring>
+
+#include "executor.hpp"
+
+namespace sartor {
+
+QuantizedRows Executor::Quantized::rows(int64_t first, int64_t stride) {
+  return {reinterpret_cast<const int8_t*>(codes.bytes()) + first * stride,
+          scales.floats(0) + first * (stride / kChunk),
+          reinterpret_cast<const int32_t*>(sums.bytes()) + first * (stride / 16), stride};
+}
+
+void Executor::quantize(int32_t v, const float* x, int64_t count, int64_t width, float threshold) {
+  // Neighbouring layers share their input, and so its codes.
+  const bool coarse = v == kNoValue || quantized_value_ != v;
+  const bool refined = threshold >= 0.0f &&
+                       (v == kNoValue || refined_value_ != v || refined_threshold_ != threshold);
+  if (!coarse && !refined) return;
+  quantized_stride_ = round_up(width, 128);  // whole groups of most weight formats
+  const int64_t stride = quantized_stride_;
+  struct Target {
+    int8_t* codes;
+    float* scales;
+    int32_t* sums;
+  };
+  const auto target = [&](Quantized& q) {
+    return Target{reinterpret_cast<int8_t*>(q.codes.floats(count * stride / 4 + 16)),
+                  q.scales.floats(count * stride / kChunk + 16),
+                  reinterpret_cast<int32_t*>(q.sums.floats(count * stride / 16 + 16))};
+  };
+  const Target to = target(quantized_);
+  const Target fine = refined ? target(residual_) : Target{};
+  each_row(count, width * 2, [&](int64_t begin, int64_t end) {
+    const int64_t chunk = begin * (stride / kChunk);
+    if (coarse)
+      kernels_->quantize_rows(x + begin * width, end - begin, width, width,
+                              to.codes + begin * stride, to.scales + chunk, to.sums + 2 * chunk,
+                              stride);
+    if (refined)
+      kernels_->quantize_residual(x + begin * width, end - begin, width, width, threshold,
+                                  to.codes + begin * stride, to.scales + chunk,
+                                  fine.codes + begin * stride, fine.scales + chunk,
+                                  fine.sums + 2 * chunk, stride);
+  });
+  quantized_value_ = v;
+  if (refined) {
+    refined_value_ = v;
+    refined_threshold_ = threshold;
+  }
+}
+
+const float* Executor::permuted(const Matrix& m, const float* x, int64_t count, int64_t width) {
+  float* out = gathered_.floats(count * width + 16);
+  each_row(count, width, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      for (int64_t i = 0; i < width; ++i) out[t * width + i] = x[t * width + m.permutation[i]];
+  });
+  return out;
+}
+
+void Executor::multiply(int32_t v, const float* x, int64_t count, int64_t width, float threshold,
+                        const std::vector<Product>& products) {
+  int64_t blocks = 0;
+  for (const Product& product : products) {
+    blocks += product.matrix->blocks();
+    if (rounds(*product.matrix)) quantize(v, x, count, width, threshold);
+  }
+  // Rows that stay in the first-level cache while a few column blocks pass over them; few rows
+  // leave the columns as the only thing to share out.
+  const int64_t row_step = count <= 2 * kMaxRowTile ? count : 4 * kMaxRowTile;
+  const int64_t row_tasks = (count + row_step - 1) / row_step;
+  const int64_t share = blocks * row_tasks / (pool_->threads() * 8);
+  const int64_t block_step = std::clamp<int64_t>(share, 1, 32);
+  std::vector<int64_t> first_task;
+  int64_t column_tasks = 0;
+  for (const Product& product : products) {
+    first_task.push_back(column_tasks);
+    column_tasks += (product.matrix->blocks() + block_step - 1) / block_step;
+  }
+  const int64_t stride = quantized_stride_;
+  pool_->run(column_tasks * row_tasks, [&](int64_t task, int thread) {
+    const int64_t column = task / row_tasks, row = task % row_tasks * row_step;
+    size_t p = products.size() - 1;
+    while (first_task[p] > column) --p;
+    const Matrix& m = *products[p].matrix;
+    const int64_t begin = (column - first_task[p]) * block_step;
+    const int64_t end = std::min(m.blocks(), begin + block_step);
+    const int64_t height = std::min(row_step, count - row);
+    LinearOutput out = products[p].out;
+    out.data += row * out.stride;
+    if (rounds(m)) {
+      auto* scratch = reinterpret_cast<int32_t*>(thread_scratch_[index(thread)].bytes());
+      kernels_->linear_int8(m, begin, end, quantized_.rows(row, stride), height, out, scratch);
+      if (threshold >= 0.0f) {  // the weights of this task are still in the cache
+        out.bias = nullptr;
+        out.accumulate = true;
+        kernels_->linear_int8(m, begin, end, residual_.rows(row, stride), height, out, scratch);
+      }
+    } else {
+      kernels_->linear_fp32(m, begin, end, x + row * width, width, height, out);
+    }
+  });
+}
+
+void Executor::linear(const Instruction& n, const StepInput& step) {
+  const int64_t count = rows(n.outputs[0], step), width = width_of(n.inputs[0]);
+  if (count == 0) return;
+  const float* x = value(n.inputs[0]);
+  std::vector<Product> plain;
+  for (size_t i = 0; i < n.matrices.size(); ++i) {
+    const Matrix& m = program_.matrices[index(n.matrices[i])];
+    const Product product{&m, {value(n.outputs[i]), m.n, vector(n, i)}};
+    if (m.permutation)
+      multiply(kNoValue, permuted(m, x, count, width), count, width, n.residual_threshold,
+               {product});
+    else plain.push_back(product);
+  }
+  if (!plain.empty()) multiply(n.inputs[0], x, count, width, n.residual_threshold, plain);
+}
+
+// Rows are put in the order of their experts, multiplied, and put back: a row's result does not
+// depend on the rows beside it.
+void Executor::grouped_linear(const Instruction& n, const StepInput& step) {
+  const bool heads = n.op == Op::kHeadLinear;
+  const Matrix& all = program_.matrices[index(n.matrices[0])];
+  const int64_t tokens = rows(n.inputs[0], step), k = all.k, width = all.n;
+  const int64_t slots = width_of(n.outputs[0]) / width, count = tokens * slots;
+  if (count == 0) return;
+  const bool shared = width_of(n.inputs[0]) == k;  // one row for all slots of a token
+  const auto* chosen = heads ? nullptr : reinterpret_cast<const int32_t*>(value(n.inputs[1]));
+  const auto expert_of = [&](int64_t pair) {
+    return heads ? pair % slots : static_cast<int64_t>(chosen[pair]);
+  };
+  // Stable counting sort of the pairs (token, slot) by expert.
+  std::vector<int64_t> next(index(all.experts) + 1, 0), order(index(count));
+  for (int64_t p = 0; p < count; ++p) ++next[index(expert_of(p)) + 1];
+  std::vector<ExpertRows> groups;
+  for (int64_t e = 0; e < all.experts; ++e) {
+    const int64_t mine = next[index(e) + 1];
+    next[index(e) + 1] += next[index(e)];
+    if (mine) groups.push_back({e, next[index(e)], mine});
+  }
+  for (int64_t p = 0; p < count; ++p) order[index(next[index(expert_of(p))]++)] = p;
+
+  const float* x = value(n.inputs[0]);
+  float* gathered = gathered_.floats(count * k + 16);
+  each_row(count, k, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t p = order[index(i)];
+      const float* from = x + (shared ? p / slots : p) * k;
+      float* to = gathered + i * k;
+      if (!all.permutation) std::memcpy(to, from, index(k) * 4);
+      else
+        for (int64_t j = 0; j < k; ++j) to[j] = from[all.permutation[j]];
+    }
+  });
+  const bool int8 = rounds(all);
+  if (int8) quantize(kNoValue, gathered, count, k, n.residual_threshold);
+  quantized_value_ = refined_value_ = kNoValue;
+
+  constexpr int64_t kRowStep = 4 * kMaxRowTile;
+  int64_t work = 0;  // column blocks times row steps
+  for (const ExpertRows& g : groups) work += all.blocks() * ((g.count + kRowStep - 1) / kRowStep);
+  const int64_t block_step = std::clamp<int64_t>(work / (pool_->threads() * 8), 1, 32);
+  const int64_t column_tasks = (all.blocks() + block_step - 1) / block_step;
+  std::vector<int64_t> first_task{0};
+  for (const ExpertRows& g : groups)
+    first_task.push_back(first_task.back() +
+                         column_tasks * ((g.count + kRowStep - 1) / kRowStep));
+  const float* bias = vector(n, 0);
+  const int64_t stride = quantized_stride_;
+  float* products = products_.floats(count * width + 16);
+  float* result = value(n.outputs[0]);
+  pool_->run(first_task.back(), [&](int64_t task, int thread) {
+    const auto at = std::upper_bound(first_task.begin(), first_task.end(), task) - 1;
+    const ExpertRows& g = groups[index(at - first_task.begin())];
+    const int64_t within = task - *at, begin = within % column_tasks * block_step;
+    const int64_t end = std::min(all.blocks(), begin + block_step);
+    const int64_t row = g.begin + within / column_tasks * kRowStep;
+    const int64_t height = std::min(kRowStep, g.begin + g.count - row);
+    const Matrix m = all.expert(g.expert);
+    LinearOutput out{products + row * width, width, bias ? bias + g.expert * width : nullptr};
+    if (int8) {
+      auto* scratch = reinterpret_cast<int32_t*>(thread_scratch_[index(thread)].bytes());
+      kernels_->linear_int8(m, begin, end, quantized_.rows(row, stride), height, out, scratch);
+      if (n.residual_threshold >= 0.0f) {
+        out.bias = nullptr;
+        out.accumulate = true;
+        kernels_->linear_int8(m, begin, end, residual_.rows(row, stride), height, out, scratch);
+      }
+    } else {
+      kernels_->linear_fp32(m, begin, end, gathered + row * k, k, height, out);
+    }
+    const int64_t first = begin * kLanes, columns = std::min(width, end * kLanes) - first;
+    for (int64_t i = row; i < row + height; ++i)
+      std::memcpy(result + order[index(i)] * width + first, products + i * width + first,
+                  index(columns) * 4);
+  });
+}
+
+void Executor::adapt(const Instruction& n, const StepInput& step) {
+  if (!step.adapters) return;
+  const bool outputs = program_.values[index(n.outputs[0])].rows == Rows::kOutputs;
+  const int64_t count = rows(n.outputs[0], step), width = width_of(n.inputs[0]);
+  struct Run {
+    const Adapter* adapter;
+    int64_t begin, end;
+  };
+  std::vector<Run> runs;
+  int64_t s = 0;
+  for (int64_t row = 0; row < count; ++row) {
+    const int64_t token = outputs ? step.output_rows[row] : row;
+    while (token < step.starts[s]) --s;
+    while (token >= step.starts[s + 1]) ++s;
+    if (step.adapters[s] < 0) continue;
+    const Adapter* adapter = &adapters_.at(step.adapters[s]);
+    if (!runs.empty() && runs.back().adapter == adapter && runs.back().end == row) ++runs.back().end;
+    else runs.push_back({adapter, row, row + 1});
+  }
+  const float* x = value(n.inputs[0]);
+  for (const Run& run : runs) {
+    for (size_t i = 0; i < n.matrices.size(); ++i) {
+      const auto found = run.adapter->find(n.matrices[i]);
+      if (found == run.adapter->end()) continue;
+      const auto& [down, up] = found->second;
+      const int64_t height = run.end - run.begin;
+      float* inner = low_rank_.floats(height * down.n + 16);
+      multiply(kNoValue, x + run.begin * width, height, width, -1.0f,
+               {{&down, {inner, down.n}}});
+      LinearOutput out{value(n.outputs[i]) + run.begin * up.n, up.n, nullptr, true};
+      multiply(kNoValue, inner, height, down.n, -1.0f, {{&up, out}});
+    }
+  }
+}
+
+}  // namespace sartor
