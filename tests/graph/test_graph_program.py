@@ -185,7 +185,16 @@ def test_errors_of_a_model_file() -> None:
         b.add(x, b.linear(x, "narrow", 3))
     with pytest.raises(UsageError, match="gather the output rows"):
         b.finish(x)
-    with pytest.raises(UsageError, match="activation 'sine' is unknown"):
+    with pytest.raises(UsageError, match="pool the tokens"):
+        b.finish_encoder(x, VOCAB)
+    with pytest.raises(
+        UsageError, match="score 'sparsemax' is unknown; known are softmax, sigmoid"
+    ):
+        b.route_experts(b.linear(x, "router", 4), top_k=2, score="sparsemax")
+    b.short_conv(x, "conv", 4)
+    with pytest.raises(UsageError, match="an encoder keeps no state"):
+        b.finish_encoder(b.pool(x, "mean"), VOCAB)
+    with pytest.raises(UsageError, match="kind 'sine' is unknown; known are silu"):
         b.activation(x, "sine")
 
 
@@ -200,3 +209,36 @@ def test_the_logits_linear_is_found_behind_a_softcap() -> None:
     y = builder.gather_rows(builder.linear(x, "o", 16), builder.output_rows)
     program = builder.finish(builder.softcap(builder.linear(y, "head", 32), 30.0))
     assert program.node("head").outputs == (logits_linear(program),)
+
+
+def test_states_of_every_kind_are_grouped_and_serialised() -> None:
+    b = Builder()
+    x = b.embedding(b.token_ids, "embed", VOCAB, 8)
+    x = b.short_conv(x, "conv", 4)
+    gate = b.linear(x, "gate", 2)
+    x = b.recurrent_scan(x, x, x, gate, gate, heads=2, key_heads=2, scale=1.0, delta=True)
+    x = b.latent_attention(x, b.linear(x, "c", 6), b.linear(x, "r", 2), heads=1, scale=1.0)
+    q = b.linear(x, "q", 8)
+    x = b.attention(q, q, q, heads=2, kv_heads=2, head_dim=4, scale=1.0, name="full")
+    x = b.attention(x, x, x, heads=2, kv_heads=2, head_dim=4, scale=1.0, window=3, name="near")
+    program = b.finish(b.linear(b.gather_rows(x, b.output_rows), "head", VOCAB))
+    groups = program.groups()
+    assert [(g.kind, g.window, g.states) for g in groups] == [
+        ("recurrent", 2, (0, 1)),
+        ("paged", 0, (2, 3)),
+        ("paged", 3, (4,)),
+    ]
+    assert [s.nbytes for s in program.states[:2]] == [3 * 8 * 4, 2 * 4 * 4 * 4]
+    assert program.states[2].bytes_per_token(2) == 16
+    assert Program.from_json(program.to_json()) == program
+
+
+def test_an_encoder_samples_nothing() -> None:
+    b = Builder()
+    x = b.embedding(b.token_ids, "embed", VOCAB, 8)
+    x = b.add(x, b.embedding(b.positions, "place", 16, 8), "placed")
+    program = b.finish_encoder(b.pool(x, "cls"), VOCAB)
+    assert not program.samples
+    assert program.outputs.keys() == {"embedding"}
+    assert program.groups() == ()
+    assert logits_linear(program) == -1

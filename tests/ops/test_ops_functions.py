@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,10 @@ TORCH_ACTIVATIONS: dict[str, Any] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+    "exp": torch.exp,
+    "tanh": torch.tanh,
 }
 
 
@@ -107,9 +112,78 @@ TORCH_ACTIVATIONS: dict[str, Any] = {
 def test_activations(kind: str) -> None:
     x, up = _array(9, 8) * 4, _array(9, 8)
     x[0] = [0, -0.0, 100, -100, 1e-20, -88.8, 30, -30]
+    if kind == "exp":
+        x = np.minimum(x, 0)
     wanted = TORCH_ACTIVATIONS[kind](torch.tensor(x))
     _close(functions.activation(x, kind=kind), wanted)
     _close(functions.gated_activation(x, up, kind=kind), wanted * torch.tensor(up))
+
+
+def test_clamped_silu() -> None:
+    gate, up = _array(9, 8) * 8, _array(9, 8) * 8
+    g, u = torch.tensor(gate).clamp(max=7), torch.tensor(up).clamp(-7, 7)
+    wanted = (u + 1) * (g * torch.sigmoid(g * 1.702))
+    _close(functions.gated_activation(gate, up, kind="clamped_silu"), wanted)
+    assert (np.abs(gate) > 7).any()
+
+
+def test_l2_norm_of_every_run() -> None:
+    x = _array(5, 24)
+    wanted = F.normalize(torch.tensor(x).reshape(5, 3, 8), dim=-1).reshape(5, 24)
+    _close(functions.l2_norm(x, run=8, eps=0.0), wanted)
+
+
+def test_split_and_concat_are_each_others_reverse() -> None:
+    x = _array(3, 20)
+    parts = functions.split(x, widths=(1, 4), runs=4)
+    heads = x.reshape(3, 4, 5)
+    assert np.array_equal(parts[0], heads[:, :, 0])
+    assert np.array_equal(parts[1], heads[:, :, 1:].reshape(3, 16))
+    assert np.array_equal(functions.concat(*parts, runs=4), x)
+
+
+def test_rows_are_replaced_and_the_input_is_not() -> None:
+    x, kept, values = _array(4, 3), None, _array(2, 3)
+    kept = x.copy()
+    out = functions.replace_rows(x, np.array([3, 1], np.int32), values)
+    assert np.array_equal(out[[3, 1]], values)
+    assert np.array_equal(out[[0, 2]], x[[0, 2]])
+    assert np.array_equal(x, kept)
+
+
+def test_pooling_sees_one_sequence_at_a_time() -> None:
+    x, starts = _array(6, 4), np.array([0, 2, 6], np.int32)
+    _close(
+        functions.pool(x, starts, kind="mean"),
+        torch.tensor(np.stack([x[:2].mean(0), x[2:].mean(0)])),
+    )
+    assert np.array_equal(functions.pool(x, starts, kind="cls"), x[[0, 2]])
+    assert np.array_equal(functions.pool(x, starts, kind="last"), x[[1, 5]])
+
+
+def test_add_and_mul_take_one_row_for_all() -> None:
+    x, row = _array(3, 4), _array(4)
+    assert np.array_equal(functions.add(x, row), x + row[None])
+    assert np.array_equal(functions.mul(x, row), x * row[None])
+
+
+def test_permuted_weights_meet_the_right_inputs() -> None:
+    rng = np.random.default_rng(3)
+    plain = quantize_affine(
+        "w", rng.standard_normal((6, 64)).astype(np.float32), 4, 32, offset=True
+    )
+    order = rng.permutation(64).astype(np.int32)
+    shuffled = dataclasses.replace(plain, permutation=order)
+    x = _array(5, 64)
+    assert np.array_equal(shuffled.dequantize()[:, order], plain.dequantize())
+    for activation in ("fp32", "int8"):
+        found = functions.linear(x, shuffled, activation=activation)
+        assert np.array_equal(found, functions.linear(x[:, order], plain, activation=activation))
+
+
+def test_low_rank() -> None:
+    x, down, up = _array(3, 8), _array(2, 8), _array(5, 2)
+    _close(functions.low_rank(x, down, up), torch.tensor(x) @ torch.tensor(up @ down).T)
 
 
 def test_elementwise() -> None:
@@ -146,7 +220,7 @@ def test_attend(first: int, window: int, causal: bool) -> None:
     query, key = np.arange(first, length)[:, None], np.arange(length)[None]
     mask = (key <= query) if causal else np.ones((n, length), bool)
     if window:
-        mask = mask & (query - key < window)
+        mask = mask & (np.abs(query - key) < window)
     wanted = _torch_attend(q, k, v, mask, 0.3)
     found = functions.attend(q, k, v, first=first, scale=0.3, window=window, causal=causal)
     _close(found, wanted)

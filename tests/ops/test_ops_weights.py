@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -15,14 +17,18 @@ from sartor.ops import (
     OPERATORS,
     AffineFormat,
     DenseFormat,
+    Fp8Format,
     LookupFormat,
     Weight,
     dense,
+    experts,
     functions,
     operator,
     quantize_affine,
+    recurrent,
+    stack,
 )
-from sartor.ops.weights import from_float32, to_float32
+from sartor.ops.weights import E4M3, from_float32, to_float32
 
 
 @given(st.lists(st.floats(width=32, allow_nan=True), min_size=1, max_size=20))
@@ -101,6 +107,52 @@ def test_bits_per_weight() -> None:
     assert LookupFormat((0,) * 16, 32).bits_per_weight == 4.5
 
 
+def test_e4m3_is_torch_s() -> None:
+    codes = torch.arange(256, dtype=torch.uint8)
+    np.testing.assert_array_equal(E4M3, codes.view(torch.float8_e4m3fn).float().numpy())
+
+
+def test_fp8_meaning() -> None:
+    codes = np.arange(64, dtype=np.uint8).reshape(2, 32)
+    scale = np.array([[0.5, 2.0], [1.0, 3.0]], np.float32)
+    weight = Weight("w", Fp8Format(16), codes, scale)
+    np.testing.assert_array_equal(weight.dequantize(), E4M3[codes] * np.repeat(scale, 16, axis=1))
+    assert Fp8Format(128).bits_per_weight == 8.125
+
+
+def _act_order(order: np.ndarray, seed: int = 0) -> Weight:
+    values = np.random.default_rng(seed).standard_normal((6, 32)).astype(np.float32)
+    plain = quantize_affine("w", values, 4, 16, offset=True)
+    return dataclasses.replace(plain, permutation=order.astype(np.int32))
+
+
+def test_a_permutation_puts_columns_in_the_order_of_the_inputs() -> None:
+    order = np.random.default_rng(1).permutation(32)
+    weight = _act_order(order)
+    plain = dataclasses.replace(weight, permutation=None).dequantize()
+    for column in range(32):
+        np.testing.assert_array_equal(weight.dequantize()[:, order[column]], plain[:, column])
+    x = np.random.default_rng(2).standard_normal((3, 32)).astype(np.float32)
+    np.testing.assert_allclose(
+        functions.linear(x, weight), x @ weight.dequantize().T, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_experts_stack_reshape_and_come_apart_without_loss() -> None:
+    order = np.random.default_rng(1).permutation(32)
+    weights = [_act_order(order, seed) for seed in range(3)]
+    whole = stack("experts", weights)
+    assert whole.shape == (3, 6, 32)
+    assert whole.reshape(9, 2).shape == (9, 2, 32)
+    for index, weight in enumerate(weights):
+        np.testing.assert_array_equal(whole.rows(index).dequantize(), weight.dequantize())
+        folded = whole.reshape(18).rows(slice(6 * index, 6 * index + 6))
+        np.testing.assert_array_equal(folded.dequantize(), weight.dequantize())
+    for other in (_act_order(order[::-1]), weights[0].rows(slice(3))):
+        with pytest.raises(FormatError, match="unlike"):
+            stack("experts", [weights[0], dataclasses.replace(other, name="odd")])
+
+
 def test_malformed_weights_are_named() -> None:
     scale = np.ones((2, 1), np.float32)
     codes = np.zeros((2, 32), np.uint8)
@@ -109,7 +161,9 @@ def test_malformed_weights_are_named() -> None:
         (lambda: AffineFormat(4, 24), "groups of 24"),
         (lambda: AffineFormat(4, 32, 16), "zero point 16"),
         (lambda: LookupFormat((0,) * 15, 32), "16 entries"),
+        (lambda: Fp8Format(8), "groups of 8"),
         (lambda: Weight("odd", DenseFormat("fp32"), codes), "odd.*uint8"),
+        (lambda: dataclasses.replace(_act_order(np.arange(31)), name="odd"), "permutation"),
         (lambda: Weight("odd", AffineFormat(4, 32), codes[:, :20], scale), "odd.*groups of 32"),
         (lambda: Weight("odd", AffineFormat(4, 32), codes, scale[:1]), "odd: scales"),
         (lambda: Weight("odd", AffineFormat(4, 32), codes, scale, scale), "odd: offsets"),
@@ -120,9 +174,10 @@ def test_malformed_weights_are_named() -> None:
 
 
 def test_every_stateless_operator_has_a_function() -> None:
-    apart = {"rope", "kv_write", "attention", "sample"}
-    for name in set(CORE_OPERATORS) - apart:
-        assert callable(getattr(functions, name)), name
+    on_state = {"kv_write", "attention", "self_attention", "latent_write", "latent_attention"}
+    homes = (functions, experts, recurrent)
+    for name in set(CORE_OPERATORS) - on_state - {"rope", "sample"}:
+        assert any(callable(getattr(home, name, None)) for home in homes), name
     assert set(CORE_OPERATORS) | set(FUSED_OPERATORS) == set(OPERATORS)
     for name in FUSED_OPERATORS:
         assert set(operator(name).fused) <= set(CORE_OPERATORS)
@@ -144,6 +199,17 @@ def test_unknown_operator_lists_the_known_ones() -> None:
         ("attention", [("T", 30)], {"heads": 4, "value_dim": 8, "head_dim": 8}),
         ("linear_group", [("T", 4), (3, 4), (3, 4)], {"biases": [False]}),
         ("add_rms_norm", [("T", 4), ("T", 4), (3,)], {}),
+        ("mul", [("T", 4), (5,)], {}),
+        ("l2_norm", [("T", 10)], {"run": 4, "eps": 0.0}),
+        ("split", [("T", 10)], {"widths": (3, 4), "runs": 1}),
+        ("concat", [("T", 6), ("R", 6)], {"runs": 2}),
+        ("replace_rows", [("T", 4), ("M",), ("M", 5)], {}),
+        ("pool", [("T", 4)], {"kind": "max"}),
+        ("grouped_linear", [("T", 4), ("T", 2), (3, 6, 5)], {}),
+        ("grouped_linear", [("T", 4), ("T", 2), (3, 6, 4), (3, 5)], {}),
+        ("head_linear", [("T", 8), (3, 6, 4)], {}),
+        ("combine_experts", [("T", 7), ("T", 2)], {}),
+        ("short_conv", [("T", 4), (5, 3)], {"state": 0}),
     ],
 )
 def test_shapes_that_do_not_fit(
