@@ -11,6 +11,7 @@ import numpy as np
 
 from sartor.backends.base import Device, MemoryUse, PackedWeights, WeightSource
 from sartor.backends.cpu import _native
+from sartor.backends.cpu.custom import CustomKernel, custom_kernels, fused_operators
 from sartor.backends.cpu.packing import pack_matrix
 from sartor.backends.cpu.weights import CpuWeights, pack
 from sartor.errors import CapacityError, UsageError
@@ -159,7 +160,8 @@ class CpuExecutable:
         self._weights = weights
         self._taps = taps
         self._pool = pool
-        native, self._matrices = _translate(program, weights, plan, taps)
+        self._custom = custom_kernels()
+        native, self._matrices = _translate(program, weights, plan, taps, self._custom)
         self._native = _native.Executor(native, pool, plan.isa)
         self._adapter_bytes: dict[int, int] = {}
         self._finished: dict[int, StepOutput] = {}
@@ -252,6 +254,8 @@ class CpuExecutable:
 
     def kernel_path(self, node: str) -> str:
         found = self.program.node(node)
+        if found.op in self._custom:
+            return f"{self._custom[found.op].name} {found.op}"
         if found.op not in _LINEARS:
             return f"{self.plan.isa} {found.op}"
         specs = self.program.weight_values()
@@ -280,12 +284,17 @@ class CpuExecutable:
 
 
 def _translate(
-    program: Program, weights: CpuWeights, plan: ExecutionPlan, taps: tuple[str, ...]
+    program: Program,
+    weights: CpuWeights,
+    plan: ExecutionPlan,
+    taps: tuple[str, ...],
+    custom: Mapping[str, CustomKernel],
 ) -> tuple[Any, dict[str, int]]:
     """The native form of a program, fused, with weights bound; and its matrices by name."""
     for tap in taps:
         program.node(tap)
-    fused = fuse(program, frozenset(FUSED_OPERATORS), frozenset(taps))
+    wanted = fused_operators(frozenset(FUSED_OPERATORS), custom)
+    fused = fuse(program, wanted, frozenset(taps))
     native = _native.Program(
         vocab=program.vocab,
         block_size=plan.block_size,
@@ -320,6 +329,10 @@ def _translate(
         fields = _fields(node, fused)
         if node.op in _LINEARS:
             fields["residual_threshold"] = 0.0 if logits in node.outputs else OUTLIER
+        if node.op in custom:
+            kernel = custom[node.op]
+            kind = str(node.attributes.get("kind", ""))
+            fields["custom"] = (kernel.address, kernel.context, node.op, kind)
         if node.name in taps:
             fields["tap"] = taps.index(node.name)
         bound_matrices, bound_vectors = _bind(node, names, matrices, vectors)
