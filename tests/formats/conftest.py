@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from tiny_checkpoints import tiny_tensors, write_config, write_gguf
+
+# Whole models, and how to run them, are at home there.
+sys.path.append(str(Path(__file__).parents[1] / "models"))
 
 
 @pytest.fixture

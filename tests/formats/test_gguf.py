@@ -107,12 +107,12 @@ def test_bf16_keeps_its_bits(tmp_path: Path) -> None:
     np.testing.assert_array_equal(GgufCheckpoint(path).weight("w").data, bits)
 
 
-def test_stacked_experts_flatten_into_rows(tmp_path: Path) -> None:
+def test_stacked_experts_keep_their_axis(tmp_path: Path) -> None:
     raw = random_blocks("Q4_0", 6, 64)
     path = write_gguf(tmp_path / "e.gguf", {"w": (raw.reshape(2, 3, -1), "Q4_0")})
     checkpoint = GgufCheckpoint(path)
     assert checkpoint.info("w").shape == (2, 3, 64)
-    assert checkpoint.weight("w").shape == (6, 64)
+    assert checkpoint.weight("w").shape == (2, 3, 64)
 
 
 def test_own_alignment(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from tiny_checkpoints import random_blocks
+from tiny_checkpoints import random_blocks, write_gguf
 
 from sartor.formats import open_checkpoint
-from sartor.formats.gguf_blocks import _CHUNK_CODES, GGUF_TYPES, GgufType, decode_affine
-from sartor.ops.weights import AffineFormat
+from sartor.formats.gguf_blocks import _CHUNK_CODES, GGUF_TYPES, GgufType, decode_blocks
+from sartor.ops.weights import AffineFormat, LookupFormat
 
 QUANTISED = {kind.name: kind for kind in GGUF_TYPES.values() if kind.decode}
 
@@ -25,6 +25,7 @@ def test_the_issue_s_types_are_decoded() -> None:
     assert set(QUANTISED) == {
         *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
         *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+        *("IQ4_NL", "IQ4_XS", "MXFP4"),
     }
 
 
@@ -47,9 +48,10 @@ def test_type_numbers_agree_with_the_library() -> None:
 def test_random_blocks_are_exact(name: str) -> None:
     kind = QUANTISED[name]
     raw = random_blocks(name, 37, 512)
-    weight = decode_affine("w", kind, raw, 37, 512)
-    assert isinstance(weight.format, AffineFormat)
-    assert weight.data.max() < 2**weight.format.bits
+    weight = decode_blocks("w", kind, raw, (37, 512))
+    assert isinstance(weight.format, AffineFormat | LookupFormat)
+    bits = weight.format.bits if isinstance(weight.format, AffineFormat) else 4
+    assert weight.data.max() < 2**bits
     with np.errstate(all="ignore"):
         np.testing.assert_array_equal(weight.dequantize(), expected(raw, name))
 
@@ -59,11 +61,25 @@ def test_chunks_join_without_a_seam(name: str) -> None:
     kind = QUANTISED[name]
     rows = _CHUNK_CODES // 512 + 3
     raw = random_blocks(name, rows, 512)
-    whole = decode_affine("w", kind, raw, rows, 512)
+    whole = decode_blocks("w", kind, raw, (rows, 512))
     for part in (slice(0, 2), slice(rows - 5, rows)):
-        alone = decode_affine("w", kind, raw[part], len(raw[part]), 512)
+        alone = decode_blocks("w", kind, raw[part], (len(raw[part]), 512))
         np.testing.assert_array_equal(whole.data[part], alone.data)
         np.testing.assert_array_equal(whole.scale[part], alone.scale)
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_experts_stay_apart(tmp_path: Path, name: str) -> None:
+    raw = random_blocks(name, 6, 512)
+    path = write_gguf(tmp_path / "e.gguf", {"w": (raw.reshape(2, 3, -1), name)})
+    weight = open_checkpoint(path).weight("w")
+    assert weight.shape == (2, 3, 512)
+    assert weight.scale is not None
+    assert weight.scale.shape[:2] == (2, 3)
+    with np.errstate(all="ignore"):
+        wanted = expected(raw, name).reshape(2, 3, 512)
+        np.testing.assert_array_equal(weight.dequantize(), wanted)
+        np.testing.assert_array_equal(weight.rows(1).dequantize(), wanted[1])
 
 
 @pytest.mark.parametrize("model", ["smollm2-135m", "gemma3-270m"])

@@ -227,3 +227,16 @@ def test_shapes_that_fit() -> None:
     )
     assert group == (("T", 3), ("T", 2))
     assert operator("sample").infer([("R", 9)], {}) == (("R",),)
+
+
+def test_a_stack_of_constant_and_varying_zero_points_has_offsets() -> None:
+    rng = np.random.default_rng(5)
+    values = rng.standard_normal((2, 4, 32)).astype(np.float32)
+    plain = quantize_affine("plain", values[0], 4, 32)
+    varying = quantize_affine("varying", values[1], 4, 32, offset=True)
+    both = stack("both", [plain, varying])
+    assert both.format == AffineFormat(4, 32, offset=True)
+    wanted = np.stack([plain.dequantize(), varying.dequantize()])
+    np.testing.assert_allclose(both.dequantize(), wanted, rtol=1e-6, atol=1e-6)
+    with pytest.raises(FormatError, match="unlike plain beside it"):
+        stack("both", [plain, quantize_affine("other", values[1], 5, 32)])

@@ -41,8 +41,9 @@ class TensorInfo:
     """Where a tensor is and how it is stored.
 
     ``shape`` is in numpy order: output rows N first, input K last. ``stored`` is ``fp32``,
-    ``fp16``, ``bf16``, or the format's own name (``Q4_K``, ``I64``). ``offset`` and ``nbytes``
-    are bytes from the start of ``file``.
+    ``fp16``, ``bf16``, or the format's own name (``Q4_K``, ``I64``, ``gptq``). ``offset`` is bytes
+    from the start of ``file``. A weight that is stored in several parts counts the bytes of all and
+    lies where the first of them does.
     """
 
     name: str

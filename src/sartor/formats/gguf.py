@@ -33,7 +33,7 @@ from sartor.formats.files import (
     bits_per_weight,
     dense_weight,
 )
-from sartor.formats.gguf_blocks import GGUF_TYPES, REMOVED_TYPES, GgufType, decode_affine
+from sartor.formats.gguf_blocks import GGUF_TYPES, REMOVED_TYPES, GgufType, decode_blocks
 from sartor.ops.weights import Weight
 
 MAGIC = b"GGUF"
@@ -414,8 +414,8 @@ class GgufCheckpoint:
     def weight(self, name: str) -> Weight:
         """The tensor in canonical form.
 
-        Floats keep their shape and are views of the file. Quantised tensors become ``[N, K]``:
-        the leading dimensions of a stack (experts) are flattened into N.
+        Floats are views of the file. Quantised tensors are ``[..., N, K]`` as stored; a stack of
+        experts is ``[E, N, K]``, a single row ``[1, K]``.
         Errors: :class:`UnsupportedTensorError` for a type without a decoder.
         """
         info, part = self._entry(name)
@@ -427,9 +427,8 @@ class GgufCheckpoint:
                 f"{info.file}: tensor {name!r}: type {kind.name} is not supported; "
                 "convert the model to another type, for example Q4_K or Q8_0"
             )
-        columns = info.shape[-1]
-        raw = part.file.view(info.offset, info.nbytes)
-        return decode_affine(name, kind, raw, info.size // columns, columns)
+        shape = info.shape if len(info.shape) > 1 else (1, *info.shape)
+        return decode_blocks(name, kind, part.file.view(info.offset, info.nbytes), shape)
 
     def identity(self) -> str:
         """A digest of sizes, modification times and headers."""

@@ -19,7 +19,8 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from sartor.ops.weights import F32, U8, AffineFormat, FloatName, Weight
+from sartor.formats.microscaling import FP4_DOUBLED, halved_e8m0
+from sartor.ops.weights import F32, U8, AffineFormat, FloatName, LookupFormat, Weight
 
 Words = npt.NDArray[np.uint64]
 Decoder = Callable[[U8, U8, F32, F32], None]
@@ -40,31 +41,32 @@ class GgufType:
     block: int
     nbytes: int
     dense: FloatName | None = None
-    format: AffineFormat | None = None
+    format: AffineFormat | LookupFormat | None = None
     decode: Decoder | None = None
 
 
-def decode_affine(name: str, kind: GgufType, raw: U8, rows: int, columns: int) -> Weight:
-    """Decodes ``raw``, the stored bytes of ``[rows, columns]`` weights; ``columns`` in blocks."""
+def decode_blocks(name: str, kind: GgufType, raw: U8, shape: tuple[int, ...]) -> Weight:
+    """Decodes ``raw``, the stored bytes of weights ``[..., N, K]``; K is a multiple of a block."""
     assert kind.format is not None
     assert kind.decode is not None
+    has_offset = isinstance(kind.format, AffineFormat) and kind.format.offset
     blocks = raw.reshape(-1, kind.nbytes)
     groups = kind.block // kind.format.group
     codes = np.empty((len(blocks), kind.block), np.uint8)
     scale = np.empty((len(blocks), groups), np.float32)
-    offset = np.empty((len(blocks) if kind.format.offset else 0, groups), np.float32)
+    offset = np.empty((len(blocks) if has_offset else 0, groups), np.float32)
     step = _CHUNK_CODES // kind.block
     with np.errstate(all="ignore"):  # infinite and NaN scales are data
         for start in range(0, len(blocks), step):
             part = slice(start, start + step)
             kind.decode(blocks[part], codes[part], scale[part], offset[part])
-    shape = (rows, columns // kind.format.group)
+    scales = (*shape[:-1], shape[-1] // kind.format.group)
     return Weight(
         name,
         kind.format,
-        codes.reshape(rows, columns),
-        scale.reshape(shape),
-        offset.reshape(shape) if kind.format.offset else None,
+        codes.reshape(shape),
+        scale.reshape(scales),
+        offset.reshape(scales) if has_offset else None,
     )
 
 
@@ -230,6 +232,38 @@ def _q6_k(blocks: U8, codes: U8, scale: F32, _: F32) -> None:
     _merge(codes, high)
 
 
+# Codes into a table
+
+
+def _iq4_nl(blocks: U8, codes: U8, scale: F32, _: F32) -> None:
+    """fp16 d, nibbles as in Q4_0."""
+    scale[:] = _half(blocks, 0)
+    _unpack(_words(blocks, 2, 16), 4, codes)
+
+
+def _iq4_xs(blocks: U8, codes: U8, scale: F32, _: F32) -> None:
+    """fp16 d, 8 scales of 6 bits (zero 32; high pairs, then low nibbles), 8 x 16 bytes of nibbles.
+
+    Bits 2g of the 16-bit word at byte 2 and nibble g of the 4 bytes after it are scale g.
+    """
+    group = np.arange(8)
+    high = blocks[:, 2:4].view("<u2") >> (2 * group).astype(np.uint16)
+    low = blocks[:, 4 + group // 2] >> (4 * (group % 2)).astype(np.uint8)
+    sub = (low & np.uint8(0x0F)) | ((high.astype(np.uint8) & np.uint8(3)) << np.uint8(4))
+    _product(_half(blocks, 0), sub.view(np.int8) - np.int8(32), scale)
+    _unpack(_words(blocks, 8, 128).reshape(-1, 2), 4, codes)
+
+
+def _mxfp4(blocks: U8, codes: U8, scale: F32, _: F32) -> None:
+    """An E8M0 scale, nibbles as in Q4_0."""
+    scale[:] = halved_e8m0(blocks[:, :1])
+    _unpack(_words(blocks, 1, 16), 4, codes)
+
+
+_IQ4 = LookupFormat(
+    (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113), group=32
+)
+
 _DECODED = {
     0: GgufType("F32", 1, 4, dense="fp32"),
     1: GgufType("F16", 1, 2, dense="fp16"),
@@ -244,6 +278,9 @@ _DECODED = {
     12: GgufType("Q4_K", 256, 144, format=AffineFormat(4, 32, offset=True), decode=_q4_k),
     13: GgufType("Q5_K", 256, 176, format=AffineFormat(5, 32, offset=True), decode=_q5_k),
     14: GgufType("Q6_K", 256, 210, format=AffineFormat(6, 16, 32), decode=_q6_k),
+    20: GgufType("IQ4_NL", 32, 18, format=_IQ4, decode=_iq4_nl),
+    23: GgufType("IQ4_XS", 256, 136, format=_IQ4, decode=_iq4_xs),
+    39: GgufType("MXFP4", 32, 17, format=LookupFormat(FP4_DOUBLED, 32), decode=_mxfp4),
 }
 
 # Q8_1 and Q8_K are ggml's activation formats; files hold them only by mistake.
@@ -254,10 +291,8 @@ _NAMED = {
     17: ("IQ2_XS", 256, 74),
     18: ("IQ3_XXS", 256, 98),
     19: ("IQ1_S", 256, 50),
-    20: ("IQ4_NL", 32, 18),
     21: ("IQ3_S", 256, 110),
     22: ("IQ2_S", 256, 82),
-    23: ("IQ4_XS", 256, 136),
     24: ("I8", 1, 1),
     25: ("I16", 1, 2),
     26: ("I32", 1, 4),
@@ -266,7 +301,6 @@ _NAMED = {
     29: ("IQ1_M", 256, 56),
     34: ("TQ1_0", 256, 54),
     35: ("TQ2_0", 256, 66),
-    39: ("MXFP4", 32, 17),
     40: ("NVFP4", 64, 36),
     41: ("Q1_0", 128, 18),
 }

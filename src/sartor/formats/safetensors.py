@@ -13,12 +13,12 @@ import math
 import os
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Literal, Self, TypeGuard
 
-from sartor.errors import FormatError, SartorError, UnsupportedError, UsageError
+from sartor.errors import FormatError, SartorError, UsageError
 from sartor.formats.files import (
     MappedFile,
     TensorInfo,
@@ -27,6 +27,7 @@ from sartor.formats.files import (
     dense_weight,
     is_shape,
 )
+from sartor.formats.quantized import Quantized, Tensors, quantized_weights
 from sartor.ops.weights import FloatName, Weight
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -168,14 +169,19 @@ class SafetensorsCheckpoint:
         """Opens the folder ``path``.
 
         Errors: :class:`FormatError` (damaged or incomplete), :class:`UnsupportedError`
-        (pre-quantised), :class:`UsageError` (no such checkpoint), each naming the file.
+        (a quantised layout that is not read), :class:`UsageError` (no such checkpoint), each naming
+        the file.
         """
         self.path = path
         config = read_json(path / "config.json")
         self.metadata: Mapping[str, object] = MappingProxyType(config)
         self.architecture = _architecture(config, path / "config.json")
-        _refuse_quantized(config, path / "config.json")
-        self._shards, self._tensors, headers = _open_shards(path)
+        self._shards, stored, headers = _open_shards(path)
+        quantized = quantized_weights(
+            config, f"{path / 'config.json'}", Tensors(stored, self._shards)
+        )
+        self._tensors = _logical_tensors(stored, quantized)
+        self._quantized = {weight.info.name: weight for weight in quantized}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         for shard, header in headers.items():
             digest.update(self._shards[shard].fingerprint(header).encode())
@@ -193,7 +199,7 @@ class SafetensorsCheckpoint:
         self.close()
 
     def names(self) -> list[str]:
-        """Tensor names, shard by shard in data order."""
+        """Tensor names, shard by shard in data order; a quantised weight is one of them."""
         return list(self._tensors)
 
     def info(self, name: str) -> TensorInfo:
@@ -205,11 +211,15 @@ class SafetensorsCheckpoint:
         return self._tensors[name]
 
     def weight(self, name: str) -> Weight:
-        """The tensor as a view of the file (copied only where the file misaligns it).
+        """The tensor as a view of the file (copied only where the file misaligns it), or decoded
+        from the parts of a quantised layout.
 
-        Errors: :class:`UnsupportedTensorError` for a dtype other than fp32, fp16 and bf16.
+        Errors: :class:`FormatError` for codes that contradict each other,
+        :class:`UnsupportedTensorError` for a dtype other than fp32, fp16 and bf16.
         """
         info = self.info(name)
+        if name in self._quantized:
+            return self._quantized[name].read()
         for dtype in _FLOATS.values():
             if info.stored == dtype:
                 return dense_weight(info, self._shards[info.file], dtype)
@@ -230,6 +240,7 @@ class SafetensorsCheckpoint:
         """Lets go of the files; weights already handed out stay valid."""
         self._shards = {}
         self._tensors = {}
+        self._quantized = {}
 
 
 def _architecture(config: Mapping[str, object], where: Path) -> str:
@@ -239,15 +250,13 @@ def _architecture(config: Mapping[str, object], where: Path) -> str:
     return names[0]
 
 
-def _refuse_quantized(config: Mapping[str, object], where: Path) -> None:
-    quantized = config.get("quantization_config")
-    if quantized is None:
-        return
-    method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-    raise UnsupportedError(
-        f"{where}: the checkpoint is already quantised ({method!r}), a layout that is not read "
-        "yet; use the original checkpoint or a GGUF file"
-    )
+def _logical_tensors(
+    stored: Mapping[str, TensorInfo], quantized: Iterable[Quantized]
+) -> dict[str, TensorInfo]:
+    """The stored tensors, with each quantised weight in the place of its first part."""
+    parts = {part: weight.info for weight in quantized for part in weight.parts}
+    infos = [parts.get(name, info) for name, info in stored.items()]
+    return {info.name: info for info in infos}
 
 
 def _open_shards(

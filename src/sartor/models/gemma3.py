@@ -48,7 +48,7 @@ def _from_hf(checkpoint: Checkpoint) -> ModelConfig:
     options = whole.table("text_config") if multimodal else whole
     options.require("attn_logit_softcapping")
     options.require("use_bidirectional_attention", False)
-    options.require("quantization_config")
+    options.raw("quantization_config")
     count = huggingface.hf_layer_count(checkpoint, options, 26)
     hidden = options.size("hidden_size", 2304)
     head_dim = options.even_size("head_dim", 256)

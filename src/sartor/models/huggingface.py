@@ -23,6 +23,7 @@ ACTIVATIONS: Mapping[str, str] = {
     "swish": "silu",
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
     "relu": "relu",
 }
 """Names in transformers, and the operator's ``kind``."""
@@ -32,9 +33,9 @@ IGNORED = (r".*\.rotary_emb\.inv_freq",)
 
 
 def hf_options(checkpoint: Checkpoint) -> Options:
-    """The options in config.json; a quantised layout is refused."""
+    """The options in config.json. The quantised layout, if any, is the checkpoint's business."""
     options = Options(checkpoint.metadata, f"{checkpoint.path}/config.json")
-    options.require("quantization_config")
+    options.raw("quantization_config")
     return options
 
 
@@ -116,6 +117,16 @@ def windows_of_types(
     return tuple(window if kind == "sliding_attention" else 0 for kind in types)
 
 
+def hf_dense_layers(options: Options, layers: int) -> set[int]:
+    """Layers of the Qwen family that have no experts: those in ``mlp_only_layers``, and all but
+    the last of every ``decoder_sparse_step`` layers."""
+    listed = options.raw("mlp_only_layers") or ()
+    if not isinstance(listed, list | tuple) or not all(isinstance(item, int) for item in listed):
+        raise options.refusal("mlp_only_layers", listed)
+    step = options.size("decoder_sparse_step", 1)
+    return {*listed, *(index for index in range(layers) if (index + 1) % step)}
+
+
 def hf_context(options: Options, rope: RopeSpec) -> int:
     """Longest sequence in tokens.
 
@@ -136,18 +147,23 @@ def hf_config(
     *,
     windows: tuple[int, ...] | None = None,
     head_dim: int = 0,
+    theta: float = 10000.0,
+    partial: float | None = None,
     qkv_bias: bool = False,
     output_bias: bool = False,
     mlp_bias: bool = False,
 ) -> ModelConfig:
-    """The configuration of a Llama-like decoder; ``head_dim`` is a default, 0 derives it."""
+    """The configuration of a Llama-like decoder.
+
+    ``head_dim`` is a default, 0 derives it; so is ``theta``; ``partial`` as in :func:`hf_rope`.
+    """
     options = hf_options(checkpoint)
     layers = hf_layer_count(checkpoint, options)
     hidden = options.size("hidden_size")
     heads = options.size("num_attention_heads")
     if not head_dim or options.raw("head_dim") is not None:
         head_dim = hf_head_dim(options, heads, hidden)
-    rope = hf_rope(options, head_dim)
+    rope = hf_rope(options, head_dim, theta, partial=partial)
     return ModelConfig(
         architecture=architecture,
         vocab_size=options.size("vocab_size"),

@@ -222,7 +222,12 @@ class Weight:
 
 
 def stack(name: str, weights: Sequence[Weight]) -> Weight:
-    """Weights of one format and shape along a new first axis (experts that are stored apart)."""
+    """Weights of one format and shape along a new first axis (experts that are stored apart).
+
+    Where zero points vary in some of them only, all get offsets.
+    """
+    if len({weight.format for weight in weights}) > 1:
+        weights = [_with_offset(weight) for weight in weights]
     first = weights[0]
     for other in weights[1:]:
         same = other.permutation is first.permutation or (
@@ -246,6 +251,18 @@ def stack(name: str, weights: Sequence[Weight]) -> Weight:
         together([w.scale for w in weights]),
         together([w.offset for w in weights]),
         first.permutation,
+    )
+
+
+def _with_offset(weight: Weight) -> Weight:
+    """The same affine weight without a zero point."""
+    form = weight.format
+    if not isinstance(form, AffineFormat) or form.offset or weight.scale is None:
+        return weight
+    return dataclasses.replace(
+        weight,
+        format=AffineFormat(form.bits, form.group, offset=True),
+        offset=(-weight.scale * np.float32(form.zero)).astype(np.float32, copy=False),
     )
 
 
