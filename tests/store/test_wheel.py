@@ -45,6 +45,23 @@ def test_pull(links: Path, recorder: Recorder) -> None:
     assert recorder.bytes["tiny_llm-1.0-py3-none-any.whl"] > len(GGUF)
 
 
+def test_modules_of_a_sentence_transformer_come_along(links: Path, recorder: Recorder) -> None:
+    build_wheel(
+        links,
+        "tiny-encoder",
+        {
+            "tiny_encoder/model/config.json": b"{}",
+            "tiny_encoder/model/model.safetensors": b"weights",
+            "tiny_encoder/model/1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
+            "tiny_encoder/model/onnx/model.json": b"{}",
+            "tiny_encoder/other.json": b"{}",
+        },
+    )
+    folder = ModelStore().pull("pypi:tiny-encoder", recorder).path
+    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert files == {"config.json", "model.safetensors", "1_Pooling/config.json"}
+
+
 def split_wheels(links: Path, *, sums: str | None = None, skip: int | None = None) -> None:
     name = "tiny-split"
     cuts = [GGUF[:1_000_000], GGUF[1_000_000:2_000_000], GGUF[2_000_000:]]

