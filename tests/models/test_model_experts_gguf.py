@@ -1,0 +1,151 @@
+"""Models with experts as GGUF: logits against transformers on the same weights, strict keys."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from logits_runner import LENGTH, TOKENS, TOLERANCE, relative_error, run
+from tiny_experts import CASES, DEEPSEEK_YARN, GPT_OSS, V3, tiny
+from tiny_experts_gguf import write
+from tiny_models import Case, expected_logits, save
+
+from sartor.errors import FormatError, UnsupportedError
+from sartor.formats import open_checkpoint
+from sartor.models import Model, load_model
+
+# GGUF cannot say that mscale differs from mscale_all_dim.
+_ONE_MSCALE = DEEPSEEK_YARN["rope_parameters"] | {"mscale": 1.2}
+ROUTES: dict[str, tuple[str, Case]] = {
+    "mixtral": ("llama", CASES["mixtral"]),
+    "qwen3moe": ("qwen3moe", CASES["qwen3-moe"]),
+    "gpt-oss": ("gpt-oss", Case("GptOss", GPT_OSS)),
+    "deepseek2-lite": ("deepseek2", CASES["deepseek-v2-lite"]),
+    "deepseek2-groups": ("deepseek2", CASES["deepseek-v2-groups"]),
+    "deepseek2-v3": ("deepseek2", CASES["deepseek-v3"]),
+    "deepseek2-yarn": ("deepseek2", Case("DeepseekV3", V3 | {"rope_parameters": _ONE_MSCALE})),
+}
+
+
+def _loaded(path: Path) -> Model:
+    return load_model(open_checkpoint(path))
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_logits_equal_transformers(route: str, backend: str, tmp_path: Path) -> None:
+    architecture, case = ROUTES[route]
+    oracle = tiny(case)
+    model = _loaded(write(oracle, architecture, tmp_path / "tiny.gguf"))
+    found = run(model, backend, TOKENS, [LENGTH - 1, 1])
+    assert relative_error(found, expected_logits(oracle, TOKENS, [LENGTH])) < TOLERANCE
+
+
+@pytest.mark.parametrize("route", ["mixtral", "qwen3moe", "gpt-oss", "deepseek2-v3"])
+def test_configuration_equals_that_of_the_folder(route: str, tmp_path: Path) -> None:
+    architecture, case = ROUTES[route]
+    oracle = tiny(case)
+    ours = _loaded(write(oracle, architecture, tmp_path / "tiny.gguf")).config
+    theirs = _loaded(save(oracle, tmp_path / "folder")).config
+    assert ours.experts is not None
+    assert theirs.experts is not None
+    scale = pytest.approx(theirs.experts.scale)
+    assert ours.experts.scale == scale
+    experts = dataclasses.replace(ours.experts, scale=theirs.experts.scale)
+    same = {name: getattr(theirs, name) for name in ("architecture", "norm_eps", "context_length")}
+    flat = dataclasses.replace(ours, experts=experts, layers=theirs.layers, **same)
+    assert flat == theirs
+    assert [part.sparse for part in ours.layers] == [part.sparse for part in theirs.layers]
+    assert [part.window for part in ours.layers] == [part.window for part in theirs.layers]
+    rope = (ours.layers[0].rope, theirs.layers[0].rope)
+    assert rope[0] is not None
+    assert rope[1] is not None
+    assert rope[0].truncate == rope[1].truncate
+    assert rope[0].interleaved == rope[1].interleaved
+
+
+def test_kv_projection_in_one_matrix(tmp_path: Path) -> None:
+    """Older files hold kv_b whole and describe attention in its plain form."""
+    oracle = tiny(CASES["deepseek-v3"])
+    whole = _loaded(write(oracle, "deepseek2", tmp_path / "whole.gguf", split=False))
+    split = _loaded(write(oracle, "deepseek2", tmp_path / "split.gguf"))
+    assert whole.config == split.config
+    for part in ("k_b_proj", "v_b_proj"):
+        name = f"model.layers.2.self_attn.{part}.weight"
+        stored = [model.source.weight(name).dequantize() for model in (whole, split)]
+        assert np.array_equal(*stored)
+
+
+def test_quantised_kv_projection_and_experts(tmp_path: Path) -> None:
+    """What is not transposed keeps its codes; keys' part of kv_b is widened without rounding."""
+    case = Case("DeepseekV3", V3 | {"kv_lora_rank": 32, "moe_intermediate_size": 32})
+    oracle = tiny(case)
+    path = write(oracle, "deepseek2", tmp_path / "tiny.gguf", split=False, quantize=True)
+    source = _loaded(path).source
+    whole = open_checkpoint(path).weight("blk.1.attn_kv_b.weight")
+    values = source.weight("model.layers.1.self_attn.v_b_proj.weight")
+    keys = source.weight("model.layers.1.self_attn.k_b_proj.weight")
+    assert values.format == whole.format
+    assert (values.shape, keys.shape) == ((4, 10, 32), (4, 32, 12))
+    per_head = whole.dequantize().reshape(4, 22, 32)
+    assert np.array_equal(values.dequantize(), per_head[:, 12:])
+    assert np.array_equal(keys.dequantize(), per_head[:, :12].swapaxes(1, 2))
+    down = source.weight("model.layers.1.mlp.experts.down_proj.weight")
+    assert (down.format, down.shape) == (whole.format, (8, 48, 32))
+
+
+@pytest.mark.parametrize(
+    ("route", "key", "value", "message"),
+    [
+        ("qwen3moe", "expert_gating_func", 2, "expert_gating_func = 2"),
+        ("qwen3moe", "expert_weights_norm", False, "expert_weights_norm = False"),
+        ("qwen3moe", "expert_weights_scale", 2.5, "expert_weights_scale = 2.5"),
+        ("qwen3moe", "expert_group_count", 4, "expert_group_count = 4"),
+        ("qwen3moe", "expert_shared_count", 1, "expert_shared_count = 1"),
+        ("mixtral", "expert_gating_func", 2, "expert_gating_func = 2"),
+        ("gpt-oss", "expert_gating_func", 1, "expert_gating_func = 1"),
+        ("deepseek2-v3", "expert_gating_func", 3, "expert_gating_func = 3"),
+        ("deepseek2-v3", "attention.temperature_scale", 0.5, "temperature_scale = 0.5"),
+        ("deepseek2-v3", "attention.key_length", 20, "key_length = 20"),
+        ("deepseek2-v3", "attention.key_length_mla", 8, "key_length_mla = 8"),
+        ("deepseek2-v3", "rope.scaling.factor", 4.0, "rope.scaling.type = 'linear'"),
+        ("deepseek2-yarn", "rope.scaling.attn_factor", 1.5, "attn_factor = 1.5"),
+        ("deepseek2-v3", "expert_group_used_count", 9, "from 9 of 4 groups"),
+    ],
+)
+def test_options_not_implemented_are_refused_by_name(
+    route: str, key: str, value: object, message: str, tmp_path: Path
+) -> None:
+    architecture, case = ROUTES[route]
+
+    def extra(writer: gguf.GGUFWriter) -> None:
+        whole = f"{architecture}.{key}"
+        add = {int: writer.add_uint32, float: writer.add_float32}
+        writer.kv_data[0].pop(whole, None)
+        (writer.add_bool if isinstance(value, bool) else add[type(value)])(whole, value)
+
+    path = write(tiny(case), architecture, tmp_path / "tiny.gguf", extra)
+    with pytest.raises(UnsupportedError, match=message.replace(".", r"\.")):
+        _loaded(path)
+
+
+@pytest.mark.parametrize(
+    ("route", "key"),
+    [
+        ("deepseek2-v3", "expert_gating_func"),
+        ("deepseek2-yarn", "rope.scaling.yarn_log_multiplier"),
+        ("gpt-oss", "attention.sliding_window"),
+        ("qwen3moe", "expert_used_count"),
+    ],
+)
+def test_missing_options_are_named(route: str, key: str, tmp_path: Path) -> None:
+    architecture, case = ROUTES[route]
+
+    def extra(writer: gguf.GGUFWriter) -> None:
+        writer.kv_data[0].pop(f"{architecture}.{key}")
+
+    path = write(tiny(case), architecture, tmp_path / "tiny.gguf", extra)
+    with pytest.raises(FormatError, match=f"{key} is missing"):
+        _loaded(path)
