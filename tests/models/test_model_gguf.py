@@ -131,7 +131,7 @@ def test_quantised_rows_are_put_in_order_without_loss(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("expert_count", 8, "llama.expert_count = 8"),
+        ("expert_shared_count", 8, "llama.expert_shared_count = 8"),
         ("rope.dimension_count", 6, "llama.rope.dimension_count = 6"),
         ("attention.value_length", 6, "llama.attention.value_length = 6"),
         ("attention.something_new", 3, "llama.attention.something_new = 3"),

@@ -50,15 +50,15 @@ def _load(folder: Path) -> Model:
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"hidden_act": "relu2"}, "hidden_act = 'relu2'"),
-    ("llama", {"rope_parameters": {"rope_type": "longrope", "factor": 2}}, "rope type 'longrope'"),
-    ("llama", {"rope_parameters": None, "rope_scaling": {"type": "su"}}, "rope type 'su'"),
+    ("llama", {"rope_parameters": {"rope_type": "mrope", "factor": 2}}, "rope type 'mrope'"),
+    ("llama", {"rope_parameters": None, "rope_scaling": {"type": "ntk"}}, "rope type 'ntk'"),
     ("llama", {"rope_parameters": {"mrope_section": [1, 2]}}, "mrope_section"),
     ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
     ("llama", {"partial_rotary_factor": 0.25}, "partial_rotary_factor = 0.25"),
     ("llama", {"head_dim": 7}, "head_dim = 7"),
     ("llama", {"head_dim": None, "hidden_size": 49}, "hidden_size = 49"),
     ("llama", {"num_key_value_heads": 3}, "num_key_value_heads = 3"),
-    ("llama", {"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+    ("llama", {"quantization_config": {"quant_method": "bitsandbytes"}}, "bitsandbytes"),
     ("llama", {"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM.*LlamaForCausalLM"),
     ("mistral", {"layer_types": ["sliding_attention"] * 2 + ["full_attention"]}, "layer_types"),
     ("qwen2", {"layer_types": ["chunked_attention"] * 3}, "chunked_attention"),

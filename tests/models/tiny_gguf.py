@@ -17,7 +17,14 @@ ARCHITECTURES = {
     "qwen2": gguf.MODEL_ARCH.QWEN2,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
     "gemma3": gguf.MODEL_ARCH.GEMMA3,
+    "phi3": gguf.MODEL_ARCH.PHI3,
+    "glm4": gguf.MODEL_ARCH.GLM4,
+    "granite": gguf.MODEL_ARCH.GRANITE,
+    "olmo2": gguf.MODEL_ARCH.OLMO2,
+    "gemma2": gguf.MODEL_ARCH.GEMMA2,
+    "smollm3": gguf.MODEL_ARCH.SMOLLM3,
 }
+INTERLEAVED = ("llama", "granite", "smollm3")
 Extra = Callable[[gguf.GGUFWriter], None]
 
 
@@ -57,11 +64,11 @@ def write(
         if tied and name == "lm_head.weight":
             continue
         data = tensor.to(torch.float32).numpy().copy()
-        if architecture == "llama" and ".q_proj." in name:
+        if architecture in INTERLEAVED and ".q_proj." in name:
             data = interleaved(data, heads)
-        elif architecture == "llama" and ".k_proj." in name:
+        elif architecture in INTERLEAVED and ".k_proj." in name:
             data = interleaved(data, kv_heads)
-        elif architecture == "gemma3" and "norm" in name:
+        elif architecture.startswith("gemma") and "norm" in name:
             data = data + np.float32(1)
         stored = names.get_name(name, (".weight", ".bias"))
         if stored == skip:

@@ -23,6 +23,15 @@ from sartor.ops.rope import (
 
 CONTEXT, THETA, DIM = 64, 5000.0, 16
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+SHORT = tuple(1 + 0.1 * i for i in range(DIM // 2))
+LONG = tuple(1.5 + i * i for i in range(DIM // 2))
+FACTORS: Any = {"short_factors": SHORT, "long_factors": LONG}
+LONGROPE = {
+    "rope_type": "longrope",
+    "original_max_position_embeddings": 32,
+    "short_factor": list(SHORT),
+    "long_factor": list(LONG),
+}
 VARIANTS: list[tuple[dict[str, Any], RopeSpec]] = [
     ({"rope_type": "linear", "factor": 3.0}, RopeSpec(DIM, THETA, "linear", 3.0)),
     ({"rope_type": "dynamic", "factor": 3.0}, RopeSpec(DIM, THETA, "dynamic", 3.0, CONTEXT)),
@@ -52,6 +61,15 @@ VARIANTS: list[tuple[dict[str, Any], RopeSpec]] = [
             "original_max_position_embeddings": 128,
         },
         RopeSpec(DIM, THETA, "llama3", 8.0, 128),
+    ),
+    (LONGROPE, RopeSpec(DIM, THETA, "longrope", 2.0, 32, **FACTORS)),
+    (
+        LONGROPE | {"factor": 1.0, "attention_factor": 1.19},
+        RopeSpec(DIM, THETA, "longrope", 1.0, 32, attention_factor=1.19, **FACTORS),
+    ),
+    (
+        LONGROPE | {"original_max_position_embeddings": 128},
+        RopeSpec(DIM, THETA, "longrope", 0.5, 128, **FACTORS),
     ),
 ]
 
@@ -116,14 +134,20 @@ def test_explicit_divisors() -> None:
 
 
 def test_dynamic_lengths_differ_by_sequence() -> None:
-    spec = RopeSpec(DIM, THETA, "dynamic", 2.0, 16)
-    positions = np.array([3, 3], np.int32)
-    cos, _ = cos_sin(spec, positions, np.array([16, 64], np.int32))
-    assert not np.array_equal(cos[0], cos[1])
+    for spec in (
+        RopeSpec(DIM, THETA, "dynamic", 2.0, 16),
+        RopeSpec(DIM, THETA, "longrope", 2.0, 16, **FACTORS),
+    ):
+        assert spec.depends_on_length
+        positions = np.array([3, 3], np.int32)
+        cos, _ = cos_sin(spec, positions, np.array([16, 64], np.int32))
+        assert not np.array_equal(cos[0], cos[1])
 
 
 def test_refusals() -> None:
-    with pytest.raises(UnsupportedError, match="'longrope'"):
-        RopeSpec(DIM, kind="longrope")  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match="'mrope'"):
+        RopeSpec(DIM, kind="mrope")  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match="8 short and as many long factors, not 8 and 0"):
+        RopeSpec(DIM, kind="longrope", short_factors=SHORT)
     with pytest.raises(UnsupportedError, match="7 features"):
         RopeSpec(7)

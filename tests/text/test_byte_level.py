@@ -192,7 +192,7 @@ def test_long_runs_do_not_hang(tokenizer: Tokenizer) -> None:
     [
         ({"model": None}, FormatError, "tokenizer.ggml.model is missing"),
         ({"model": 3}, FormatError, "tokenizer.ggml.model must be a string"),
-        ({"model": "gemma4"}, UnsupportedError, "'gemma4'.*supported: gpt2, llama"),
+        ({"model": "gemma4"}, UnsupportedError, "'gemma4'.*supported: bert, gpt2, llama"),
         ({"pre": "klingon"}, UnsupportedError, "'klingon'.*smollm"),
         ({"tokens": None}, FormatError, "tokenizer.ggml.tokens is missing"),
         ({"tokens": []}, FormatError, "tokenizer.ggml.tokens is empty"),

@@ -2,13 +2,19 @@
 
 from sartor.models.config import LayerConfig, ModelConfig
 from sartor.models.model import Model, WeightSource, load_model
-from sartor.models.registry import Architecture, architecture_of, architectures
+from sartor.models.registry import (
+    Architecture,
+    UnknownArchitectureError,
+    architecture_of,
+    architectures,
+)
 
 __all__ = [
     "Architecture",
     "LayerConfig",
     "Model",
     "ModelConfig",
+    "UnknownArchitectureError",
     "WeightSource",
     "architecture_of",
     "architectures",

@@ -41,18 +41,29 @@ def self_attention(
     layer: LayerConfig,
     *,
     qk_norm: bool = False,
+    row_norm: bool = False,
     sinks: bool = False,
+    output_gate: bool = False,
 ) -> Value:
-    """Grouped-query attention with rope; ``qk_norm`` normalises each head before the rope."""
+    """Grouped-query attention with rope.
+
+    ``qk_norm`` normalises each head before the rope, ``row_norm`` all of them together;
+    ``output_gate`` multiplies what attention
+    gives by the sigmoid of another projection, ``gate_proj`` (arXiv:2505.06708).
+    """
     dim, bias = config.head_dim, config.qkv_bias
     q_width, kv_width = config.heads * dim, config.kv_heads * dim
     with b.scope("self_attn"):
         q = b.linear(x, "q_proj", q_width, bias=bias, axes=("heads", "hidden"))
         k = b.linear(x, "k_proj", kv_width, bias=bias, axes=("kv_heads", "hidden"))
         v = b.linear(x, "v_proj", kv_width, bias=bias, axes=("kv_heads", "hidden"))
-        if qk_norm:
-            q = norm(b, q, config, "q_norm", run=dim)
-            k = norm(b, k, config, "k_norm", run=dim)
+        gate = None
+        if output_gate:
+            gate = b.linear(x, "gate_proj", q_width, bias=bias, axes=("heads", "hidden"))
+        if qk_norm or row_norm:
+            run = 0 if row_norm else dim
+            q = norm(b, q, config, "q_norm", run=run)
+            k = norm(b, k, config, "k_norm", run=run)
         out = b.attention(
             rotated(b, q, config, layer, "q_rope"),
             rotated(b, k, config, layer, "k_rope"),
@@ -65,14 +76,14 @@ def self_attention(
             softcap=config.attention_softcap,
             sinks=sinks,
         )
+        if gate is not None:
+            out = b.gated_activation(gate, out, "sigmoid", "gated")
         return b.linear(
             out, "o_proj", config.hidden_size, bias=config.output_bias, axes=("hidden", "heads")
         )
 
 
-def gated_mlp(
-    b: Builder, x: Value, config: ModelConfig, name: str = "mlp", size: int = 0
-) -> Value:
+def gated_mlp(b: Builder, x: Value, config: ModelConfig, name: str = "mlp", size: int = 0) -> Value:
     """``down(activation(gate(x)) * up(x))`` (arXiv:2002.05202), ``size`` features inside."""
     bias, size = config.mlp_bias, size or config.ffn_size
     with b.scope(name):

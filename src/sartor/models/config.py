@@ -10,15 +10,72 @@ from sartor.ops.rope import RopeSpec
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """What may differ from layer to layer. ``window`` is in tokens; 0 sees all of them."""
+    """What may differ from layer to layer.
 
-    rope: RopeSpec
+    ``rope`` is None for a layer without rotary positions; ``window`` is in tokens, 0 sees all of
+    them; ``sparse`` layers have experts as their feed-forward part.
+    """
+
+    rope: RopeSpec | None
     window: int = 0
+    sparse: bool = False
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """The experts of a model's sparse layers, and how tokens are sent to them.
+
+    count, used    experts, and how many of them a token is sent to
+    size           features inside an expert
+    score, normalize, scale, groups, top_groups, group_score   as in ops.experts.route_experts
+    choice_bias    a bias is added to the scores for the choice (DeepSeek-V3)
+    router_bias    the router's linear layer has a bias; ``bias``: those of the experts do
+    shared_size    features inside the expert that sees every token; 0 for none
+    """
+
+    count: int
+    used: int
+    size: int
+    score: str = "softmax"
+    normalize: bool = True
+    scale: float = 1.0
+    groups: int = 1
+    top_groups: int = 1
+    group_score: str = "max"
+    choice_bias: bool = False
+    router_bias: bool = False
+    bias: bool = False
+    shared_size: int = 0
+
+    def __post_init__(self) -> None:
+        eligible = self.count // self.groups * self.top_groups
+        if self.count % self.groups or not 0 < self.used <= eligible <= self.count:
+            raise UnsupportedError(
+                f"experts: {self.used} of {self.count} a token, from {self.top_groups} of "
+                f"{self.groups} groups, cannot be chosen; the configuration is damaged"
+            )
+
+
+@dataclass(frozen=True)
+class LatentConfig:
+    """Sizes of latent attention (DeepSeek-V2, arXiv:2405.04434).
+
+    query_rank  features that queries are compressed to; 0 where they are not
+    rank        compressed features of a token's keys and values, which the state keeps
+    nope_dim    features of a head's key that are not rotated; rope_dim: those that are
+    value_dim   features of a head's value
+    """
+
+    query_rank: int
+    rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder's sizes and options, whichever checkpoint format they came from.
+    """A model's sizes and options, whichever checkpoint format they came from.
 
     vocab_size       rows of the embedding
     ffn_size         features inside the feed-forward part
@@ -26,7 +83,14 @@ class ModelConfig:
     tied_head        the output head reads the embedding's weight
     norm_offset      added to every norm weight (Gemma stores ``weight - 1``)
     embedding_scale  factor of the embedding rows
+    residual_scale   factor of what attention and feed-forward add to a layer's input
+    logit_scale      factor of the logits
     final_softcap    the logits are ``cap * tanh(logits / cap)``; 0 for none
+    attention_softcap  the same for the scores of attention, before the softmax
+    experts          of a model with sparse layers
+    latent           sizes of latent attention, where the model has it
+    pooling, normalize  of an encoder: what becomes of its tokens (a kind of the operator
+                     ``pool``), and whether the result has length 1
     """
 
     architecture: str
@@ -47,7 +111,14 @@ class ModelConfig:
     mlp_bias: bool = False
     norm_offset: float = 0.0
     embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
     final_softcap: float = 0.0
+    attention_softcap: float = 0.0
+    experts: ExpertsConfig | None = None
+    latent: LatentConfig | None = None
+    pooling: str = ""
+    normalize: bool = False
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
@@ -28,7 +29,7 @@ _LOCAL_THETA = 10000.0
 _GLOBAL_THETA = 1_000_000.0
 _PERIOD = 6  # layers; the last of each period is global
 _LAYERS_27B = 62  # the only size whose scores are not scaled by the head's width
-_PARTS: Mapping[str, str] = {
+GGUF_PARTS: Mapping[str, str] = {
     **gguf.LAYER_PARTS,
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
@@ -155,10 +156,12 @@ def _gguf_pattern(options: Options, count: int) -> tuple[bool, ...]:
     return tuple(bool((index + 1) % period) for index in range(count))
 
 
-def layer(b: Builder, x: Value, config: ModelConfig, part: LayerConfig) -> Value:
+def sandwich_layer(
+    b: Builder, x: Value, config: ModelConfig, part: LayerConfig, *, qk_norm: bool
+) -> Value:
     """Norms before and after each part; the sums are of normalised results."""
     inner = norm(b, x, config, "input_layernorm")
-    inner = self_attention(b, inner, config, part, qk_norm=True)
+    inner = self_attention(b, inner, config, part, qk_norm=qk_norm)
     inner = norm(b, inner, config, "post_attention_layernorm")
     x = b.add(x, inner, "attention_residual")
     inner = norm(b, x, config, "pre_feedforward_layernorm")
@@ -168,7 +171,7 @@ def layer(b: Builder, x: Value, config: ModelConfig, part: LayerConfig) -> Value
 
 
 def build(config: ModelConfig) -> Program:
-    return decoder(config, layer)
+    return decoder(config, partial(sandwich_layer, qk_norm=True))
 
 
 def _hf_name(name: str, checkpoint: Checkpoint) -> str:
@@ -185,7 +188,7 @@ def _hf_name(name: str, checkpoint: Checkpoint) -> str:
 
 def locate(name: str, checkpoint: Checkpoint, config: ModelConfig) -> TensorPlace:
     if checkpoint.kind == "gguf":
-        return TensorPlace(gguf.gguf_name(name, _PARTS))
+        return TensorPlace(gguf.gguf_name(name, GGUF_PARTS))
     return TensorPlace(_hf_name(name, checkpoint))
 
 

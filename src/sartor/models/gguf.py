@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from sartor.errors import FormatError
 from sartor.formats import Checkpoint
-from sartor.models.config import LayerConfig, ModelConfig
+from sartor.models.config import ExpertsConfig, LayerConfig, ModelConfig
 from sartor.models.options import Options
 from sartor.models.rope import gguf_rope
+from sartor.ops.rope import RopeSpec
 
 EMBEDDING = "token_embd.weight"
 HEAD = "output.weight"
@@ -38,6 +39,13 @@ LAYER_PARTS: Mapping[str, str] = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
+    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_experts.up_proj": "ffn_up_shexp",
+    "mlp.shared_experts.down_proj": "ffn_down_shexp",
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
@@ -89,7 +97,8 @@ def gguf_options(checkpoint: Checkpoint) -> Options:
 def refuse_unread(options: Options) -> None:
     """Every key of the architecture has been read, changes nothing, or is refused by name."""
     for key, values in _NEUTRAL.items():
-        options.require(key, *values)
+        if not options.has_read(key):
+            options.require(key, *values)
     options.refuse_unread(_NOTES)
 
 
@@ -99,18 +108,32 @@ def has_biases(checkpoint: Checkpoint, *parts: str) -> bool:
     return any(f"blk.0.{part}.bias" in names for part in parts)
 
 
+def layer_count(checkpoint: Checkpoint, options: Options) -> int:
+    """Layers; no more than the file can hold, so that a damaged number costs nothing."""
+    count = options.size("block_count")
+    if count > len(checkpoint.names()):
+        raise FormatError(
+            f"{options.where}: {options.prefix}block_count is {count}, but the file has only "
+            f"{len(checkpoint.names())} tensors"
+        )
+    return count
+
+
 def gguf_config(
     checkpoint: Checkpoint,
     options: Options,
     architecture: str,
     *,
     window: int = 0,
+    partial: bool = False,
     qkv_bias: bool = False,
     output_bias: bool = False,
     mlp_bias: bool = False,
     activation: str = "silu",
+    head: tuple[int, RopeSpec] | None = None,
 ) -> ModelConfig:
-    """The configuration of a decoder whose layers are alike."""
+    """The configuration of a decoder whose layers are alike; ``partial`` as in
+    :func:`gguf_rope`. ``head`` gives width and rope of a head where the caller has read them."""
     names = set(checkpoint.names())
     if EMBEDDING not in names:
         raise FormatError(f"{checkpoint.path}: tensor {EMBEDDING} is missing; fetch it again")
@@ -120,22 +143,19 @@ def gguf_config(
             f"{options.where}: {options.prefix}vocab_size differs from {EMBEDDING}, which has "
             f"{vocab} rows"
         )
-    count = options.size("block_count")
-    if count > len(names):
-        raise FormatError(
-            f"{options.where}: {options.prefix}block_count is {count}, but the file has only "
-            f"{len(names)} tensors"
-        )
+    count = layer_count(checkpoint, options)
     hidden = options.size("embedding_length")
     heads = options.size("attention.head_count")
-    head_dim = options.even_size("attention.key_length", hidden // heads)
-    options.require("attention.value_length", head_dim)
     context = options.size("context_length")
-    frequencies: tuple[float, ...] = ()
-    if ROPE_FREQUENCIES in names:
-        divisors = checkpoint.weight(ROPE_FREQUENCIES).dequantize()
-        frequencies = tuple(float(divisor) for divisor in divisors)
-    rope = gguf_rope(options, head_dim, context, frequencies)
+    if head is None:
+        head_dim = options.even_size("attention.key_length", hidden // heads)
+        options.require("attention.value_length", head_dim)
+        frequencies: tuple[float, ...] = ()
+        if ROPE_FREQUENCIES in names:
+            divisors = checkpoint.weight(ROPE_FREQUENCIES).dequantize()
+            frequencies = tuple(float(divisor) for divisor in divisors)
+        head = head_dim, gguf_rope(options, head_dim, context, frequencies, partial=partial)
+    head_dim, rope = head
     return ModelConfig(
         architecture=architecture,
         vocab_size=vocab,
@@ -153,4 +173,19 @@ def gguf_config(
         qkv_bias=qkv_bias,
         output_bias=output_bias,
         mlp_bias=mlp_bias,
+    )
+
+
+def gguf_experts(options: Options, size: int = 0) -> ExpertsConfig:
+    """Experts whose weights are a softmax over the chosen: nearly every architecture's.
+
+    ``size`` is the width of an expert where the file does not state it.
+    """
+    options.require("expert_gating_func", 0, 1)
+    options.require("expert_weights_norm", True)
+    options.require("expert_weights_scale", 0.0, 1.0)
+    return ExpertsConfig(
+        count=options.size("expert_count"),
+        used=options.size("expert_used_count"),
+        size=options.size("expert_feed_forward_length", size or None),
     )

@@ -149,13 +149,16 @@ def hf_config(
     head_dim: int = 0,
     theta: float = 10000.0,
     partial: float | None = None,
+    norm_eps: float = 1e-6,
+    tied: bool = False,
     qkv_bias: bool = False,
     output_bias: bool = False,
     mlp_bias: bool = False,
 ) -> ModelConfig:
     """The configuration of a Llama-like decoder.
 
-    ``head_dim`` is a default, 0 derives it; so is ``theta``; ``partial`` as in :func:`hf_rope`.
+    ``head_dim`` is a default, 0 derives it; so are ``theta``, ``norm_eps`` and ``tied``;
+    ``partial`` as in :func:`hf_rope`.
     """
     options = hf_options(checkpoint)
     layers = hf_layer_count(checkpoint, options)
@@ -174,10 +177,10 @@ def hf_config(
         head_dim=head_dim,
         layers=tuple(LayerConfig(rope, window) for window in windows or (0,) * layers),
         context_length=hf_context(options, rope),
-        norm_eps=options.positive("rms_norm_eps", 1e-6),
+        norm_eps=options.positive("rms_norm_eps", norm_eps),
         activation=hf_activation(options),
         attention_scale=head_dim**-0.5,
-        tied_head=hf_tied_head(checkpoint, options, default=False),
+        tied_head=hf_tied_head(checkpoint, options, default=tied),
         qkv_bias=qkv_bias,
         output_bias=output_bias,
         mlp_bias=mlp_bias,

@@ -1,6 +1,7 @@
 """Llama and what has its shape: Llama 1-3, SmolLM 1 and 2, Mistral 7B, and many others.
 
-Llama 2: arXiv:2307.09288. Mistral 7B (sliding window): arXiv:2310.06825.
+Llama 2: arXiv:2307.09288. Mistral 7B (sliding window): arXiv:2310.06825. GGUF files say "llama"
+for Mixtral (arXiv:2401.04088), too: it has experts instead of the feed-forward part.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 from sartor.formats import Checkpoint
 from sartor.graph import Program
 from sartor.models import gguf, huggingface
-from sartor.models.blocks import decoder, pre_norm_layer
 from sartor.models.config import ModelConfig
+from sartor.models.experts import sparse_decoder, with_experts
 from sartor.models.registry import Architecture, TensorPlace
 
 
@@ -46,12 +47,14 @@ def _from_gguf(checkpoint: Checkpoint) -> ModelConfig:
         output_bias=gguf.has_biases(checkpoint, "attn_output"),
         mlp_bias=gguf.has_biases(checkpoint, "ffn_gate", "ffn_up", "ffn_down"),
     )
+    if options.integer("expert_count", 0):
+        config = with_experts(config, gguf.gguf_experts(options, config.ffn_size))
     gguf.refuse_unread(options)
     return config
 
 
 def build(config: ModelConfig) -> Program:
-    return decoder(config, pre_norm_layer)
+    return sparse_decoder(config)
 
 
 def locate(name: str, checkpoint: Checkpoint, config: ModelConfig) -> TensorPlace:
@@ -68,8 +71,8 @@ ARCHITECTURE = Architecture(
     name="llama",
     hf_names=("LlamaForCausalLM", "MistralForCausalLM"),
     gguf_names=("llama",),
-    models=("Llama 1-3", "SmolLM 1-2", "Mistral 7B", "TinyLlama"),
-    features=("biases", "sliding window (Mistral)", "tied head"),
+    models=("Llama 1-3", "SmolLM 1-2", "Mistral 7B", "TinyLlama", "Mixtral (GGUF)"),
+    features=("biases", "sliding window (Mistral)", "tied head", "experts (GGUF)"),
     configure=configure,
     build=build,
     locate=locate,

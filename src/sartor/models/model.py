@@ -12,7 +12,7 @@ from sartor.formats import Checkpoint
 from sartor.graph import Program
 from sartor.models.blocks import HEAD
 from sartor.models.config import ModelConfig
-from sartor.models.registry import Architecture, architecture_of
+from sartor.models.registry import Architecture, TensorPlace, architecture_of
 from sartor.ops.weights import Weight, stack
 
 _SHOWN = 8
@@ -70,6 +70,10 @@ class WeightSource:
                         f"{checkpoint.path}: tensor {tensor} has shape {list(shape)}, its "
                         f"configuration needs {list(wanted)}"
                     )
+
+    def place(self, name: str) -> TensorPlace:
+        """Where a weight of the program lies in the checkpoint."""
+        return self._places[name]
 
     def weight(self, name: str) -> Weight:
         """One weight in canonical form; a view of the file unless its place reorders it."""

@@ -54,9 +54,21 @@ class Options:
 
     def window(self, key: str, default: int) -> int:
         """A window in tokens; 0 for none. Absent is the default, null and 0 are none."""
+        return self.nullable(key, default)
+
+    def nullable(self, key: str, default: int) -> int:
+        """An integer from zero. Absent is the default, null is 0."""
         absent = self.prefix + key not in self._values
         value = self.integer(key, default if absent else 0)
         if value < 0:
+            raise self._mistyped(key, value, "at least zero")
+        return value
+
+    def cap(self, key: str, default: float) -> float:
+        """A soft-cap: a finite number from zero. Absent is the default, null is 0: none."""
+        absent = self.prefix + key not in self._values
+        value = self.number(key, default if absent else 0.0)
+        if not 0 <= value < math.inf:
             raise self._mistyped(key, value, "at least zero")
         return value
 
@@ -97,6 +109,15 @@ class Options:
             raise self._mistyped(key, value, "a list of strings")
         return tuple(value)
 
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """A list of numbers."""
+        value = self._present(key, None)
+        if not isinstance(value, list | tuple) or not all(
+            isinstance(item, int | float) and not isinstance(item, bool) for item in value
+        ):
+            raise self._mistyped(key, value, "a list of numbers")
+        return tuple(float(item) for item in value)
+
     def present(self) -> list[str]:
         """Keys that hold a value, without the prefix."""
         start = len(self.prefix)
@@ -117,6 +138,10 @@ class Options:
             f"{self.where}: option {self.prefix}{key} = {value!r} is not implemented; use a "
             "checkpoint without it"
         )
+
+    def has_read(self, key: str) -> bool:
+        """Whether anything has asked for this option."""
+        return self.prefix + key in self._read
 
     def refuse_unread(self, harmless: Iterable[str] = ()) -> None:
         """Refuses every key that nothing has read, but for harmless ones (``x.*`` for a group)."""

@@ -16,8 +16,30 @@ from sartor.graph import Program
 from sartor.models.config import ModelConfig
 from sartor.ops.weights import Weight
 
-MODEL_FILES = ("llama", "qwen2", "qwen3", "gemma3", "phi3", "glm4", "bert")
+MODEL_FILES = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "gemma3",
+    "phi3",
+    "glm4",
+    "bert",
+    "qwen3_next",
+    "granite_hybrid",
+    "granite",
+    "olmo2",
+    "gemma2",
+    "smollm3",
+    "mixtral",
+    "qwen3_moe",
+    "gpt_oss",
+    "deepseek",
+)
 """Modules of this folder; each defines ``ARCHITECTURE``."""
+
+
+class UnknownArchitectureError(UnsupportedError):
+    """No model file implements the architecture; that of a known one's option is another error."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +54,7 @@ class TensorPlace:
     """
 
     tensor: str | tuple[str, ...]
-    rows: npt.NDArray[np.int64] | None = None
+    rows: npt.NDArray[np.int64] | slice | None = None
     shape: tuple[int, ...] | None = None
     convert: Callable[[Weight], Weight] | None = None
 
@@ -77,14 +99,14 @@ def architectures() -> tuple[Architecture, ...]:
 
 
 def architecture_of(checkpoint: Checkpoint) -> Architecture:
-    """The architecture of a checkpoint; an unknown one is an error that lists the known ones."""
+    """The architecture of a checkpoint; UnknownArchitectureError lists the known ones."""
     names: list[str] = []
     for entry in architectures():
         known = entry.gguf_names if checkpoint.kind == "gguf" else entry.hf_names
         if checkpoint.architecture in known:
             return entry
         names += known
-    raise UnsupportedError(
+    raise UnknownArchitectureError(
         f"{checkpoint.path}: architecture {checkpoint.architecture!r} is not supported; "
         f"supported are {', '.join(names)}"
     )

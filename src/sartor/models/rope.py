@@ -35,35 +35,71 @@ _KEYS = {
         "truncate",
         "finetuned",
     ),
+    "longrope": (
+        "factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "short_factor",
+        "long_factor",
+    ),
 }
 """Options of each rope type; ``finetuned`` is a note of older YaRN checkpoints, not an option."""
+_OLDER_NAMES = {"su": "longrope"}
 _ABSURD = 1e9  # far above any stretch or number of rotations that a model could mean
 
 
-def hf_rope(options: Options, head_dim: int, default_theta: float = 10000.0) -> RopeSpec:
-    """The rope of a model whose layers all share one; ``options`` are those of config.json."""
+def hf_rope(
+    options: Options,
+    head_dim: int,
+    default_theta: float = 10000.0,
+    *,
+    partial: float | None = None,
+) -> RopeSpec:
+    """The rope of a model whose layers all share one; ``options`` are those of config.json.
+
+    ``partial`` is the default of ``partial_rotary_factor``, the share of a head that is rotated;
+    None where the architecture rotates all of it.
+    """
     key = "rope_parameters" if options.raw("rope_parameters") is not None else "rope_scaling"
-    options.require("partial_rotary_factor", 1.0)
+    if partial is None:
+        options.require("partial_rotary_factor", 1.0)
+    else:
+        partial = options.positive("partial_rotary_factor", partial)
     theta = options.positive("rope_theta", default_theta)
     context = options.size("max_position_embeddings")
     original = options.integer("original_max_position_embeddings", 0)
-    return hf_rope_table(options.table(key), head_dim, theta, context, original)
+    return hf_rope_table(options.table(key), head_dim, theta, context, original, partial)
 
 
 def hf_rope_table(
-    table: Options, head_dim: int, theta: float, context: int, original: int = 0
+    table: Options,
+    head_dim: int,
+    theta: float,
+    context: int,
+    original: int = 0,
+    partial: float | None = None,
 ) -> RopeSpec:
     """The rope of one table of rope parameters.
 
     ``theta`` and ``context`` (``max_position_embeddings``) are used where the table leaves
-    them open; ``original`` is the configuration's own original context, which overrides the
-    table's (as in transformers).
+    them open, and so is ``partial``, the share of a head that is rotated (None: all of it, and
+    the table may not say otherwise); ``original`` is the configuration's own original context,
+    which overrides the table's (as in transformers).
     """
+    if partial is None:
+        table.require("partial_rotary_factor", 1.0)
+    else:
+        share = table.positive("partial_rotary_factor", partial)
+        rotated = int(head_dim * min(share, 2.0))
+        if not 0 < rotated <= head_dim or rotated % 2:
+            raise table.refusal("partial_rotary_factor", share)
+        head_dim = rotated
     return _sound(_hf_spec(table, head_dim, theta, context, original), table.where)
 
 
-def _hf_spec(table: Options, head_dim: int, theta: float, context: int, original: int) -> RopeSpec:
+def _hf_spec(table: Options, dim: int, theta: float, context: int, original: int) -> RopeSpec:
     kind = table.text("rope_type", table.text("type", "default"))
+    kind = _OLDER_NAMES.get(kind, kind)
     if kind not in _KEYS:
         raise UnsupportedError(
             f"{table.where}: rope type {kind!r} is not implemented; implemented are "
@@ -75,8 +111,7 @@ def _hf_spec(table: Options, head_dim: int, theta: float, context: int, original
                 f"{table.where}: option {key} = {table.raw(key)!r} is not implemented for rope "
                 f"type {kind!r}"
             )
-    table.require("partial_rotary_factor", 1.0)
-    spec = RopeSpec(dim=head_dim, theta=table.positive("rope_theta", theta))
+    spec = RopeSpec(dim=dim, theta=table.positive("rope_theta", theta))
     if kind == "default":
         return spec
     if kind == "linear":
@@ -97,12 +132,23 @@ def _hf_spec(table: Options, head_dim: int, theta: float, context: int, original
             high_freq_factor=table.number("high_freq_factor"),
         )
     given = table.raw("attention_factor") is not None
+    attention = table.positive("attention_factor") if given else 0.0
+    if kind == "longrope":
+        return dataclasses.replace(
+            spec,
+            kind="longrope",
+            factor=table.positive("factor", context / original),
+            original_context=original,
+            attention_factor=attention,
+            short_factors=table.numbers("short_factor"),
+            long_factors=table.numbers("long_factor"),
+        )
     return dataclasses.replace(
         spec,
         kind="yarn",
         factor=table.positive("factor", context / original),
         original_context=original,
-        attention_factor=table.positive("attention_factor") if given else 0.0,
+        attention_factor=attention,
         beta_fast=table.number("beta_fast", 0) or 32.0,
         beta_slow=table.number("beta_slow", 0) or 1.0,
         mscale=table.number("mscale", 0.0),
@@ -112,26 +158,58 @@ def _hf_spec(table: Options, head_dim: int, theta: float, context: int, original
 
 
 def gguf_rope(
-    options: Options, head_dim: int, context: int, frequencies: tuple[float, ...] = ()
+    options: Options,
+    head_dim: int,
+    context: int,
+    frequencies: tuple[float, ...] = (),
+    *,
+    partial: bool = False,
 ) -> RopeSpec:
     """The rope of a GGUF file, over halves (interleaved rows are put in order at load).
 
-    ``frequencies`` is the tensor ``rope_freqs.weight``: a divisor a pair.
+    ``frequencies`` is the tensor ``rope_freqs.weight``: a divisor a pair. ``partial`` allows
+    that less than a head is rotated.
     """
-    return _sound(_gguf_spec(options, head_dim, context, frequencies), options.where)
+    dim = options.even_size("rope.dimension_count", head_dim)
+    if dim != head_dim and not (partial and dim < head_dim):
+        raise options.refusal("rope.dimension_count", dim)
+    return _sound(_gguf_spec(options, dim, context, frequencies), options.where)
+
+
+def gguf_longrope(
+    spec: RopeSpec,
+    context: int,
+    original: int,
+    short: tuple[float, ...],
+    long: tuple[float, ...],
+    where: str,
+) -> RopeSpec:
+    """``spec`` with the divisors of the tensors ``rope_factors_short`` and ``_long``.
+
+    Files state the attention factor in ``rope.scaling.attn_factor``; without it it is 1.
+    """
+    scaled = dataclasses.replace(
+        spec,
+        kind="longrope",
+        factor=context / original,
+        original_context=original,
+        attention_factor=spec.attention_factor or 1.0,
+        short_factors=short,
+        long_factors=long,
+    )
+    return _sound(scaled, where)
 
 
 def _gguf_spec(
-    options: Options, head_dim: int, context: int, frequencies: tuple[float, ...]
+    options: Options, dim: int, context: int, frequencies: tuple[float, ...]
 ) -> RopeSpec:
-    options.require("rope.dimension_count", head_dim)
-    if frequencies and len(frequencies) != head_dim // 2:
+    if frequencies and len(frequencies) != dim // 2:
         raise FormatError(
-            f"{options.where}: rope_freqs.weight has {len(frequencies)} entries, a head of "
-            f"{head_dim} features needs {head_dim // 2}"
+            f"{options.where}: rope_freqs.weight has {len(frequencies)} entries, a rope over "
+            f"{dim} features needs {dim // 2}"
         )
     spec = RopeSpec(
-        dim=head_dim, theta=options.positive("rope.freq_base", 10000.0), frequencies=frequencies
+        dim=dim, theta=options.positive("rope.freq_base", 10000.0), frequencies=frequencies
     )
     kind = options.text("rope.scaling.type", "linear")
     factor = options.number("rope.scaling.factor", options.number("rope.scale_linear", 0.0))
@@ -151,7 +229,8 @@ def _gguf_spec(
         )
     options.require("rope.scaling.yarn_ext_factor", 1.0, -1.0)
     options.require("rope.scaling.yarn_attn_factor", 1.0, -1.0)
-    options.require("rope.scaling.yarn_log_multiplier", 0.0)
+    if not options.has_read("rope.scaling.yarn_log_multiplier"):  # DeepSeek's own business
+        options.require("rope.scaling.yarn_log_multiplier", 0.0)
     spec = dataclasses.replace(
         spec,
         kind="yarn",
@@ -180,6 +259,11 @@ def _sound(spec: RopeSpec, where: str) -> RopeSpec:
         "a divisor in rope_freqs.weight is not above 0": not all(
             0 < divisor < math.inf for divisor in spec.frequencies
         ),
+        "a longrope factor is not above 0": not all(
+            0 < divisor < math.inf for divisor in spec.short_factors + spec.long_factors
+        ),
+        "longrope needs an original context of more than one token": spec.kind == "longrope"
+        and spec.original_context < 2,
     }
     for fault, found in faults.items():
         if found:

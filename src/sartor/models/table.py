@@ -22,6 +22,7 @@ _ROPES = {
     "linear": "position interpolation, arXiv:2306.15595",
     "dynamic": "NTK by length; the length is fixed when a request is admitted",
     "yarn": "arXiv:2309.00071",
+    "longrope": "arXiv:2402.13753; the length is fixed when a request is admitted",
     "llama3": "Llama 3.1, arXiv:2407.21783; in GGUF as the tensor `rope_freqs.weight`",
 }
 

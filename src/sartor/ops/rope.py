@@ -17,8 +17,8 @@ import numpy.typing as npt
 from sartor.errors import UnsupportedError
 
 F32 = npt.NDArray[np.float32]
-RopeKind = Literal["default", "linear", "dynamic", "yarn", "llama3"]
-ROPE_KINDS: tuple[RopeKind, ...] = ("default", "linear", "dynamic", "yarn", "llama3")
+RopeKind = Literal["default", "linear", "dynamic", "yarn", "llama3", "longrope"]
+ROPE_KINDS: tuple[RopeKind, ...] = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,16 @@ class RopeSpec:
     """Rotary embedding of the first ``dim`` features of a head.
 
     kind            "default"; "linear" (position interpolation); "dynamic" (NTK by length);
-                    "yarn" (arXiv:2309.00071); "llama3" (Llama 3.1's by-part interpolation)
+                    "yarn" (arXiv:2309.00071); "llama3" (Llama 3.1's by-part interpolation);
+                    "longrope" (arXiv:2402.13753: searched divisors, one set a length)
     theta           base of the frequencies
     factor          stretch of the context; its meaning depends on the kind
-    original_context  context of the pre-training, in tokens (dynamic, yarn, llama3)
-    attention_factor  multiplies cos and sin; 0 derives it from ``factor`` (yarn)
+    original_context  context of the pre-training, in tokens (dynamic, yarn, llama3, longrope)
+    attention_factor  multiplies cos and sin; 0 derives it from ``factor`` (yarn, longrope)
     interleaved     pairs are (0, 1), (2, 3), ... instead of (0, dim/2), (1, dim/2 + 1), ...
     frequencies     explicit divisors a pair (GGUF's ``rope_freqs``); empty for none
+    short_factors, long_factors  divisors a pair for sequences that fit into
+                    ``original_context``, and for longer ones (longrope)
     """
 
     dim: int
@@ -50,6 +53,8 @@ class RopeSpec:
     truncate: bool = True
     interleaved: bool = False
     frequencies: tuple[float, ...] = ()
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in ROPE_KINDS:
@@ -58,10 +63,17 @@ class RopeSpec:
             )
         if self.dim <= 0 or self.dim % 2:
             raise UnsupportedError(f"rope over {self.dim} features; an even number is needed")
+        if self.kind == "longrope" and not (
+            len(self.short_factors) == len(self.long_factors) == self.dim // 2
+        ):
+            raise UnsupportedError(
+                f"longrope over {self.dim} features needs {self.dim // 2} short and as many long "
+                f"factors, not {len(self.short_factors)} and {len(self.long_factors)}"
+            )
 
     @property
     def depends_on_length(self) -> bool:
-        return self.kind == "dynamic"
+        return self.kind in ("dynamic", "longrope")
 
 
 def inverse_frequencies(spec: RopeSpec, length: int = 0) -> F32:
@@ -83,15 +95,21 @@ def inverse_frequencies(spec: RopeSpec, length: int = 0) -> F32:
         frequencies = _llama3(spec, frequencies)
     elif spec.kind == "yarn":
         frequencies = _yarn(spec, frequencies)
+    elif spec.kind == "longrope":
+        long = length > spec.original_context
+        frequencies = frequencies / np.asarray(spec.long_factors if long else spec.short_factors)
     if spec.frequencies:
         frequencies = frequencies / np.asarray(spec.frequencies, np.float64)
     return frequencies.astype(np.float32)
 
 
 def attention_factor(spec: RopeSpec) -> float:
-    """What cos and sin are multiplied by: 1 except for YaRN (paper, section 3.4)."""
+    """What cos and sin are multiplied by: 1 except for YaRN (paper, section 3.4) and LongRoPE
+    (as Phi-3 has it, with either set of divisors)."""
     if spec.attention_factor:
         return spec.attention_factor
+    if spec.kind == "longrope" and spec.factor > 1:
+        return math.sqrt(1 + math.log(spec.factor) / math.log(spec.original_context))
     if spec.kind != "yarn":
         return 1.0
     if spec.mscale and spec.mscale_all_dim:

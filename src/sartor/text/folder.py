@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sartor.errors import FormatError, UnsupportedError
+from sartor.text import wordpiece
 from sartor.text.byte_level import TokenizersEncoder, unspell
 from sartor.text.gguf import sentencepiece_tokenizer
 from sartor.text.sentencepiece import SPACE, byte_value
@@ -128,10 +129,13 @@ def _decoder(backend: Any, path: Path) -> tuple[Callable[[str], bytes], bool]:
         return _unspell_sentencepiece, scheme != "never"
     if "Replace" in kinds and kinds["Replace"].get("pattern") == {"String": SPACE}:
         return _unspell_sentencepiece, kinds.get("Strip", {}).get("start", 0) > 0
+    if "WordPiece" in kinds:
+        prefix = kinds["WordPiece"].get("prefix", wordpiece.PREFIX)
+        return lambda token: wordpiece.unspell(token, prefix), True
     names = ", ".join(str(kind) for kind in kinds)
     raise UnsupportedError(
         f"the decoder of {path} ({names}) is not supported; supported: ByteLevel, Metaspace, "
-        "SentencePiece with byte fallback"
+        "SentencePiece with byte fallback, WordPiece"
     )
 
 

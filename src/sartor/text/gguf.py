@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sartor.errors import FormatError, UnsupportedError
+from sartor.text import wordpiece
 from sartor.text.byte_level import TokenizersEncoder, unspell
 from sartor.text.pretokenizers import pre_tokenizer
 from sartor.text.sentencepiece import (
@@ -191,7 +192,56 @@ def _sentencepiece(keys: Keys, tokens: list[str]) -> Tokenizer:
     )
 
 
+def _wordpiece(keys: Keys, tokens: list[str]) -> Tokenizer:
+    from tokenizers import AddedToken
+
+    size = len(tokens)
+    named = {text: i for i, text in enumerate(tokens) if wordpiece.is_named(text)}
+
+    def one_of(keyed: Sequence[str], name: str) -> int | None:
+        ids = (keys.token(key, size) for key in keyed)
+        return next((i for i in ids if i is not None), named.get(name))
+
+    first = one_of(("cls_token_id", "bos_token_id"), "[CLS]")
+    last = one_of(("seperator_token_id", "eos_token_id"), "[SEP]")
+    unknown = one_of(("unknown_token_id",), "[UNK]")
+    if first is None or last is None or unknown is None:
+        raise FormatError(
+            f"{PREFIX}tokens has no [CLS], [SEP] or [UNK], and no key names them; convert the "
+            "model again"
+        )
+    backend = wordpiece.backend([wordpiece.from_gguf(text) for text in tokens], tokens[unknown])
+    control = {first, last, unknown}
+    for other in ("padding_token_id", "mask_token_id"):
+        found = keys.token(other, size)
+        control |= set() if found is None else {found}
+    if "token_type" in keys:
+        control |= set(ids_of_type(keys.types(size), TokenType.CONTROL))
+    special = frozenset(control)
+    backend.add_special_tokens(
+        [AddedToken(tokens[i], special=True, normalized=False) for i in sorted(special)]
+    )
+
+    def bytes_of(token: int) -> bytes:
+        if token in special:
+            return tokens[token].encode("utf-8", "replace")
+        return wordpiece.unspell(wordpiece.from_gguf(tokens[token]))
+
+    return Tokenizer(
+        encoder=TokenizersEncoder(backend),
+        bytes_of=bytes_of,
+        vocab_size=size,
+        special_ids=special,
+        bos_id=None,
+        eos_ids=frozenset(),
+        prefix=[first] if keys.flag("add_bos_token", True) else [],
+        suffix=[last] if keys.flag("add_eos_token", True) else [],
+        strips_leading_space=True,
+    )
+
+
 _BUILDERS: dict[str, Callable[[Keys, list[str]], Tokenizer]] = {
+    "bert": _wordpiece,
     "gpt2": _byte_level,
     "llama": _sentencepiece,
 }
