@@ -9,7 +9,9 @@ import pytest
 
 from sartor.backends import conformance
 from sartor.backends.cpu import _native
+from sartor.backends.reference.backend import ReferenceBackend
 from sartor.backends.registry import load_backend
+from sartor.graph import Capabilities
 from sartor.ops import OPERATORS
 
 
@@ -38,8 +40,53 @@ def test_the_reference_agrees_with_itself() -> None:
 
 def test_every_operator_has_a_case() -> None:
     covered = {case.operator.partition("/")[0] for case in conformance.cases()}
-    # kv_write shows in attention; sample has tests of its own; gather_rows is in every case.
-    assert covered | {"kv_write", "sample", "gather_rows"} == set(OPERATORS)
+    # What a state operator or a router has no result without; sample has tests of its own;
+    # gather_rows is in every case.
+    within = {"kv_write", "latent_write", "combine_experts", "sample", "gather_rows"}
+    assert covered | within == set(OPERATORS)
+
+
+class _Fewer(ReferenceBackend):
+    """The reference as a chip that has less."""
+
+    def capabilities(self, device: str) -> Capabilities:
+        return dataclasses.replace(
+            super().capabilities(device),
+            operators=super().capabilities(device).operators - {"rope"},
+            weight_formats=frozenset({"dense"}),
+            activations=frozenset({"fp32"}),
+            kv_formats=frozenset({"fp16"}),
+            block_sizes=(64,),
+        )
+
+
+def test_what_a_backend_does_not_claim_is_not_asked_of_it() -> None:
+    capabilities = _Fewer().capabilities("reference")
+    lacks = {c.operator: conformance.lacking(c, capabilities) for c in conformance.cases()}
+    assert lacks["rope"] == "operator rope"
+    assert lacks["linear/int8"] == "activation int8"
+    assert lacks["attention"] == "kv bf16"  # the last of its cases
+    assert lacks["linear/fp32"] == lacks["rms_norm"] == ""
+
+
+def test_a_case_takes_the_plan_that_a_backend_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = []
+    monkeypatch.setattr(
+        _Fewer, "pack", lambda self, p, s, plan, c: plans.append(plan) or load_backend("cpu")
+    )
+    case = next(c for c in conformance.cases() if c.operator == "self_attention")
+    assert not conformance.run_case(_Fewer(), case, "reference").right
+    assert (plans[0].activation, plans[0].kv, plans[0].block_size) == ("fp32", "fp16", 64)
+
+
+def test_any_exception_of_a_backend_is_a_wrong_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise NotImplementedError("rms_norm")
+
+    monkeypatch.setattr(_Fewer, "compile", broken)
+    case = next(c for c in conformance.cases() if c.operator == "rms_norm")
+    result = conformance.run_case(_Fewer(), case, "reference")
+    assert (result.right, result.message) == (False, "NotImplementedError: rms_norm")
 
 
 def test_a_wrong_result_is_seen() -> None:

@@ -10,7 +10,7 @@ from sartor.backends.base import Backend, Executable
 from sartor.backends.null.backend import NullExecutable, null_program
 from sartor.backends.registry import choose, load_backend
 from sartor.errors import UsageError
-from sartor.graph import Batch, Ragged, SamplingParams
+from sartor.graph import Batch, LowRank, Ragged, SamplingParams
 from sartor.plan import ExecutionPlan
 
 PLAN = ExecutionPlan(backend="null", block_size=16)
@@ -155,3 +155,78 @@ def test_memory_and_order_of_calls() -> None:
     assert made.memory().state == 8 * made.block_bytes(0)
     made.close()
     assert made.memory().state == 0
+
+
+# Recurrent states, vectors, adapters ----------------------------------------------------
+
+
+def recurrent() -> NullExecutable:
+    made = NullExecutable(null_program(100, (), recurrent=1), PLAN)
+    made.allocate_state([8])
+    return made
+
+
+def test_a_recurrent_state_is_read_from_one_run_and_written_to_another() -> None:
+    whole = token(recurrent(), batch(WORDS, [-1, -1, 5]))
+    chunked = recurrent()
+    token(chunked, batch(WORDS[:20], [-1, 3]))
+    token(chunked, batch(WORDS[20:25], [-1, 3], context=20))
+    # A snapshot is read and stays what it is.
+    token(chunked, batch(WORDS[25:32], [-1, 3], context=25))
+    for block in (6, 7):
+        assert token(chunked, batch(WORDS[32:], [-1, 3, block], context=32)) == whole
+    assert token(chunked, batch(WORDS[32:], [-1, 4, 6], context=32)) != whole
+    for blocks in ([-1, 3, -1], [-1, -1, 6], [2, 3, 6]):
+        with pytest.raises(UsageError, match="read from run 1 and written to run 2"):
+            chunked.submit(batch(WORDS[32:], blocks, context=32))
+    for changed in (0, 17, 39):
+        other = [t + (i == changed) for i, t in enumerate(WORDS)]
+        assert token(recurrent(), batch(other, [-1, -1, 5])) != whole
+    swapped = [*WORDS[:10], WORDS[11], WORDS[10], *WORDS[12:]]
+    assert token(recurrent(), batch(swapped, [-1, -1, 5])) != whole
+
+
+def test_blocks_are_as_large_as_their_kind() -> None:
+    assert executable().block_bytes(0) == 16 * 8
+    assert recurrent().block_bytes(0) == 8
+
+
+def test_vectors_take_the_place_of_tokens() -> None:
+    def answer(vector: list[float], placeholder: int = 0) -> int:
+        words = [*WORDS[:7], placeholder, *WORDS[8:]]
+        given = dataclasses.replace(
+            batch(words, [0, 1, 2]),
+            embedding_rows=np.array([7], np.int32),
+            embeddings=np.array([vector], np.float32),
+        )
+        return token(executable(), given)
+
+    assert answer([1, 2]) == answer([1, 2], placeholder=9) != answer([1, 3])
+
+
+def test_adapters_change_the_answer_by_what_they_are() -> None:
+    made = executable()
+    layers = {"head.weight": LowRank(np.ones((1, 2), np.float32), np.ones((100, 1), np.float32))}
+    made.load_adapter(0, layers)
+    made.load_adapter(
+        1,
+        {
+            "head.weight": dataclasses.replace(
+                layers["head.weight"], up=np.zeros((100, 1), np.float32)
+            )
+        },
+    )
+    made.load_adapter(2, layers)
+
+    def answer(adapter: int) -> int:
+        return token(
+            made,
+            dataclasses.replace(batch(WORDS, [0, 1, 2]), adapters=np.array([adapter], np.int32)),
+        )
+
+    assert answer(-1) == token(made, batch(WORDS, [0, 1, 2]))
+    assert len({answer(-1), answer(0), answer(1)}) == 3
+    assert answer(2) == answer(0)
+    made.drop_adapter(0)
+    with pytest.raises(KeyError):
+        answer(0)

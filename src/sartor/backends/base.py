@@ -51,11 +51,15 @@ class Device:
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes that an executable holds: packed weights, sequence state, scratch."""
+    """Bytes that an executable holds: packed weights, sequence state, scratch.
+
+    ``free`` are those that its device has left; None means that it uses the host's memory.
+    """
 
     weights: int
     state: int
     scratch: int
+    free: int | None = None
 
 
 @runtime_checkable

@@ -2,14 +2,15 @@
 
 Each case is a small program over random weights, built to isolate one operator in one format.
 The result is the matrix that ``sartor conformance`` prints: right or wrong, the largest
-error beside what is allowed, the path that ran and its time.
+error beside what is allowed, the path that ran and its time. A case that asks for what a
+backend's :class:`Capabilities` do not name is not run, and reported as not offered.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 from sartor.backends.base import Backend, Executable
 from sartor.backends.registry import load_backend
 from sartor.errors import SartorError
-from sartor.graph import SAMPLING_ROW, Batch, Builder, Program, Ragged, Value
+from sartor.graph import SAMPLING_ROW, Batch, Builder, Capabilities, Program, Ragged, Value
 from sartor.ops import tolerances
 from sartor.ops.functions import ACTIVATIONS, POOLS
 from sartor.ops.rope import RopeSpec
@@ -33,6 +34,9 @@ from sartor.ops.weights import (
     quantize_affine,
 )
 from sartor.plan import ExecutionPlan
+
+WITHOUT_ARITHMETIC = ("null",)
+"""Backends that run no operator, and that nothing can be said of here."""
 
 ROWS = 21  # tokens of a step: not a multiple of any tile
 WIDTH = 96
@@ -155,10 +159,20 @@ class Result:
 
 
 @dataclass(frozen=True)
+class NotOffered:
+    """A case that a backend does not claim to run, and what it lacks for it."""
+
+    operator: str
+    format: str
+    lacks: str
+
+
+@dataclass(frozen=True)
 class Report:
     backend: str
     device: str
     results: tuple[Result, ...]
+    not_offered: tuple[NotOffered, ...] = ()
 
     @property
     def right(self) -> bool:
@@ -172,6 +186,10 @@ def _linear(b: Builder, x: Value) -> Value:
 def _linear_group(b: Builder, x: Value) -> Value:
     first, second = b.linear(x, "first", 64, bias=True), b.linear(x, "second", 64)
     return b.add(first, second, name="op")
+
+
+def _add_rms_norm(b: Builder, x: Value) -> Value:
+    return b.scale(b.rms_norm(b.add(x, b.scale(x, 0.5)), "op", eps=1e-6), 1.0, "after")
 
 
 def _same(b: Builder, x: Value) -> Value:
@@ -338,11 +356,13 @@ def cases() -> Iterator[Case]:
         "rms_norm": lambda b, x: b.rms_norm(x, "op", eps=1e-6),
         "rms_norm/heads": lambda b, x: b.rms_norm(x, "op", eps=1e-6, run=24),
         "rms_norm/offset": lambda b, x: b.rms_norm(x, "op", eps=1e-5, weight_offset=1.0),
-        "add_rms_norm": lambda b, x: b.rms_norm(b.add(x, x), "op", eps=1e-6),
         "layer_norm": lambda b, x: b.layer_norm(x, "op", eps=1e-5),
+        "l2_norm": lambda b, x: b.l2_norm(x, 24, 1e-6, "op"),
     }
     for name, build in norms.items():
         yield Case(name, "fp32", build, tolerances.NORM)
+    # A tapped node is not fused: here the tap is behind the norm, so that the fused form runs.
+    yield Case("add_rms_norm", "fp32", _add_rms_norm, tolerances.NORM, tap="after")
     for kind in ACTIVATIONS:
         yield Case("activation", kind, partial(_activation, kind), tolerances.ELEMENTWISE)
         yield Case("gated_activation", kind, partial(_gated, kind), tolerances.ELEMENTWISE)
@@ -479,14 +499,49 @@ def execute(
     return output.taps[case.tap].astype(np.float32), executable, min(times)
 
 
+def lacking(case: Case, capabilities: Capabilities) -> str:
+    """What a case needs and the capabilities do not name; empty where it can run."""
+    needed = {node.op for node in case_program(case).nodes}
+    missing = sorted(needed - capabilities.operators)
+    if missing:
+        return f"operator {', '.join(missing)}"
+    for key, known in (("activation", capabilities.activations), ("kv", capabilities.kv_formats)):
+        if key in case.plan and case.plan[key] not in known:
+            return f"{key} {case.plan[key]}"
+    return ""
+
+
+def _fitted(case: Case, capabilities: Capabilities) -> Case:
+    """The case as a backend can run it: where it leaves the plan open, with what there is; and
+    the packed format has to show in the path only where the backend says that it keeps it."""
+    usual = ExecutionPlan()
+    plan: dict[str, object] = {
+        "activation": _usual(usual.activation, sorted(capabilities.activations)),
+        "kv": _usual(usual.kv, sorted(capabilities.kv_formats)),
+        "block_size": _usual(usual.block_size, capabilities.block_sizes),
+    }
+    kept = case.expected_path.startswith(tuple(capabilities.weight_formats))
+    return dataclasses.replace(
+        case, plan=plan | dict(case.plan), expected_path=case.expected_path if kept else ""
+    )
+
+
+def _usual(value: object, known: Sequence[object]) -> object:
+    return value if value in known else known[0]
+
+
 def run_case(backend: Backend, case: Case, device: str, isa: str = "auto") -> Result:
     """Runs one case on a backend (on one of its instruction-set paths) and on the reference."""
+    case = _fitted(case, backend.capabilities(device))
     expected, _, _ = execute(load_backend("reference"), case, "reference")
     try:
         got, executable, seconds = execute(backend, case, device, isa)
-    except SartorError as failure:
+    except Exception as failure:  # a backend under way may raise anything; the rest goes on
+        message = f"{type(failure).__name__}: {failure}"
+        if isinstance(failure, SartorError):
+            message = str(failure)
         return Result(
-            case.operator, case.format, False, float("inf"), case.tolerance, 0.0, "", str(failure)
+            case.operator, case.format, False, float("inf"), case.tolerance, 0.0, "", message
         )
     error = float(np.abs(got - expected).max() / np.abs(expected).max())
     path = executable.kernel_path("op")
@@ -507,6 +562,13 @@ def run(backend_name: str, isa: str = "auto") -> Report:
     if not devices:
         raise SartorError(f"backend {backend_name!r} has no device on this machine")
     device = devices[0].name
-    return Report(
-        backend_name, device, tuple(run_case(backend, case, device, isa) for case in cases())
-    )
+    capabilities = backend.capabilities(device)
+    results: list[Result] = []
+    not_offered: list[NotOffered] = []
+    for case in cases():
+        lacks = lacking(case, capabilities)
+        if lacks:
+            not_offered.append(NotOffered(case.operator, case.format, lacks))
+        else:
+            results.append(run_case(backend, case, device, isa))
+    return Report(backend_name, device, tuple(results), tuple(not_offered))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from ctypes.util import find_library
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
 
 from sartor.backends.base import Backend, Device
 from sartor.errors import SartorError, UsageError
@@ -11,11 +15,16 @@ from sartor.errors import SartorError, UsageError
 GROUP = "sartor.backends"
 BUILT_IN = {
     "cpu": "sartor.backends.cpu.backend:CpuBackend",
+    "torch": "sartor.backends.torch.backend:TorchBackend",
     "reference": "sartor.backends.reference.backend:ReferenceBackend",
     "null": "sartor.backends.null.backend:NullBackend",
 }
-PREFERENCE = ("cpu", "reference")
-"""Order of automatic choice; a backend that shows no device is passed over."""
+PREFERENCE = (("torch", "cuda"), ("cpu", ""), ("torch", ""), ("reference", ""))
+"""Order of automatic choice: a backend, and how the names of those of its devices begin that
+count. One that cannot be loaded, or that shows no such device, is passed over."""
+
+_DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg")
+"""Signs of an NVIDIA driver: Linux, its containers, and Linux inside Windows."""
 
 
 @cache
@@ -50,7 +59,9 @@ def load_backend(name: str) -> Backend:
 def choose(backend: str = "auto", device: str = "auto") -> tuple[Backend, Device]:
     """The backend and device of a plan; "auto" takes the first that has a device."""
     reasons: list[str] = []
-    for name in PREFERENCE if backend == "auto" else (backend,):
+    for name, prefix in PREFERENCE if backend == "auto" else ((backend, ""),):
+        if prefix == "cuda" and not _may_have_cuda():
+            continue
         try:
             candidate = load_backend(name)
         except UsageError:
@@ -58,8 +69,19 @@ def choose(backend: str = "auto", device: str = "auto") -> tuple[Backend, Device
         except SartorError as error:
             reasons.append(str(error))
             continue
-        for found in candidate.devices():
-            if device in ("auto", found.name):
-                return candidate, found
-        reasons.append(f"backend {name!r} has no device {device!r} here")
-    raise SartorError("no backend can run: " + "; ".join(reasons))
+        found = candidate.devices()
+        for place in found:
+            if place.name == device or (device == "auto" and place.name.startswith(prefix)):
+                return candidate, place
+        names = ", ".join(place.name for place in found) or "none"
+        reasons.append(f"backend {name!r} has no device {device!r} here (it has: {names})")
+    raise SartorError("no backend can run: " + "; ".join(dict.fromkeys(reasons)))
+
+
+def _may_have_cuda() -> bool:
+    """Whether importing torch, which takes seconds, is worth it to look for a CUDA device."""
+    if sys.platform == "win32":
+        driver = find_library("nvcuda") is not None
+    else:
+        driver = any(Path(path).exists() for path in _DRIVERS)
+    return driver and find_spec("torch") is not None

@@ -147,7 +147,7 @@ def _pack_scaled(pool: Any, weight: Weight) -> PackedMatrix | None:
         offsets, offset_multiplier = _pack_scales(weight.offset, k_padded // form.group)
     if scales is None or (weight.offset is not None and offsets is None):
         return None
-    common = {
+    common: dict[str, Any] = {
         "group": form.group,
         "scales": scales,
         "offsets": offsets,

@@ -2,15 +2,20 @@
 
 Its state holds the token ids that were written, slot by slot through the block tables, and
 the token that it draws is a hash of everything a sequence can see, read back through the
-tables. A wrong block, a stale one, a missing one or a wrong position changes the answer or is
-an error. Devices named ``null-<n>ms`` take n milliseconds a step.
+tables. A recurrent state is a hash of the state before it and of the token. A wrong block, a
+stale one, a missing one or a wrong position changes the answer or is an error.
+
+Devices named ``null-<n>ms`` take n milliseconds a step; on ``null-async`` and
+``null-async-<n>ms`` a step is submitted at once and done when it is collected.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,7 @@ import numpy.typing as npt
 
 from sartor.backends.base import Device, MemoryUse, PackedWeights, WeightSource
 from sartor.errors import UsageError
-from sartor.graph import Batch, Builder, Capabilities, Program, Ragged, StepOutput
+from sartor.graph import Batch, Builder, Capabilities, LowRank, Program, Ragged, StepOutput
 from sartor.ops import CORE_OPERATORS
 from sartor.ops.sampling import mix64
 from sartor.plan import ExecutionPlan
@@ -43,7 +48,8 @@ class NullBackend:
 
     def devices(self) -> list[Device]:
         return [
-            Device(f"null-{ms}ms" if ms else "null", self.name, f"{ms} ms a step", 1 << 40)
+            Device(f"{name}-{ms}ms" if ms else name, self.name, f"{ms} ms a step", 1 << 40)
+            for name in ("null", "null-async")
             for ms in _DELAYS_MS
         ]
 
@@ -53,6 +59,8 @@ class NullBackend:
             weight_formats=frozenset({"dense", "affine", "lookup"}),
             activations=frozenset({"fp32", "int8"}),
             kv_formats=frozenset({"fp32", "bf16", "fp16"}),
+            adapters=True,
+            asynchronous=device.startswith("null-async"),
             bitwise=True,
         )
 
@@ -72,35 +80,67 @@ class NullBackend:
     ) -> NullExecutable:
         if taps:
             raise UsageError("the null backend computes no nodes, so it has no taps")
-        match = re.fullmatch(r"null(?:-(\d+)ms)?", device)
+        match = re.fullmatch(r"null(-async)?(?:-(\d+)ms)?", device)
         if match is None:
             names = ", ".join(d.name for d in self.devices())
             raise UsageError(f"null backend: no device {device!r}; choose from {names}")
         plan = plan.replace(backend=self.name, device=device)
-        return NullExecutable(program, plan, int(match[1] or 0) / 1000)
+        delay = int(match[2] or 0) / 1000
+        return NullExecutable(program, plan, delay, asynchronous=match[1] is not None)
 
 
 class NullExecutable:
-    """Remembers tokens; ``delay`` is the shortest time of a step, in seconds."""
+    """Remembers tokens; ``delay`` is the shortest time of a step, in seconds.
 
-    def __init__(self, program: Program, plan: ExecutionPlan, delay: float = 0.0) -> None:
+    An ``asynchronous`` one runs a step when somebody collects it (or a later one, or changes
+    what it depends on): a batch whose arrays were used again in the meantime is found out.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        plan: ExecutionPlan,
+        delay: float = 0.0,
+        *,
+        asynchronous: bool = False,
+    ) -> None:
         self.program = program
         self.plan = plan
         self.delay = delay
-        self._windows = [group.window for group in program.groups()]
+        self._groups = program.groups()
         self._by_length = any(rope.depends_on_length for rope in program.ropes)
         self._state: list[npt.NDArray[np.uint64]] = []
         self._powers = np.ones(1, np.uint64)
+        self._asynchronous = asynchronous
+        self._submitted: deque[tuple[int, Batch, float]] = deque()
         self._finished: dict[int, StepOutput] = {}
+        self._collected = -1
+        self._drawn: npt.NDArray[np.int32] = np.zeros(0, np.int32)
+        self._free_at = 0.0
         self._next_handle = 0
+        self._adapters: dict[int, int] = {}
 
     def block_bytes(self, group: int) -> int:
-        return self.plan.block_size * 8
+        return self._slots(group) * 8
+
+    def _slots(self, group: int) -> int:
+        """Numbers in one block: one a position, or one state."""
+        return 1 if self._groups[group].kind == "recurrent" else self.plan.block_size
 
     def allocate_state(self, blocks: Sequence[int]) -> None:
         # Rubbish, not zeros: reading what was never written must change the answer.
         rubbish = np.uint64(0xBAD0BAD0BAD0BAD)
-        self._state = [np.full((n, self.plan.block_size), rubbish) for n in blocks]
+        self._state = [np.full((n, self._slots(g)), rubbish) for g, n in enumerate(blocks)]
+
+    def load_adapter(self, index: int, layers: Mapping[str, LowRank]) -> None:
+        """Remembers a digest: answers under another adapter are different ones."""
+        self._run()
+        parts = [part for name in sorted(layers) for part in (name.encode(), *_bytes(layers[name]))]
+        self._adapters[index] = _digest(*parts)
+
+    def drop_adapter(self, index: int) -> None:
+        self._run()
+        del self._adapters[index]
 
     def memory(self) -> MemoryUse:
         return MemoryUse(0, sum(a.nbytes for a in self._state), 0)
@@ -112,30 +152,43 @@ class NullExecutable:
         self._state = []
 
     def submit(self, batch: Batch) -> int:
-        if len(self._state) != len(self._windows):
+        if len(self._state) != len(self._groups):
             raise UsageError("null backend: allocate_state before the first step")
         batch.validate()
-        ready = time.perf_counter() + self.delay
-        tokens = self._resolved(batch)
-        self._write(batch, tokens)
-        output = self._read(batch)
-        time.sleep(max(0.0, ready - time.perf_counter()))
         handle = self._next_handle
+        if batch.tokens.min(initial=0) < 0 and self._collected >= handle - 1:
+            raise UsageError("null backend: a token names an output, but no step is in flight")
         self._next_handle += 1
-        self._finished[handle] = output
+        self._free_at = max(self._free_at, time.perf_counter()) + self.delay
+        self._submitted.append((handle, batch, self._free_at))
+        if not self._asynchronous:
+            self._run()
         return handle
 
     def collect(self, handle: int) -> StepOutput:
+        if handle <= self._collected:  # one that was never collected had an interrupted caller
+            raise UsageError(f"null backend: step {handle} is collected too late or twice")
+        self._collected = handle
+        self._run(handle)
         return self._finished.pop(handle)
+
+    def _run(self, last: int | None = None) -> None:
+        """Carries out what was submitted, up to step ``last``."""
+        while self._submitted and (last is None or self._submitted[0][0] <= last):
+            handle, batch, ready = self._submitted.popleft()
+            output = self._read(batch, self._write(batch, self._resolved(batch)))
+            time.sleep(max(0.0, ready - time.perf_counter()))
+            self._drawn = output.tokens
+            self._finished[handle] = output
 
     def _resolved(self, batch: Batch) -> npt.NDArray[np.int32]:
         if batch.tokens.min(initial=0) >= 0:
             return batch.tokens
-        last = self._finished[self._next_handle - 1].tokens
         names = np.where(batch.tokens < 0, -1 - batch.tokens, 0)
-        return np.where(batch.tokens < 0, last[names], batch.tokens).astype(np.int32)
+        return np.where(batch.tokens < 0, self._drawn[names], batch.tokens).astype(np.int32)
 
-    def _write(self, batch: Batch, tokens: npt.NDArray[np.int32]) -> None:
+    def _write(self, batch: Batch, tokens: npt.NDArray[np.int32]) -> dict[int, list[int]]:
+        """Stores the step's tokens; the states after each of them, by recurrent group."""
         sequences = np.repeat(np.arange(len(batch.contexts)), np.diff(batch.starts))
         within = np.arange(len(tokens)) - np.repeat(batch.starts[:-1], np.diff(batch.starts))
         at = batch.contexts[sequences] + within
@@ -144,14 +197,50 @@ class NullExecutable:
         values = (tokens + 1).astype(np.uint64)
         if self._by_length:
             values |= batch.rope_lengths[sequences].astype(np.uint64) << np.uint64(32)
+        for row, vector in zip(batch.embedding_rows.tolist(), batch.embeddings, strict=True):
+            values[row] = _digest(vector.tobytes())
+        if len(batch.adapters):
+            digests = [self._adapters[i] if i >= 0 else 0 for i in batch.adapters.tolist()]
+            values ^= np.array(digests, np.uint64)[sequences]
         size = self.plan.block_size
-        for table, state in zip(batch.block_tables, self._state, strict=True):
+        states: dict[int, list[int]] = {}
+        for group, (table, state) in enumerate(zip(batch.block_tables, self._state, strict=True)):
+            if self._groups[group].kind == "recurrent":
+                states[group] = self._scan(batch, table, state[:, 0], values)
+                continue
             blocks = table[sequences, at // size]
             if blocks.min(initial=0) < 0:
                 raise UsageError("null backend: a token is written outside of its blocks")
             state[blocks, at % size] = values
+        return states
 
-    def _read(self, batch: Batch) -> StepOutput:
+    def _scan(
+        self,
+        batch: Batch,
+        table: npt.NDArray[np.int32],
+        state: npt.NDArray[np.uint64],
+        values: npt.NDArray[np.uint64],
+    ) -> list[int]:
+        """Carries the state of every sequence on; the states after each token."""
+        size = self.plan.block_size
+        states: list[int] = []
+        for s, context in enumerate(batch.contexts.tolist()):
+            start, stop = int(batch.starts[s]), int(batch.starts[s + 1])
+            read, written = (context - 1) // size, (context + stop - start - 1) // size
+            named = set(np.flatnonzero(table[s] >= 0).tolist())
+            if named != {read, written} - {-1}:
+                raise UsageError(
+                    f"null backend: a recurrent state is read from run {read} and written to run "
+                    f"{written}, but blocks are held for {sorted(named)}"
+                )
+            current = int(state[table[s, read]]) if context else 0
+            for value in values[start:stop].tolist():
+                current = mix64(current ^ mix64(value))
+                states.append(current)
+            state[table[s, written]] = current
+        return states
+
+    def _read(self, batch: Batch, states: dict[int, list[int]]) -> StepOutput:
         rows = np.searchsorted(batch.starts, batch.output_rows, side="right") - 1
         drawn, chosen, ids, values = [], [], [], []
         vocab = self.program.vocab
@@ -161,7 +250,12 @@ class NullExecutable:
                 raise UsageError("null backend: a sampling row is not for the next position")
             digest = mix64(position)
             for group in range(len(self._state)):
-                digest = mix64(digest ^ self._seen(batch, group, int(s), position))
+                seen = (
+                    states[group][batch.output_rows[r]]
+                    if group in states
+                    else self._seen(batch, group, int(s), position)
+                )
+                digest = mix64(digest ^ seen)
             span = slice(batch.history.starts[r], batch.history.starts[r + 1])
             digest = mix64(digest ^ self._fold(batch.history.values[span].astype(np.uint64), 0))
             if row["temperature"] > 0:
@@ -182,7 +276,7 @@ class NullExecutable:
 
     def _seen(self, batch: Batch, group: int, sequence: int, position: int) -> int:
         """The hash of all positions that ``position`` sees in a group."""
-        size, window = self.plan.block_size, self._windows[group]
+        size, window = self.plan.block_size, self._groups[group].window
         low = max(0, position - window + 1) if window else 0
         first = low // size
         blocks = batch.block_tables[group][sequence, first : position // size + 1]
@@ -201,15 +295,30 @@ class NullExecutable:
         return int(np.dot(values, self._powers[first:stop])) & _MASK
 
 
-def null_program(vocab: int = 256, windows: Sequence[int] = (0,)) -> Program:
-    """A program for tests: one attention layer a window (0 attends to everything)."""
+def _digest(*parts: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(b"".join(parts), digest_size=8).digest(), "little")
+
+
+def _bytes(layer: LowRank) -> tuple[bytes, bytes]:
+    return layer.down.tobytes(), layer.up.tobytes()
+
+
+def null_program(
+    vocab: int = 256, windows: Sequence[int] = (0,), recurrent: int = 0, width: int = 2
+) -> Program:
+    """A program for tests: one attention layer a window (0 attends to everything), and
+    ``recurrent`` layers that keep a state of fixed size; prompts may come as vectors of
+    ``width`` features."""
     builder = Builder()
-    x = builder.embedding(builder.token_ids, "embedding", vocab, 2)
+    x = builder.embedding(builder.token_ids, "embedding", vocab, width)
+    x = builder.embedding_segments(x)
+    for index in range(recurrent):
+        x = builder.short_conv(x, f"convolutions.{index}", 4)
     for index, window in enumerate(windows):
         with builder.scope(f"layers.{index}"):
-            q, k, v = (builder.linear(x, name, 2) for name in "qkv")
+            q, k, v = (builder.linear(x, name, width) for name in "qkv")
             x = builder.attention(
-                q, k, v, heads=1, kv_heads=1, head_dim=2, scale=1.0, window=window
+                q, k, v, heads=1, kv_heads=1, head_dim=width, scale=1.0, window=window
             )
     x = builder.gather_rows(x, builder.output_rows)
     return builder.finish(builder.linear(x, "head", vocab))

@@ -1,29 +1,48 @@
-"""One step of a program, node by node, in numpy."""
+"""One step of a program, node by node, in numpy.
+
+Open to other backends: a chip that has kernels for some operators subclasses :class:`Step`,
+overrides :meth:`Step.handler`, and leaves the rest to numpy (``examples/``).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from sartor.backends.reference.sample import sample
-from sartor.graph import Batch, LowRank, StepOutput
+from sartor.backends.reference.state import ReferenceState
+from sartor.graph import Batch, LowRank, Program, StepOutput
 from sartor.ops import experts, functions, recurrent
 from sartor.ops.rope import cos_sin, rotate
-from sartor.ops.weights import F32
-
-if TYPE_CHECKING:
-    from sartor.backends.reference.backend import ReferenceExecutable
+from sartor.ops.weights import F32, Weight
+from sartor.plan import ExecutionPlan
 
 Array = npt.NDArray[Any]
+
+
+class StepOwner(Protocol):
+    """What a step asks of its executable. ``logits`` is the value that the head makes."""
+
+    program: Program
+    plan: ExecutionPlan
+    logits: int
+    state: ReferenceState
+    adapters: dict[int, Mapping[str, LowRank]]
+
+    def weight(self, value: int) -> Weight:
+        """A matrix in canonical form."""
+
+    def dense(self, value: int) -> F32:
+        """A weight in float32."""
 
 
 class Step:
     """One pass over the nodes."""
 
-    def __init__(self, executable: ReferenceExecutable, batch: Batch) -> None:
+    def __init__(self, executable: StepOwner, batch: Batch) -> None:
         self.executable = executable
         self.batch = batch
         self.outputs: tuple[int, ...] = ()
@@ -51,7 +70,7 @@ class Step:
                 results: Array | tuple[Array, ...] = sampled.tokens
             else:
                 self.outputs = node.outputs
-                results = HANDLERS[node.op](self, node.inputs, **node.attributes)
+                results = self.handler(node.op)(self, node.inputs, **node.attributes)
             if not isinstance(results, tuple):
                 results = (results,)
             for value, result in zip(node.outputs, results, strict=True):
@@ -64,7 +83,12 @@ class Step:
             sampled.tokens, sampled.logprobs, sampled.top_tokens, sampled.top_logprobs, taps
         )
 
+    def handler(self, op: str) -> Handler:
+        """The function that runs an operator: ``(step, inputs, **attributes) -> results``."""
+        return HANDLERS[op]
+
     def x(self, value: int) -> Array:
+        """An input of an operator: what a node has made, or a weight in float32."""
         if value in self.results:
             return self.results[value]
         return self.executable.dense(value)
@@ -101,7 +125,7 @@ class Step:
         batch = self.batch
         if not len(batch.adapters):
             return
-        name = self.executable.weight(weight).name
+        name = self.executable.program.values[weight].name
         sequence = np.repeat(np.arange(len(batch.adapters)), np.diff(batch.starts))
         if self.executable.program.values[output].shape[0] == "R":
             sequence = sequence[batch.output_rows]

@@ -1,0 +1,1 @@
+"""Any device that torch drives, every operator in plain torch; tuned kernels plug in on top."""

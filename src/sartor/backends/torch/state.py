@@ -1,0 +1,109 @@
+"""Sequence state on a torch device: blocks of keys and values, of latents, recurrent states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sartor.backends.torch.devices import free_bytes
+from sartor.errors import CapacityError
+from sartor.graph import KVStateSpec, LatentStateSpec, Program, RecurrentStateSpec
+from sartor.plan import ExecutionPlan
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class TorchState:
+    """The state of every layer, once :meth:`allocate` has been called.
+
+    Every group has one block more than was asked for, the last: *scratch*, where the padding of
+    a step writes and what block tables name where they hold nothing.
+    """
+
+    def __init__(self, program: Program, plan: ExecutionPlan, device: torch.device) -> None:
+        self._program = program
+        self._plan = plan
+        self._device = device
+        self._groups = program.groups()
+        self.group_of = {s: group.index for group in self._groups for s in group.states}
+        self.scratch: tuple[int, ...] = ()
+        """The scratch block of each group."""
+        self._pools: list[tuple[Tensor, ...]] = []
+
+    def block_bytes(self, group: int) -> int:
+        total = 0
+        for index in self._groups[group].states:
+            spec = self._program.states[index]
+            if isinstance(spec, RecurrentStateSpec):
+                total += spec.nbytes
+            else:
+                element = DTYPES[self._plan.kv].itemsize
+                total += spec.bytes_per_token(element) * self._plan.block_size
+        return total
+
+    def allocate(self, blocks: Sequence[int]) -> None:
+        self.free()
+        need = sum((n + 1) * self.block_bytes(g) for g, n in enumerate(blocks))
+        if need <= free_bytes(self._device):
+            try:
+                self._pools = [
+                    self._pool(index, blocks[self.group_of[index]] + 1)
+                    for index in range(len(self._program.states))
+                ]
+                self.scratch = tuple(blocks)
+                return
+            except torch.OutOfMemoryError:
+                self.free()
+        raise CapacityError(
+            f"no memory on {self._plan.device} for {need >> 20} MiB of sequence state; lower "
+            "state_bytes, max_sequences or max_context"
+        )
+
+    def _pool(self, index: int, count: int) -> tuple[Tensor, ...]:
+        spec, size, kind = self._program.states[index], self._plan.block_size, DTYPES[self._plan.kv]
+        zeros = torch.zeros
+        match spec:
+            case KVStateSpec(kv_heads=heads, head_dim=head_dim, value_dim=value_dim):
+                shapes = [(count, size, heads, head_dim), (count, size, heads, value_dim)]
+            case LatentStateSpec(rank=rank, rope_dim=rope_dim):
+                shapes = [(count, size, 1, rank + rope_dim)]
+            case RecurrentStateSpec(shape=shape):
+                return (zeros((count, *shape), dtype=torch.float32, device=self._device),)
+        return tuple(zeros(shape, dtype=kind, device=self._device) for shape in shapes)
+
+    @property
+    def allocated(self) -> bool:
+        return bool(self._pools) or not self._program.states
+
+    @property
+    def nbytes(self) -> int:
+        return sum(pool.nbytes for pools in self._pools for pool in pools)
+
+    def free(self) -> None:
+        self._pools, self.scratch = [], ()
+
+    def write(self, state: int, slots: Tensor, *rows: Tensor) -> None:
+        """Stores rows ``[T, features]`` at ``slots [T]``: block times block size plus offset."""
+        for pool, given in zip(self._pools[state], rows, strict=True):
+            stored = given.to(pool.dtype).view(len(given), *pool.shape[2:])
+            pool.view(-1, *pool.shape[2:]).index_copy_(0, slots, stored)
+
+    def read(self, state: int, blocks: Tensor) -> tuple[Tensor, ...]:
+        """The tokens of ``blocks [s, n]``: float32 ``[s, n * block size, heads, features]``."""
+        count = len(blocks)
+        return tuple(
+            pool.index_select(0, blocks.view(-1)).float().view(count, -1, *pool.shape[2:])
+            for pool in self._pools[state]
+        )
+
+    def load(self, state: int, blocks: Tensor, held: Tensor) -> Tensor:
+        """Recurrent states ``[s, ...]``; zeros where a sequence holds none yet."""
+        (pool,) = self._pools[state]
+        found = pool.index_select(0, blocks)
+        return torch.where(held.view(-1, *[1] * (found.ndim - 1)), found, 0.0)
+
+    def store(self, state: int, blocks: Tensor, values: Tensor) -> None:
+        (pool,) = self._pools[state]
+        pool.index_copy_(0, blocks, values)
