@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import sys
@@ -234,6 +235,53 @@ def test_conformance(capsys: Capture) -> None:
     found = run_json(capsys, "conformance", "--backend", "reference")
     assert found["right"] is True
     assert len(found["results"]) == found["cases"] > 50
+    assert [b["backend"] for b in found["backends"]] == ["reference"]
+
+
+@pytest.fixture
+def few_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sartor.backends import conformance, registry
+
+    cases = [c for c in conformance.cases() if c.operator in ("pool", "linear/head")]
+    monkeypatch.setattr(conformance, "cases", lambda: cases)
+    monkeypatch.setattr(registry, "backend_names", lambda: ["cpu", "nowhere", "null", "reference"])
+
+
+def test_conformance_of_every_backend(capsys: Capture, few_cases: None) -> None:
+    code, out, err = run(capsys, "conformance")
+    rows = [line.split() for line in out.splitlines()]
+    assert code == 0
+    assert rows[0] == ["OPERATOR", "CPU", "REFERENCE"]  # null runs no operators
+    assert [(row[0], row[1:3], row[5:7]) for row in rows[1:]] == [
+        ("linear/head", ["4", "right"], ["4", "right"]),
+        ("pool", ["3", "right"], ["3", "right"]),
+    ]
+    assert "nowhere: not tried (backend 'nowhere' is unknown" in err
+    assert run_json(capsys, "conformance")["unavailable"].keys() == {"nowhere"}
+
+
+def test_conformance_line_by_line(capsys: Capture, few_cases: None) -> None:
+    code, out, _ = run(capsys, "conformance", "--backend", "cpu")
+    assert (code, len(out.splitlines())) == (0, 3)
+    assert "int8 * " in out or out.rstrip().count("*") == 1  # what the formats' paths share
+    code, out, _ = run(capsys, "conformance", "--backend", "cpu", "--all")
+    assert (code, len(out.splitlines())) == (0, 8)
+
+
+def test_conformance_shows_what_is_wrong(
+    capsys: Capture, few_cases: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sartor.backends import conformance
+
+    cases = [dataclasses.replace(c, tolerance=1e-12) for c in conformance.cases()]
+    monkeypatch.setattr(conformance, "cases", lambda: cases)
+    code, out, err = run(capsys, "conformance", "--backend", "cpu")
+    assert code == 1
+    assert "4 of 4 WRONG" in out.split("\n\n")[0]
+    assert "wrong result" in out.split("\n\n")[1]
+    assert "wrong" in err
+    code, out, _ = run(capsys, "conformance", "--backend", "cpu", "--wrong")
+    assert (code, "right" in out) == (1, False)
 
 
 def test_faults_of_our_own_are_one_line_too(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _HELP = "/clear forgets the conversation, /exit or Ctrl-D ends, Ctrl-C stops an answer"
 
 
-def chat(llm: LLM, name: str, params: SamplingParams, system: str | None) -> None:
+def chat(llm: LLM, name: str, params: SamplingParams, system: str | None, adapter: str) -> None:
     """Reads lines and answers them until the end of the input."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - line editing and history for input()
@@ -44,7 +44,7 @@ def chat(llm: LLM, name: str, params: SamplingParams, system: str | None) -> Non
             write_text(text)
 
         try:
-            answer = follow(llm.chat(messages, params, stream=True), show)
+            answer = follow(llm.chat(messages, params, stream=True, adapter=adapter), show)
         except KeyboardInterrupt:
             write_text("\n")
             say("(stopped)")

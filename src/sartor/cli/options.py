@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,6 +35,21 @@ Activation = Annotated[
     str, typer.Option(help="Arithmetic of quantised linear layers: int8 or fp32.")
 ]
 Isa = Annotated[str, typer.Option(help="CPU instruction-set path: auto, portable, avx2 or avx512.")]
+
+
+def adapters(named: list[str] | None) -> dict[str, Path]:
+    """Adapters given as NAME=FOLDER. Raises UsageError."""
+    from sartor.errors import UsageError
+
+    found: dict[str, Path] = {}
+    for text in named or ():
+        name, sign, folder = text.partition("=")
+        if not name or not sign or not folder:
+            raise UsageError(f"--adapter {text}: write it as NAME=FOLDER")
+        if name in found:
+            raise UsageError(f"--adapter {text}: the name {name} is given twice")
+        found[name] = Path(folder)
+    return found
 
 
 def make_plan(

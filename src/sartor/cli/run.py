@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -46,6 +47,10 @@ def run(
     stop: Annotated[
         list[str] | None,
         typer.Option(help="End the answer before this text (may be repeated)."),
+    ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Answer with a LoRA adapter.", show_default=False),
     ] = None,
     threads: options.Threads = 0,
     context: options.Context = 0,
@@ -94,7 +99,13 @@ def run(
         max_sequences=1,  # one conversation: its state is all that is needed
     )
     loaded, llm = _open(model, plan)
+    if loaded.note:
+        say(f"note: {loaded.note}")
     with llm:
+        name = ""
+        if adapter is not None:
+            name = adapter.name
+            llm.load_adapter(name, adapter)
         if loaded.template is None and (prompt is None or system is not None):
             raise UsageError(
                 f"{loaded.name} has no chat template: it continues a PROMPT, and takes no --system"
@@ -102,9 +113,9 @@ def run(
         if prompt is None:
             from sartor.cli.chat import chat
 
-            chat(llm, loaded.name, params, system)
+            chat(llm, loaded.name, params, system, name)
             return
-        chunks = _answer(llm, loaded, prompt, params, system, raw)
+        chunks = _answer(llm, loaded, prompt, params, system, raw, name)
         answer = follow(chunks, _ignore if json else write_text)
     if json:
         print_json(_report(loaded, answer))
@@ -138,14 +149,15 @@ def _answer(
     params: SamplingParams,
     system: str | None,
     raw: bool,
+    adapter: str,
 ) -> Iterator[Chunk]:
     """The chat template where there is one; a model without continues the text."""
     if raw or loaded.template is None:
-        return llm.stream(prompt, params)
+        return llm.stream(prompt, params, adapter=adapter)
     messages = [{"role": "user", "content": prompt}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
-    return llm.chat(messages, params, stream=True)
+    return llm.chat(messages, params, stream=True, adapter=adapter)
 
 
 def _report(loaded: LoadedModel, answer: Answer) -> dict[str, Any]:

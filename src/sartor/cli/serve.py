@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,6 +24,14 @@ def serve(
     max_sequences: Annotated[
         int, typer.Option(help="Sequences that run at once in one batch.")
     ] = 64,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FOLDER", help="A LoRA adapter that requests name as the model."),
+    ] = None,
+    adapter_folder: Annotated[
+        Path | None,
+        typer.Option(help="Let clients load adapters that lie in this folder.", show_default=False),
+    ] = None,
     threads: options.Threads = 0,
     context: options.Context = 0,
     backend: options.Backend = "auto",
@@ -52,5 +61,7 @@ def serve(
         plan=plan,
         cache=sartor_home() / "packed",
         max_requests=max_requests,
+        adapters=options.adapters(adapter),
+        adapter_folder=adapter_folder,
         progress=PullProgress(),
     )

@@ -1,0 +1,1 @@
+"""A chip for Sartor, from outside: a backend to start from, and one CPU kernel in C."""
