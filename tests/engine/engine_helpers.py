@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from sartor.backends.null.backend import null_program
 from sartor.backends.registry import load_backend
+from sartor.engine.embedding import EmbeddingSegment
 from sartor.engine.engine import Engine
 from sartor.engine.request import Chunk, Request
-from sartor.graph import Builder, Program, SamplingParams
+from sartor.graph import Builder, Program, SamplingParams, Value
+from sartor.models.registry import TensorPlace
 from sartor.ops import RopeSpec, Weight, dense, quantize_affine
 from sartor.plan import ExecutionPlan
 from sartor.text.tokenizer import Tokenizer
 
 VOCAB = 256
 EOS = 255
+HIDDEN = 64
 BACKENDS = ["null", "reference", "cpu", "cpu-int8"]
 """The last is the CPU as it runs real checkpoints: 4-bit weights, int8 activations, bf16 state."""
+Layer = int | Literal["recurrent"]
+"""A layer of a test's program: attention with a window (0 sees everything), or a recurrence."""
 
 
 class _Bytes:
@@ -43,15 +49,19 @@ def byte_tokenizer(bos: int | None = None) -> Tokenizer:
     )
 
 
-def llama_program(windows: Sequence[int] = (0, 0)) -> Program:
-    """A tiny Llama: 4 query heads on 2 key heads, one layer a window."""
+def llama_program(layers: Sequence[Layer] = (0, 0)) -> Program:
+    """A tiny Llama: 4 query heads on 2 key heads, some layers recurrent (gated delta rule)."""
     builder = Builder()
-    hidden, heads, kv_heads, dim = 64, 4, 2, 16
+    hidden, heads, kv_heads, dim = HIDDEN, 4, 2, 16
     rope = RopeSpec(dim)
     x = builder.embedding(builder.token_ids, "embed", VOCAB, hidden)
-    for index, window in enumerate(windows):
+    x = builder.embedding_segments(x)
+    for index, window in enumerate(layers):
         with builder.scope(f"layers.{index}"):
             h = builder.rms_norm(x, "input_norm", eps=1e-5)
+            if window == "recurrent":
+                x = builder.add(x, _recurrence(builder, h), "add_recurrence")
+                continue
             q = builder.linear(h, "q", heads * dim)
             k = builder.linear(h, "k", kv_heads * dim)
             v = builder.linear(h, "v", kv_heads * dim)
@@ -76,6 +86,17 @@ def llama_program(windows: Sequence[int] = (0, 0)) -> Program:
     )
 
 
+def _recurrence(b: Builder, h: Value) -> Value:
+    h = b.short_conv(h, "conv", 4)
+    q, k = (b.l2_norm(b.linear(h, name, 32), 16, 1e-6, f"{name}_norm") for name in "qk")
+    decay = b.activation(b.linear(h, "decay", 4), "sigmoid", "decay_gate")
+    beta = b.activation(b.linear(h, "beta", 4), "sigmoid", "beta_gate")
+    out = b.recurrent_scan(
+        q, k, b.linear(h, "v", 64), decay, beta, heads=4, key_heads=2, scale=0.25, delta=True
+    )
+    return b.linear(out, "o", HIDDEN)
+
+
 class RandomWeights:
     """Random weights, the same for every program that names them alike."""
 
@@ -88,29 +109,46 @@ class RandomWeights:
         rng = np.random.default_rng(sum(name.encode()))
         scale = 0.5 if len(shape) == 1 else 3 * shape[-1] ** -0.5
         values = (rng.standard_normal(shape) * scale).astype(np.float32)
-        if self._quantized and len(shape) == 2:
+        if self._quantized and len(shape) == 2 and not shape[1] % 32:  # no convolutions
             return quantize_affine(name, values, bits=4)
         return dense(name, values)
+
+    def place(self, name: str) -> TensorPlace:
+        return TensorPlace(name)
 
     def identity(self) -> str:
         return f"random {self._quantized}"
 
 
+def counts(layers: Sequence[Layer], blocks: int, states: int) -> list[int]:
+    """Blocks of each state group of :func:`layers_program`, on any backend."""
+    groups = layers_program("null", layers).groups()
+    return [states if group.kind == "recurrent" else blocks for group in groups]
+
+
+def layers_program(backend: str, layers: Sequence[Layer]) -> Program:
+    if backend != "null":
+        return llama_program(layers)
+    windows = [layer for layer in layers if layer != "recurrent"]
+    return null_program(VOCAB, windows, recurrent=len(layers) - len(windows))
+
+
 def make_engine(
     backend: str = "null",
     *,
-    windows: Sequence[int] = (0,),
+    windows: Sequence[Layer] = (0,),
     blocks: int | Sequence[int] = 64,
     context: int = 512,
     tokenizer: Tokenizer | None = None,
     program: Program | None = None,
+    device: str = "",
     **plan_fields: object,
 ) -> Engine:
     backend, _, quantized = backend.partition("-")
     if backend == "cpu" and importlib.util.find_spec("sartor.backends.cpu._native") is None:
         pytest.skip("the native CPU backend is not built")
     if program is None:
-        program = null_program(VOCAB, windows) if backend == "null" else llama_program(windows)
+        program = layers_program(backend, windows)
     fields: dict[str, object] = {"block_size": 16}
     if not quantized:
         fields |= {"activation": "fp32", "kv": "fp32"}
@@ -118,11 +156,12 @@ def make_engine(
     plan = ExecutionPlan(backend=backend).replace(**fields)
     chip = load_backend(backend)
     weights = chip.pack(program, RandomWeights(program, bool(quantized)), plan, None)
-    executable = chip.compile(program, weights, plan, chip.devices()[0].name)
+    executable = chip.compile(program, weights, plan, device or chip.devices()[0].name)
     counts = [blocks] * len(program.groups()) if isinstance(blocks, int) else blocks
     return Engine(
         executable,
         tokenizer or byte_tokenizer(),
+        capabilities=chip.capabilities(executable.plan.device),
         context_length=context,
         model_key="test",
         state_blocks=counts,
@@ -142,6 +181,8 @@ def request(
     salt: str = "",
     priority: int = 0,
     want_text: bool = True,
+    adapter: str = "",
+    segments: Sequence[EmbeddingSegment] = (),
     **params: object,
 ) -> Request:
     fields: dict[str, object] = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True, **params}
@@ -154,6 +195,8 @@ def request(
         salt=salt,
         priority=priority,
         want_text=want_text,
+        adapter=adapter,
+        segments=tuple(segments),
     )
 
 

@@ -7,13 +7,22 @@ from sartor.engine.cache import StateCache
 from sartor.engine.output import OutputStream
 from sartor.engine.sequence import Sequence
 from sartor.errors import CapacityError
+from sartor.graph import StateGroup
 
 BLOCK = 16
 
 
+RECURRENT = -1
+"""Stands for a recurrent group among windows."""
+
+
 def make_cache(*windows: int, blocks: int | list[int] = 20, sequences: int = 4) -> StateCache:
+    groups = [
+        StateGroup(i, 2, (i,), "recurrent") if w == RECURRENT else StateGroup(i, w, (i,))
+        for i, w in enumerate(windows)
+    ]
     return StateCache(
-        windows,
+        groups,
         [blocks] * len(windows) if isinstance(blocks, int) else blocks,
         block_size=BLOCK,
         max_sequences=sequences,
@@ -35,7 +44,7 @@ def compute(cache: StateCache, s: Sequence, *, chunk: int = 512) -> int:
         step = min(chunk, s.length - s.computed)
         cache.extend(s, s.computed + step)
         s.computed += step
-        cache.commit(s)
+        cache.commit(s, s.computed)
         cache.check([s])
     return prefix.tokens
 
@@ -82,7 +91,7 @@ def test_equal_blocks_computed_twice_become_one() -> None:
     assert cache.available() == (12, 12)
     for s in (one, two):
         s.computed = 64
-        cache.commit(s)
+        cache.commit(s, s.computed)
     cache.check([one, two])
     assert table(cache, one) == table(cache, two)
     assert cache.available() == (16, 17)
@@ -154,6 +163,85 @@ def test_a_window_only_model_shares_too() -> None:
     again = sequence(ids)
     assert compute(cache, again) == 96
     assert table(cache, again)[:4] == [-1] * 4
+
+
+def test_a_recurrent_group_holds_blocks_only_where_steps_end() -> None:
+    cache = make_cache(0, RECURRENT)
+    s = sequence(prompt(1, 100))
+    cache.admit(s, cache.match(s))
+    for stop, before, after in (
+        (70, [4], [4]),
+        (74, [4], [4]),
+        (96, [4, 5], [5]),
+        (97, [5, 6], [6]),
+    ):
+        cache.extend(s, stop)
+        cache.check([s])
+        row = table(cache, s, 1)
+        assert [i for i, block in enumerate(row) if block >= 0] == before
+        s.computed = stop
+        cache.commit(s, s.computed)
+        cache.check([s])
+        assert [i for i, block in enumerate(table(cache, s, 1)) if block >= 0] == after
+    # Only the step that ended with its run left a snapshot.
+    assert cache.pools[1].cached == 1
+    assert cache.available() == (20 - 7, 20 - 1)
+
+
+def test_a_recurrent_prefix_needs_its_last_state_alone() -> None:
+    cache = make_cache(0, RECURRENT, 40)
+    ids = prompt(1, 200)
+    s = sequence(ids)
+    compute(cache, s, chunk=64)
+    cache.release(s)
+    assert cache.match(sequence(ids)).tokens == 192
+    assert cache.match(sequence(ids[:192])).tokens == 128
+    assert cache.match(sequence(ids[:64])).tokens == 0
+    again = sequence(ids[:190])
+    prefix = cache.match(again)
+    assert prefix.cost == (8, 1, 3)
+    cache.admit(again, prefix)
+    cache.check([again])
+    assert [i for i, block in enumerate(table(cache, again, 1)) if block >= 0] == [7]
+    cache.extend(again, 190)
+    assert table(cache, again, 1)[7] != table(cache, again, 1)[11]
+    again.computed = 190
+    cache.commit(again, again.computed)
+    cache.check([again])
+
+
+def test_a_recurrent_model_without_attention_shares_too() -> None:
+    cache = make_cache(RECURRENT, blocks=3)
+    ids = prompt(1, 100)
+    s = sequence(ids)
+    compute(cache, s, chunk=32)
+    cache.release(s)
+    # The tree keeps nodes without blocks as the way to those that have one.
+    assert cache.match(sequence(ids)).tokens == 96
+    other = sequence(prompt(2, 200))
+    compute(cache, other, chunk=48)
+    cache.check([other])
+    assert cache.match(sequence(ids)).tokens == 0
+
+
+def test_equal_snapshots_become_one() -> None:
+    cache = make_cache(0, RECURRENT)
+    ids = prompt(1, 64)
+    one, two = sequence(ids), sequence(ids)
+    for s in (one, two):
+        cache.admit(s, cache.match(s))
+        cache.extend(s, 64)
+    for s in (one, two):
+        s.computed = 64
+        cache.commit(s, s.computed)
+    cache.check([one, two])
+    assert table(cache, one, 1) == table(cache, two, 1)
+    assert cache.available() == (16, 19)
+    # Going on writes elsewhere.
+    for s in (one, two):
+        cache.extend(s, 65)
+    assert table(cache, one, 1)[4] != table(cache, two, 1)[4]
+    cache.check([one, two])
 
 
 def test_running_out_leaves_the_books_in_order() -> None:

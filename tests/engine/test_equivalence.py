@@ -7,6 +7,7 @@ from engine_helpers import (
     BACKENDS,
     Answers,
     Engine,
+    Layer,
     logprobs,
     make_engine,
     prompt,
@@ -17,7 +18,13 @@ from engine_helpers import (
 
 from sartor.engine.request import Request
 
-WINDOWS = {"full": (0,), "window": (40,), "mixed": (0, 40, 24)}
+WINDOWS: dict[str, tuple[Layer, ...]] = {
+    "full": (0,),
+    "window": (40,),
+    "mixed": (0, 40, 24),
+    "recurrent": ("recurrent",),
+    "hybrid": (0, "recurrent", 24),
+}
 
 cases = pytest.mark.parametrize("windows", WINDOWS.values(), ids=WINDOWS.keys())
 backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -48,7 +55,7 @@ def requests_of(backend: str) -> list[Request]:
 
 @backends
 @cases
-def test_alone_equals_in_company(backend: str, windows: tuple[int, ...]) -> None:
+def test_alone_equals_in_company(backend: str, windows: tuple[Layer, ...]) -> None:
     requests = requests_of(backend)
     engine = make_engine(backend, windows=windows, blocks=256)
     together = run(engine, *requests)
@@ -60,7 +67,7 @@ def test_alone_equals_in_company(backend: str, windows: tuple[int, ...]) -> None
 
 @backends
 @cases
-def test_chunk_sizes_agree(backend: str, windows: tuple[int, ...]) -> None:
+def test_chunk_sizes_agree(backend: str, windows: tuple[Layer, ...]) -> None:
     ids = prompt(1, 150)
     engine = make_engine(backend, windows=windows, max_batch_tokens=512)
     whole = run(engine, greedy("a", ids))
@@ -73,7 +80,7 @@ def test_chunk_sizes_agree(backend: str, windows: tuple[int, ...]) -> None:
 
 @backends
 @cases
-def test_prefix_cache_changes_nothing(backend: str, windows: tuple[int, ...]) -> None:
+def test_prefix_cache_changes_nothing(backend: str, windows: tuple[Layer, ...]) -> None:
     ids = prompt(2, 100)
     engine = make_engine(backend, windows=windows)
     cold = run(engine, greedy("a", ids))
@@ -92,7 +99,7 @@ def test_prefix_cache_changes_nothing(backend: str, windows: tuple[int, ...]) ->
 
 @backends
 @cases
-def test_preempted_equals_uninterrupted(backend: str, windows: tuple[int, ...]) -> None:
+def test_preempted_equals_uninterrupted(backend: str, windows: tuple[Layer, ...]) -> None:
     requests = [
         (greedy if backend == "reference" else sampled)(f"r{i}", prompt(i, 40), max_tokens=60)
         for i in range(4)
@@ -109,7 +116,7 @@ def test_preempted_equals_uninterrupted(backend: str, windows: tuple[int, ...]) 
 @backends
 @cases
 @pytest.mark.parametrize("done", [0, 1, 5, 11])
-def test_replay_equals_uninterrupted(backend: str, windows: tuple[int, ...], done: int) -> None:
+def test_replay_equals_uninterrupted(backend: str, windows: tuple[Layer, ...], done: int) -> None:
     kind = greedy if backend == "reference" else sampled
     ids = prompt(5, 37)
     engine = make_engine(backend, windows=windows)
@@ -123,7 +130,9 @@ def test_replay_equals_uninterrupted(backend: str, windows: tuple[int, ...], don
 
 @backends
 @cases
-def test_choices_equal_requests_with_a_choice_index(backend: str, windows: tuple[int, ...]) -> None:
+def test_choices_equal_requests_with_a_choice_index(
+    backend: str, windows: tuple[Layer, ...]
+) -> None:
     kind = greedy if backend == "reference" else sampled
     ids = prompt(6, 70)
     engine = make_engine(backend, windows=windows)

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import json
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 from engine_helpers import VOCAB, RandomWeights, byte_tokenizer, llama_program
+from safetensors.numpy import save_file
 
 from sartor import LLM, SamplingParams
 from sartor.backends.null.backend import null_program
 from sartor.backends.registry import load_backend
+from sartor.engine.llm import Output
 from sartor.engine.load import LoadedModel, _check, load
+from sartor.engine.prompt import MixedPrompt, Prompt
 from sartor.engine.request import Chunk
 from sartor.errors import CapacityError, SartorError, UnsupportedError, UsageError
 from sartor.graph import Capabilities
@@ -33,13 +38,15 @@ def loaded(backend: str = "null", template: bool = True, **plan_fields: object) 
     executable = chip.compile(program, weights, plan, chip.devices()[0].name)
     return LoadedModel(
         name="tiny",
-        model=cast(Model, SimpleNamespace(context_length=512, source=source)),
+        model=cast(Model, SimpleNamespace(context_length=512, source=source, program=program)),
         tokenizer=byte_tokenizer(bos=BOS),
         template=ChatTemplate(TEMPLATE, bos_token="", eos_token="") if template else None,
         executable=executable,
         plan=executable.plan,
+        capabilities=chip.capabilities(executable.plan.device),
         load_seconds=0.0,
         bits_per_weight=0.0,
+        identity=source.identity(),
     )
 
 
@@ -153,6 +160,45 @@ def test_a_failed_step_raises_and_the_next_call_works(
         with pytest.raises(SartorError, match="the chip is gone"):
             llm.generate("abc", PARAMS)
     assert len(llm.generate("abc", PARAMS)[0].tokens) == 8
+
+
+def test_a_prompt_may_hold_vectors(llm: LLM) -> None:
+    def ask(*vectors: float) -> Output:
+        (output,) = llm.generate(MixedPrompt(["ab", np.array([vectors]), "c"]), PARAMS)
+        return output
+
+    output = ask(1, 2)
+    assert output.prompt_tokens == (BOS, *b"ab", 0, *b"c")
+    assert ask(1, 3).tokens != output.tokens == ask(1, 2).tokens
+    mixed: list[Prompt] = ["plain", MixedPrompt(["ab", np.array([[1, 2]]), "c"])]
+    assert llm.generate(mixed, PARAMS)[1] == output
+
+
+def test_adapters_by_name(llm: LLM, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    halves = {"A": rng.standard_normal((2, 2)), "B": rng.standard_normal((VOCAB, 2))}
+    save_file(
+        {f"base_model.model.head.lora_{h}.weight": a.astype("f4") for h, a in halves.items()},
+        tmp_path / "adapter_model.safetensors",
+    )
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    llm.load_adapter("mine", tmp_path)
+    assert llm.adapters == ("mine",)
+    plain = llm.generate("Hello", PARAMS)[0].tokens
+    (adapted,) = llm.generate("Hello", PARAMS, adapter="mine")
+    assert adapted.tokens != plain
+    chunks = list(llm.stream("Hello", PARAMS, adapter="mine"))
+    assert tuple(t for c in chunks for t in c.tokens) == adapted.tokens
+    messages = [{"role": "user", "content": "Hi"}]
+    one = llm.chat(messages, PARAMS, adapter="mine")
+    assert one.tokens != llm.chat(messages, PARAMS).tokens
+    assert "".join(c.text for c in llm.chat(messages, PARAMS, stream=True, adapter="mine")) == (
+        one.text
+    )
+    llm.drop_adapter("mine")
+    with pytest.raises(UsageError, match="'mine' is not loaded"):
+        llm.generate("Hello", PARAMS, adapter="mine")
 
 
 def test_threads_take_turns(llm: LLM) -> None:

@@ -8,6 +8,7 @@ import pytest
 from engine_helpers import request, run
 
 from sartor import LLM, SamplingParams
+from sartor.backends.registry import load_backend
 from sartor.engine.engine import Engine
 from sartor.engine.load import LoadedModel, load, make_engine
 from sartor.errors import UsageError
@@ -40,6 +41,7 @@ def changed(loaded: LoadedModel, full_blocks: int = 200, **fields: object) -> En
     return Engine(
         executable,
         loaded.tokenizer,
+        capabilities=load_backend("cpu").capabilities(executable.plan.device),
         context_length=loaded.context_length,
         model_key="test",
         state_blocks=[100 if group.window else full_blocks for group in groups],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ def plan(
         running,
         waiting,
         (available,),
-        Limits(tokens, sequences, 16, (UNBOUNDED,)),
+        Limits(tokens, sequences, 16, (UNBOUNDED,), (UNBOUNDED,)),
         lambda s, admitted: (found or {}).get(s.name, Found()),
     )
 
@@ -113,6 +114,54 @@ def test_higher_priority_takes_the_place_of_lower() -> None:
     assert plan(running, waiting, sequences=2).preempt is None
 
 
+RECURRENT = Limits(100, 8, 16, (UNBOUNDED, 2), (UNBOUNDED, 1), aligned=True)
+
+
+def recurrent(
+    running: Sequence[Seq] = (),
+    waiting: Sequence[Seq] = (),
+    available: tuple[int, int] = (100, 100),
+    limits: Limits = RECURRENT,
+) -> Schedule[Seq, Found]:
+    return decide(
+        running, waiting, available, limits, lambda s, admitted: Found(cost=(0,) * len(available))
+    )
+
+
+def test_a_recurrent_state_takes_one_block_a_step_however_long() -> None:
+    begun = Seq("begun", 97, 16, 1)
+    assert names(recurrent([begun], available=(5, 1))) == [("begun", 80)]
+    assert names(recurrent([begun], available=(4, 1))) == [("begun", 64)]
+    assert recurrent([begun, Seq("y", 97, 16, 1)], available=(9, 0)).preempt is not None
+    # Within its run a sequence goes on where it is.
+    assert names(recurrent([Seq("d", 20, 19, 2)], available=(0, 0))) == [("d", 1)]
+    assert recurrent([Seq("old", 33, 32, 2), decoding("y")], available=(9, 0)).preempt is not None
+
+
+def test_new_prompts_leave_a_state_for_every_running_one() -> None:
+    running = [decoding("d1"), decoding("d2")]
+    waiting = [Seq("new", 90)]
+    assert len(names(recurrent(running, waiting, (100, 4)))) == 3
+    assert len(names(recurrent(running, waiting, (100, 3)))) == 2
+
+
+def test_chunks_end_with_a_block_and_before_the_last_token() -> None:
+    sizes = []
+    s = Seq("a", 250)
+    while s.length - s.computed:
+        (item,) = names(recurrent([s]))
+        sizes.append(item[1])
+        s.computed += item[1]
+        s.end = -(-s.computed // 16)
+    assert sizes == [96, 96, 48, 10]
+    assert names(recurrent(waiting=[Seq("a", 64)])) == [("a", 48)]
+    assert names(recurrent(waiting=[Seq("a", 16)])) == [("a", 16)]
+    # A budget below a block is used as it is.
+    small = dataclasses.replace(RECURRENT, max_batch_tokens=7)
+    assert names(recurrent([Seq("a", 60, 7, 1)], limits=small)) == [("a", 7)]
+    assert names(recurrent([Seq("a", 60, 14, 1)], limits=small)) == [("a", 2)]
+
+
 @given(st.data())
 def test_budgets_hold_and_someone_always_goes_on(data: st.DataObject) -> None:
     number = st.integers(1, 200)
@@ -124,14 +173,18 @@ def test_budgets_hold_and_someone_always_goes_on(data: st.DataObject) -> None:
     waiting = [Seq(f"w{i}", data.draw(number)) for i in range(data.draw(st.integers(0, 5)))]
     # With nobody running every block is free, and they are enough for one sequence at least.
     available = data.draw(st.integers(0 if running else 13, 40))
+    states = data.draw(st.integers(0 if running else 2, 20))
     tokens = data.draw(st.integers(6, 64))
-    schedule = plan(running, waiting, available, tokens=tokens, sequences=6)
+    aligned = data.draw(st.booleans())
+    limits = Limits(tokens, 6, 16, (UNBOUNDED, 2), (UNBOUNDED, 1), aligned)
+    schedule = recurrent(running, waiting, (available, states), limits)
     if schedule.preempt is not None:
         assert schedule.preempt is running[-1]
         return
     assert sum(n for _, n in schedule.items) <= tokens
     assert all(0 < n <= s.length - s.computed for s, n in schedule.items)
-    blocks = sum(max(0, -(-(s.computed + n) // 16) - s.end) for s, n in schedule.items)
-    assert blocks <= available
+    blocks = [max(0, -(-(s.computed + n) // 16) - s.end) for s, n in schedule.items]
+    assert sum(blocks) <= available
+    assert sum(min(1, n) for n in blocks) <= states
     if len(running) > 1 or (waiting and not running):
         assert schedule.items

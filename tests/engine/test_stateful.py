@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine_helpers import EOS, Engine, make_engine, request, run, tokens
+from engine_helpers import EOS, Engine, Layer, counts, make_engine, request, run, tokens
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -19,29 +19,39 @@ class EngineMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.engine: Engine = make_engine()
-        self.windows: Sequence[int] = (0,)
+        self.windows: Sequence[Layer] = (0,)
         self.requests: dict[str, Request] = {}
         self.aborted: set[str] = set()
         self.chunks: dict[tuple[str, int], list[Chunk]] = {}
 
     @initialize(
-        windows=st.sampled_from([(0,), (40,), (0, 24)]),
+        windows=st.sampled_from([(0,), (40,), (0, 24), ("recurrent",), (0, "recurrent", 24)]),
         blocks=st.integers(10, 24),
+        states=st.integers(2, 8),
         tokens=st.sampled_from([5, 16, 40, 512]),
         places=st.integers(1, 6),
         cache=st.booleans(),
+        device=st.sampled_from(["null", "null-async"]),
     )
     def start(
-        self, windows: Sequence[int], blocks: int, tokens: int, places: int, cache: bool
+        self,
+        windows: Sequence[Layer],
+        blocks: int,
+        states: int,
+        tokens: int,
+        places: int,
+        cache: bool,
+        device: str,
     ) -> None:
         self.windows = windows
         self.engine = make_engine(
             windows=windows,
-            blocks=blocks,
+            blocks=counts(windows, blocks, states),
             context=160,
             max_batch_tokens=tokens,
             max_sequences=places,
             prefix_cache=cache,
+            device=device,
         )
 
     @rule(
@@ -53,6 +63,7 @@ class EngineMachine(RuleBasedStateMachine):
         max_tokens=st.integers(1, 40),
         temperature=st.sampled_from([0.0, 1.0]),
         ignore_eos=st.booleans(),
+        frequency_penalty=st.sampled_from([0.0, 0.5]),
         emitted=st.integers(0, 3),
     )
     def arrive(
@@ -115,7 +126,7 @@ class EngineMachine(RuleBasedStateMachine):
 
 TestEngine = EngineMachine.TestCase
 TestEngine.settings = settings(
-    max_examples=25,
+    max_examples=30,
     stateful_step_count=15,
     deadline=None,
     suppress_health_check=list(HealthCheck),

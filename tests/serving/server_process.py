@@ -21,14 +21,20 @@ from openai import OpenAI
 
 _SCRIPT = """
 import json, sys
+from pathlib import Path
 from sartor.errors import SartorError
 from sartor.plan import ExecutionPlan
 from sartor.serving.lifecycle import Timing
 from sartor.serving.server import serve
 o = json.loads(sys.argv[1])
+more = o["more"]
+if "adapter_folder" in more:
+    more["adapter_folder"] = Path(more["adapter_folder"])
+if "adapters" in more:
+    more["adapters"] = {name: Path(path) for name, path in more["adapters"].items()}
 try:
     code = serve(o["models"], port=0, plan=ExecutionPlan(**o["plan"]), timing=Timing(**o["timing"]),
-                 **o["more"])
+                 **more)
 except SartorError as error:
     sys.exit(f"error: {error}")
 sys.exit(code)

@@ -9,10 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sartor.engine.cache import StateCache
+from sartor.engine.prefix import NONE
 from sartor.engine.sequence import Sequence
-from sartor.graph.batch import SAMPLING_ROW, Batch, Ragged
+from sartor.graph.batch import F32, I32, NO_ADAPTER, SAMPLING_ROW, Batch, Ragged
+from sartor.graph.program import StateGroup
 
 _NO_IDS = np.zeros(0, np.int32)
+_NO_VECTORS = np.zeros((0, 0), np.float32)
 _NO_VALUES = np.zeros(0, np.float32)
 
 
@@ -22,14 +25,22 @@ class BatchBuilder:
     Steps that overlap need a builder each.
     """
 
-    def __init__(self, cache: StateCache, max_batch_tokens: int, max_context: int) -> None:
+    def __init__(
+        self,
+        cache: StateCache,
+        groups: List[StateGroup],
+        max_batch_tokens: int,
+        max_context: int,
+    ) -> None:
         sequences = cache.max_sequences
         self._cache = cache
+        self._recurrent = [group.kind == "recurrent" for group in groups]
         self._tokens = np.empty(max_batch_tokens, np.int32)
         self._positions = np.empty(max_batch_tokens, np.int32)
         self._starts = np.zeros(sequences + 1, np.int32)
         self._contexts = np.empty(sequences, np.int32)
         self._rope_lengths = np.empty(sequences, np.int32)
+        self._adapters = np.empty(sequences, np.int32)
         self._slots = np.empty(sequences, np.intp)
         self._output_rows = np.empty(sequences, np.int32)
         self._output_slots = np.empty(sequences, np.intp)
@@ -49,17 +60,25 @@ class BatchBuilder:
         """The batch, and the sequence of each of its output rows."""
         tokens, positions, starts = self._tokens, self._positions, self._starts
         outputs: list[Sequence] = []
+        vectors: list[tuple[I32, F32]] = []
         at, width = 0, 0
+        adapted = False
         for i, (sequence, count) in enumerate(items):
             computed = sequence.computed
             stop = computed + count
             tokens[at : at + count] = sequence.tokens[computed:stop]
             positions[at : at + count] = self._range[computed:stop]
+            if sequence.embedded is not None:
+                places, given = sequence.embedded.between(computed, stop)
+                if len(places):
+                    vectors.append((places + np.int32(at - computed), given))
             at += count
             starts[i + 1] = at
             self._contexts[i] = computed
             self._rope_lengths[i] = sequence.limit
             self._slots[i] = sequence.slot
+            self._adapters[i] = NO_ADAPTER if sequence.adapter is None else sequence.adapter.index
+            adapted |= sequence.adapter is not None
             if sequence.end > width:
                 width = sequence.end
             if stop == sequence.length:
@@ -77,7 +96,12 @@ class BatchBuilder:
             positions=positions[:at],
             starts=starts[: count + 1],
             contexts=self._contexts[:count],
-            block_tables=tuple(table[:, :width].take(slots, 0) for table in self._cache.tables),
+            block_tables=tuple(
+                self._states(table, starts, count, width)
+                if recurrent
+                else table[:, :width].take(slots, 0)
+                for table, recurrent in zip(self._cache.tables, self._recurrent, strict=True)
+            ),
             rope_lengths=self._rope_lengths[:count],
             output_rows=self._output_rows[:rows],
             sampling=sampling,
@@ -86,11 +110,30 @@ class BatchBuilder:
             ),
             bias_tokens=self._ragged([s.bias_tokens for s in outputs], _NO_IDS),
             bias_values=self._ragged([s.bias_values for s in outputs], _NO_VALUES),
+            adapters=self._adapters[:count] if adapted else _NO_IDS,
+            embedding_rows=_joined([places for places, _ in vectors], _NO_IDS),
+            embeddings=_joined([rows for _, rows in vectors], _NO_VECTORS),
         )
         return batch, outputs
+
+    def _states(self, table: I32, starts: I32, count: int, width: int) -> I32:
+        """Of a recurrent group: the blocks that a step reads and writes, and no others."""
+        rows, slots = np.arange(count), self._slots[:count]
+        contexts = self._contexts[:count]
+        ends = contexts + np.diff(starts[: count + 1])
+        states = np.full((count, width), NONE, np.int32)
+        for last in (contexts - 1, ends - 1):
+            runs = last // self._cache.block_size
+            begun = runs >= 0
+            states[rows[begun], runs[begun]] = table[slots[begun], runs[begun]]
+        return states
 
     def _ragged(self, lists: list[npt.NDArray[Any]], empty: npt.NDArray[Any]) -> Ragged:
         # Most steps have no penalties and no biases at all.
         if any(map(len, lists)):
             return Ragged.of(lists, empty.dtype)
         return Ragged(empty, self._empty[: len(lists) + 1])
+
+
+def _joined(parts: list[npt.NDArray[Any]], nothing: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.concatenate(parts) if parts else nothing

@@ -13,6 +13,11 @@ from sartor.engine.blocks import BlockPool
 from sartor.engine.prefix import NONE, Node, PrefixTree
 from sartor.engine.sequence import Sequence
 from sartor.graph.batch import I32
+from sartor.graph.program import StateGroup
+
+_MOST_STATES = 3
+"""Recurrent states that a sequence holds at most: with two steps in flight, the one that the
+first of them reads and those that they write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +42,16 @@ class StateCache:
     their last holder leaves, until their memory is needed. Two sequences that compute equal
     blocks end up sharing one.
 
+    A recurrent group (:class:`~sartor.graph.program.StateGroup`) takes a block only for the run
+    in which a step ends. Where a step ends exactly with its run, that block is a snapshot: it
+    is whole and enters the tree, and the next step reads it and writes a new one.
+
     ``tables[g]`` is int32 ``[max_sequences, blocks of a full context]``, one row a slot.
     """
 
     def __init__(
         self,
-        windows: List[int],
+        groups: List[StateGroup],
         blocks: List[int],
         *,
         block_size: int,
@@ -50,11 +59,12 @@ class StateCache:
         max_context: int,
         prefix_cache: bool,
     ) -> None:
-        """``windows`` and ``blocks``: the window (0 for none) and block count of each group."""
-        self.windows = tuple(windows)
+        """``blocks``: how many each group has."""
+        self.windows = tuple(group.window for group in groups)
+        self._recurrent = tuple(group.kind == "recurrent" for group in groups)
         self.block_size = block_size
         self.max_sequences = max_sequences
-        self._tree = PrefixTree(windows, block_size)
+        self._tree = PrefixTree(self.windows, block_size)
         self._prefix_cache = prefix_cache
         self.pools: list[BlockPool[Node]] = [
             BlockPool(total, partial(self._evict, group)) for group, total in enumerate(blocks)
@@ -108,36 +118,48 @@ class StateCache:
 
     def extend(self, sequence: Sequence, length: int) -> None:
         """Holds blocks for all positions below ``length``; CapacityError when none are left."""
-        while sequence.end * self.block_size < length:
-            taken: list[int] = []
-            try:
-                taken.extend(pool.allocate() for pool in self.pools)
-            except BaseException:
-                for pool, block in zip(self.pools, taken, strict=False):
-                    pool.release(block)
-                raise
-            for table, block in zip(self.tables, taken, strict=True):
-                table[sequence.slot, sequence.end] = block
-            sequence.end += 1
+        end = -(-length // self.block_size)
+        if end <= sequence.end:
+            return
+        taken: list[tuple[int, int, int]] = []
+        try:
+            for group, pool in enumerate(self.pools):
+                first = end - 1 if self._recurrent[group] else sequence.end
+                for index in range(first, end):
+                    taken.append((group, index, pool.allocate()))
+        except BaseException:
+            for group, _, block in taken:
+                self.pools[group].release(block)
+            raise
+        for group, index, block in taken:
+            self.tables[group][sequence.slot, index] = block
+        sequence.end = end
 
-    def commit(self, sequence: Sequence) -> None:
-        """After ``computed`` moved on: shares whole blocks, drops what slid out of a window."""
-        whole = sequence.computed // self.block_size
+    def commit(self, sequence: Sequence, computed: int) -> None:
+        """The state of the first ``computed`` tokens is there: shares whole blocks, and drops
+        what slid out of a window. A step in flight may be writing what comes after them."""
+        whole = computed // self.block_size
         if self._prefix_cache:
             while sequence.shared < whole:
-                self._share(sequence, sequence.shared)
+                snapshot = computed == (sequence.shared + 1) * self.block_size
+                self._share(sequence, sequence.shared, snapshot)
                 sequence.shared += 1
         for group, window in enumerate(self.windows):
             if window:
-                first = self.first_visible(group, sequence.computed)
+                first = self.first_visible(group, computed)
                 self._drop(sequence, group, sequence.first[group], first)
                 sequence.first[group] = max(first, sequence.first[group])
 
-    def _share(self, sequence: Sequence, index: int) -> None:
-        """Puts a whole block into the tree, or swaps it for the equal one that is there."""
+    def _share(self, sequence: Sequence, index: int, snapshot: bool) -> None:
+        """Puts a whole block into the tree, or swaps it for the equal one that is there.
+
+        ``snapshot``: a step ended with it, so recurrent states were kept.
+        """
         assert sequence.node is not None
         node = self._tree.child(sequence.node, sequence.block_key(index, self.block_size))
         for group, pool in enumerate(self.pools):
+            if self._recurrent[group] and not snapshot:
+                continue  # no state was kept here, or one from within the block
             row = self.tables[group][sequence.slot]
             own, kept = int(row[index]), node.blocks[group]
             if kept == NONE:
@@ -157,7 +179,8 @@ class StateCache:
         row = self.tables[group][sequence.slot]
         # The deepest first: they are the least likely to be asked for again.
         for block in row[start:stop][::-1].tolist():
-            self.pools[group].release(block)
+            if block != NONE:
+                self.pools[group].release(block)
         row[start:stop] = NONE
 
     def release(self, sequence: Sequence) -> None:
@@ -185,8 +208,14 @@ class StateCache:
                 assert s.computed <= s.end * self.block_size, "state without blocks"
                 assert s.first[group] <= self.first_visible(group, s.computed), "window too short"
                 held: I32 = table[s.slot, s.first[group] : s.end]
-                assert (held != NONE).all(), "a hole in a block table"
                 expected[s.slot, s.first[group] : s.end] = held
+                if self._recurrent[group]:
+                    ends = {s.end - 1, (s.computed - 1) // self.block_size} - {-1}
+                    places = {*(np.flatnonzero(held != NONE) + s.first[group]).tolist()}
+                    assert ends <= places, "no state where a step ended"
+                    assert len(places) <= _MOST_STATES, "states that nobody needs"
+                    held = held[held != NONE]
+                assert (held != NONE).all(), "a hole in a block table"
                 for block in held.tolist():
                     holders[block] = holders.get(block, 0) + 1
             assert (table == expected).all(), "a block table reaches beyond what is held"

@@ -7,59 +7,29 @@ import logging
 import time
 from bisect import insort
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from collections.abc import Sequence as List
-from dataclasses import dataclass
 from operator import attrgetter
 
-import numpy as np
-
 from sartor.backends.base import Executable
+from sartor.engine.adapter import AdapterTable
 from sartor.engine.batch_builder import BatchBuilder
 from sartor.engine.cache import Prefix, StateCache
+from sartor.engine.embedding import EmbeddedRows
 from sartor.engine.output import OutputStream
 from sartor.engine.request import Chunk, FinishReason, Request, TokenLogprob
 from sartor.engine.scheduler import UNBOUNDED, Limits, Schedule, decide
 from sartor.engine.sequence import Sequence
+from sartor.engine.sizing import least_blocks, most_blocks
+from sartor.engine.step import Flight, StepRecord
 from sartor.errors import CapacityError, SartorError, UsageError
+from sartor.graph import Capabilities, LowRank
 from sartor.graph.batch import StepOutput
 from sartor.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 _key = attrgetter("key")
 _RECORDS = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class StepRecord:
-    """What one step did, and where its time went (seconds).
-
-    ``blocks_held``, ``blocks_cached`` and ``blocks_total`` are per state group, after the step.
-    ``decode_tokens`` counts sequences that computed a single token, ``prompt_tokens`` the tokens
-    of larger chunks. ``waiting`` and ``running`` count sequences after it. Everything but
-    ``execute_seconds`` is host work.
-    """
-
-    index: int
-    started: float
-    prompt_tokens: int
-    decode_tokens: int
-    output_tokens: int
-    sequences: int
-    preempted: int
-    running: int
-    waiting: int
-    blocks_held: tuple[int, ...]
-    blocks_cached: tuple[int, ...]
-    blocks_total: tuple[int, ...]
-    schedule_seconds: float
-    build_seconds: float
-    execute_seconds: float
-    post_seconds: float
-
-    @property
-    def host_seconds(self) -> float:
-        return self.schedule_seconds + self.build_seconds + self.post_seconds
 
 
 class Engine:
@@ -75,13 +45,15 @@ class Engine:
         executable: Executable,
         tokenizer: Tokenizer,
         *,
+        capabilities: Capabilities,
         context_length: int,
         model_key: str,
         state_blocks: List[int],
     ) -> None:
         """Allocates ``state_blocks[g]`` blocks for each state group g.
 
-        ``model_key`` names model and revision: part of the key under which prefixes are shared.
+        ``capabilities`` are those of the executable's backend on its device; ``model_key`` names
+        model and revision: part of the key under which prefixes are shared.
         """
         plan = executable.plan
         program = executable.program
@@ -90,34 +62,43 @@ class Engine:
         self.records: deque[StepRecord] = deque(maxlen=_RECORDS)
         self._vocab = program.vocab
         self._root = (model_key, plan.numerics())
+        vectors = program.inputs.get("embeddings")
+        width = 0 if vectors is None else program.values[vectors].shape[1]
+        assert isinstance(width, int)
+        self._embedding_width = width
         self._rope_by_length = any(rope.depends_on_length for rope in program.ropes)
-        windows = [group.window for group in program.groups()]
+        groups = program.groups()
         block_size = plan.block_size
-        for window, blocks in zip(windows, state_blocks, strict=True):
-            least = -(-window // block_size) + 2
+        for group, blocks in zip(groups, state_blocks, strict=True):
+            least = least_blocks(group, block_size)
             if blocks < least:
                 raise CapacityError(
                     f"{blocks} state blocks of {block_size} tokens are too few for this model "
                     f"(at least {least} needed); raise the plan's state_bytes"
                 )
-            if not window:
+            if not group.window:
                 context_length = min(context_length, blocks * block_size)
         self.context_length = context_length
         """Longest prompt + output, in tokens: the model's or the plan's, or what state holds."""
-        chunk_blocks = -(-plan.max_batch_tokens // block_size)
+        self._pipelined = capabilities.asynchronous
+        self._steps_at_once = 2 if self._pipelined else 1
         self._limits = Limits(
             max_batch_tokens=plan.max_batch_tokens,
             # Every running sequence can decode in every step.
             max_sequences=min(plan.max_sequences, plan.max_batch_tokens),
             block_size=block_size,
             group_caps=tuple(
-                -(-window // block_size) + 1 + chunk_blocks if window else UNBOUNDED
-                for window in windows
+                most_blocks(group, block_size, plan.max_batch_tokens, self._steps_at_once)
+                or UNBOUNDED
+                for group in groups
             ),
+            step_caps=tuple(1 if group.kind == "recurrent" else UNBOUNDED for group in groups),
+            aligned=plan.prefix_cache and any(group.kind == "recurrent" for group in groups),
         )
-        self._windows = windows
+        self._groups = groups
         self._blocks = tuple(state_blocks)
         self._prefix_cache = plan.prefix_cache
+        self._adapters = AdapterTable(executable, capabilities.adapters)
         self._arrivals = 0
         self._steps = 0
         self._sequences: dict[str, list[Sequence]] = {}
@@ -125,31 +106,43 @@ class Engine:
         self._running: list[Sequence] = []
         self._outbox: list[Chunk] = []
         executable.allocate_state(state_blocks)
-        self._cache, self._builder = self._fresh_cache()
+        self._flight: Flight | None = None
+        self._cache, self._builders = self._fresh_cache()
 
-    def _fresh_cache(self) -> tuple[StateCache, BatchBuilder]:
+    def _fresh_cache(self) -> tuple[StateCache, list[BatchBuilder]]:
         limits = self._limits
         cache = StateCache(
-            self._windows,
+            self._groups,
             self._blocks,
             block_size=limits.block_size,
             max_sequences=limits.max_sequences,
             max_context=self.context_length,
             prefix_cache=self._prefix_cache,
         )
-        return cache, BatchBuilder(cache, limits.max_batch_tokens, self.context_length)
+        builders = [
+            BatchBuilder(cache, self._groups, limits.max_batch_tokens, self.context_length)
+            for _ in range(self._steps_at_once)
+        ]
+        return cache, builders
 
     # Requests -------------------------------------------------------------------------
 
     def add(self, request: Request) -> None:
         """Queues a request.
 
-        Errors: UsageError for a second request of the same id, and for token ids outside the
-        vocabulary; CapacityError for a prompt that leaves no room for an answer.
+        Errors: UsageError for a second request of the same id, for token ids outside the
+        vocabulary, for an adapter that is not loaded, and for vectors that do not fit;
+        CapacityError for a prompt that leaves no room for an answer.
         """
         if request.id in self._sequences:
             raise UsageError(f"request {request.id}: the id is in use; give each request its own")
         self._check_ids(request)
+        embedded = None
+        if request.segments:
+            embedded = EmbeddedRows(
+                request.id, request.segments, len(request.prompt), self._embedding_width
+            )
+        adapter = self._adapters.find(request.adapter, request.id) if request.adapter else None
         params = request.params
         room = self.context_length - len(request.prompt)
         if room < 1:
@@ -158,17 +151,26 @@ class Engine:
                 f"have {self.context_length}; shorten the prompt"
             )
         limit = len(request.prompt) + min(room, params.max_tokens or room)
-        root: Hashable = (*self._root, request.salt, limit if self._rope_by_length else 0)
+        root: Hashable = (
+            *self._root,
+            request.salt,
+            0 if adapter is None else adapter.generation,
+            limit if self._rope_by_length else 0,
+        )
         sequences = []
         for choice in range(params.n):
             stream = OutputStream(request, choice, self.tokenizer, limit)
             if stream.finish_reason is not None:  # a replay of what had ended already
                 self._outbox.append(stream.end(stream.finish_reason))
                 continue
-            sequences.append(Sequence(request, stream, self._arrivals, limit, root))
+            sequences.append(
+                Sequence(request, stream, self._arrivals, limit, root, embedded, adapter)
+            )
             self._arrivals += 1
         for sequence in sequences:
             insort(self._waiting, sequence, key=_key)
+            if adapter is not None:
+                self._adapters.acquire(adapter)
         if sequences:
             self._sequences[request.id] = sequences
 
@@ -196,13 +198,22 @@ class Engine:
     def reset(self) -> None:
         """Aborts everything and forgets the cache: sound wherever a step was interrupted."""
         for sequences in self._sequences.values():
-            self._outbox.extend(s.stream.end("abort") for s in sequences)
+            for sequence in sequences:
+                self._outbox.append(sequence.stream.end("abort"))
+                if sequence.adapter is not None:
+                    self._adapters.release(sequence.adapter)
         self._sequences, self._waiting, self._running = {}, [], []
-        self._cache, self._builder = self._fresh_cache()
+        if self._flight is not None:
+            flight, self._flight = self._flight, None
+            try:
+                self.executable.collect(flight.handle)
+            except Exception as error:  # nobody waits for it any more
+                logger.warning("a step failed after its requests had been aborted: %s", error)
+        self._cache, self._builders = self._fresh_cache()
 
     @property
     def has_work(self) -> bool:
-        return bool(self._sequences or self._outbox)
+        return bool(self._sequences or self._outbox or self._flight)
 
     @property
     def running(self) -> int:
@@ -224,8 +235,33 @@ class Engine:
         assert queued == sorted(s.order for group in self._sequences.values() for s in group)
         assert self._running == sorted(self._running, key=_key)
         assert self._waiting == sorted(self._waiting, key=_key)
-        assert all(s.computed < s.length < s.limit for s in self._running)
+        assert all(s.computed <= s.length < s.limit for s in self._running)
+        flying = set() if self._flight is None else {s.order for s in self._flight.outputs}
+        for s in self._running:
+            # A token is to come, or something is left to compute: nobody is forgotten.
+            assert s.order in flying or s.computed < s.length
+            assert s.order in flying or (s.tokens >= 0).all()
         assert all(s.computed == 0 and s.slot < 0 for s in self._waiting)
+
+    # Adapters -------------------------------------------------------------------------
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of adapters that requests may ask for."""
+        return self._adapters.names
+
+    def load_adapter(self, name: str, layers: Mapping[str, LowRank]) -> None:
+        """Makes a low-rank adapter available; ``layers`` by the weight that each adapts.
+
+        Errors: UnsupportedError where the backend has no adapters, UsageError for a name in use
+        and for layers that do not fit the model.
+        """
+        self._adapters.load(name, layers)
+
+    def drop_adapter(self, name: str) -> None:
+        """Refuses an adapter to new requests from now on. Those that have it go on to their end,
+        and then it is freed. UsageError for an unknown name."""
+        self._adapters.drop(name)
 
     # The step -------------------------------------------------------------------------
 
@@ -233,32 +269,88 @@ class Engine:
         """Runs one step and returns its chunks; ``[]`` when idle.
 
         Where a step fails, its requests end with finish_reason "error"; others go on.
+
+        On an asynchronous backend a call submits one step and then collects the one before it,
+        so the chip always has something to do; the chunks are those of the step collected.
+        Tokens not known yet are named by the output row that they will come from. A sequence
+        that turns out to have ended (or was aborted) then has a surplus row in the step in
+        flight, which is dropped. Its blocks may be handed out already, and that is sound: they
+        are written by later steps only, steps run in order, and what the surplus row itself
+        writes lies behind the end of every block that the prefix tree keeps.
         """
-        started = time.perf_counter()
         chunks, self._outbox = self._outbox, []
-        schedule, preempted = self._schedule()
-        if not schedule.items:
-            return chunks
-        scheduled = time.perf_counter()
-        try:
-            batch, outputs = self._builder.build(schedule.items)
-            built = time.perf_counter()
-            step = self.executable.collect(self.executable.submit(batch))
-            executed = time.perf_counter()
-            self._advance(schedule.items, outputs, step, chunks)
-        except Exception as error:
-            logger.exception("a step of %d sequences failed", len(schedule.items))
-            self._fail(schedule.items, error, chunks)
-            return chunks
-        self._record(
-            schedule,
-            preempted,
-            len(outputs),
-            (started, scheduled, built, executed, time.perf_counter()),
-        )
+        flight = self._launch(chunks)
+        if self._pipelined:
+            flight, self._flight = self._flight, flight
+        if flight is not None:
+            self._land(flight, chunks)
         return chunks
 
-    def _schedule(self) -> tuple[Schedule[Sequence, Prefix], int]:
+    def _launch(self, chunks: list[Chunk]) -> Flight | None:
+        """Schedules, builds and submits a step; None when there is nothing to do now."""
+        started = time.perf_counter()
+        schedule, preempted = self._schedule(chunks)
+        items = schedule.items
+        if not items:
+            return None
+        scheduled = time.perf_counter()
+        try:
+            # The batch in flight keeps its buffers.
+            self._builders.reverse()
+            batch, outputs = self._builders[0].build(items)
+            built = time.perf_counter()
+            handle = self.executable.submit(batch)
+        except Exception as error:
+            self._fail(items, error, chunks)
+            return None
+        positions = [sequence.length for sequence in outputs]
+        for sequence, tokens in items:
+            sequence.computed += tokens
+        if self._pipelined:
+            for row, sequence in enumerate(outputs):
+                sequence.expect(row)
+        times = (started, scheduled, built, time.perf_counter())
+        ends = [sequence.computed for sequence, _ in items]
+        return Flight(handle, items, ends, outputs, positions, preempted, times)
+
+    def _land(self, flight: Flight, chunks: list[Chunk]) -> None:
+        """Collects a step, books what it computed, and makes the chunks of its tokens."""
+        called = time.perf_counter()
+        try:
+            step = self.executable.collect(flight.handle)
+            executed = time.perf_counter()
+            for (sequence, _), end in zip(flight.items, flight.ends, strict=True):
+                if sequence.slot >= 0:  # else it has ended since
+                    self._cache.commit(sequence, end)
+            rows = zip(flight.outputs, flight.positions, step.tokens.tolist(), strict=True)
+            for row, (sequence, position, token) in enumerate(rows):
+                if sequence.slot >= 0:
+                    self._take(sequence, position, token, step, row, chunks)
+        except Exception as error:
+            self._fail(flight.items, error, chunks)
+            return
+        self._record(flight, executed - called, executed)
+
+    def _take(
+        self,
+        sequence: Sequence,
+        position: int,
+        token: int,
+        step: StepOutput,
+        row: int,
+        chunks: list[Chunk],
+    ) -> None:
+        """One new token of one sequence."""
+        stream = sequence.stream
+        logprob = None
+        if sequence.request.params.logprobs is not None:
+            logprob = _logprob(stream, step, row, token)
+        sequence.put(position, token)
+        chunks.append(stream.push(token, logprob))
+        if stream.finish_reason is not None:
+            self._remove(sequence)
+
+    def _schedule(self, chunks: list[Chunk]) -> tuple[Schedule[Sequence, Prefix], int]:
         preempted = 0
         while True:
             schedule = decide(
@@ -266,6 +358,12 @@ class Engine:
             )
             if schedule.preempt is None:
                 break
+            if self._flight is not None:
+                # It may free blocks and end sequences; and none is preempted with a token
+                # in flight.
+                flight, self._flight = self._flight, None
+                self._land(flight, chunks)
+                continue
             preempted += 1
             self._running.remove(schedule.preempt)
             self._cache.release(schedule.preempt)
@@ -275,7 +373,8 @@ class Engine:
             self._waiting.remove(sequence)
             self._cache.admit(sequence, prefix)
             insort(self._running, sequence, key=_key)
-            self._builder.admit(sequence)
+            for builder in self._builders:
+                builder.admit(sequence)
             if sequence.stream.cached_tokens is None:  # else it comes back from a preemption
                 sequence.stream.cached_tokens = min(prefix.tokens, len(sequence.request.prompt))
         for sequence, tokens in schedule.items:
@@ -291,41 +390,20 @@ class Engine:
         stop = prefix.tokens + self._limits.block_size
         if stop >= sequence.length:
             return prefix
-        tokens = sequence.tokens
         for other in (*self._running, *admitted):
             if (
-                other.computed < stop <= other.length
+                other.shared * self._limits.block_size < stop <= other.length
                 and other.root == sequence.root
-                and np.array_equal(other.tokens[prefix.tokens : stop], tokens[prefix.tokens : stop])
-                and np.array_equal(other.tokens[:stop], tokens[:stop])
+                and sequence.begins_like(other, stop, self._limits.block_size)
             ):
                 return dataclasses.replace(prefix, hold=True)
         return prefix
 
-    def _advance(
-        self,
-        items: List[tuple[Sequence, int]],
-        outputs: List[Sequence],
-        step: StepOutput,
-        chunks: list[Chunk],
-    ) -> None:
-        """Books what a step computed, and makes the chunks of its output tokens."""
-        for sequence, tokens in items:
-            sequence.computed += tokens
-            self._cache.commit(sequence)
-        for row, (sequence, token) in enumerate(zip(outputs, step.tokens.tolist(), strict=True)):
-            stream = sequence.stream
-            logprob = None
-            if sequence.request.params.logprobs is not None:
-                logprob = _logprob(stream, step, row, token)
-            sequence.append(token)
-            chunks.append(stream.push(token, logprob))
-            if stream.finish_reason is not None:
-                self._remove(sequence)
-
     def _fail(
         self, items: List[tuple[Sequence, int]], error: Exception, chunks: list[Chunk]
     ) -> None:
+        """Ends the requests of a step that raised ``error``."""
+        logger.error("a step of %d sequences failed", len(items), exc_info=error)
         message = (
             str(error) if isinstance(error, SartorError) else f"{type(error).__name__}: {error}"
         )
@@ -340,40 +418,35 @@ class Engine:
     def _remove(self, sequence: Sequence) -> None:
         (self._waiting if sequence.slot < 0 else self._running).remove(sequence)
         self._cache.release(sequence)
+        if sequence.adapter is not None:
+            self._adapters.release(sequence.adapter)
         siblings = self._sequences[sequence.request.id]
         siblings.remove(sequence)
         if not siblings:
             del self._sequences[sequence.request.id]
 
-    def _record(
-        self,
-        schedule: Schedule[Sequence, Prefix],
-        preempted: int,
-        outputs: int,
-        times: tuple[float, float, float, float, float],
-    ) -> None:
-        tokens = sum(count for _, count in schedule.items)
-        singles = sum(count == 1 for _, count in schedule.items)
-        started, scheduled, built, executed, ended = times
-        pools = self._cache.pools
+    def _record(self, flight: Flight, collect_seconds: float, executed: float) -> None:
+        tokens = sum(count for _, count in flight.items)
+        singles = sum(count == 1 for _, count in flight.items)
+        started, scheduled, built, submitted = flight.times
         self.records.append(
             StepRecord(
                 index=self._steps,
                 started=started,
                 prompt_tokens=tokens - singles,
                 decode_tokens=singles,
-                output_tokens=outputs,
-                sequences=len(schedule.items),
-                preempted=preempted,
+                output_tokens=len(flight.outputs),
+                sequences=len(flight.items),
+                preempted=flight.preempted,
                 running=len(self._running),
                 waiting=len(self._waiting),
                 blocks_held=self.blocks_held(),
-                blocks_cached=tuple(pool.cached for pool in pools),
+                blocks_cached=tuple(pool.cached for pool in self._cache.pools),
                 blocks_total=self._blocks,
                 schedule_seconds=scheduled - started,
                 build_seconds=built - scheduled,
-                execute_seconds=executed - built,
-                post_seconds=ended - executed,
+                execute_seconds=submitted - built + collect_seconds,
+                post_seconds=time.perf_counter() - executed,
             )
         )
         self._steps += 1

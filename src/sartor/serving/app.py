@@ -12,14 +12,32 @@ from starlette.responses import JSONResponse
 from sartor import __version__
 from sartor.serving.errors import ApiError, internal
 from sartor.serving.gateway import Gateway
+from sartor.serving.openai_adapters import create_adapters_router
 from sartor.serving.openai_api import create_router
-from sartor.serving.openai_types import ChatRequest, CompletionRequest
+from sartor.serving.openai_embeddings import create_embeddings_router
+from sartor.serving.openai_types import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    LoadAdapterRequest,
+    UnloadAdapterRequest,
+)
+
+_BODIES = (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    LoadAdapterRequest,
+    UnloadAdapterRequest,
+)
 
 
 def create_app(gateway: Gateway) -> FastAPI:
     """The OpenAI-compatible API over a gateway, which the caller starts and closes."""
     app = FastAPI(title="Sartor", version=__version__)
     app.include_router(create_router(gateway))
+    app.include_router(create_embeddings_router(gateway))
+    app.include_router(create_adapters_router(gateway))
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)
@@ -30,7 +48,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-            for kind in (ChatRequest, CompletionRequest):
+            for kind in _BODIES:
                 own = kind.model_json_schema(ref_template="#/components/schemas/{model}")
                 schemas.update(own.pop("$defs", {}))
                 schemas[kind.__name__] = own

@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
+
+from sartor.engine.fallback.model import describe_fallback
 from sartor.engine.load import load_text
 from sartor.errors import UsageError
 from sartor.formats import open_checkpoint
-from sartor.models.model import load_model
+from sartor.models import UnknownArchitectureError, load_model
 from sartor.plan import ExecutionPlan
 from sartor.serving.errors import context_exceeded, invalid
-from sartor.serving.messages import ModelSpec
+from sartor.serving.messages import AdapterSpec, ModelSpec
 from sartor.text.template import ChatTemplate
 from sartor.text.tokenizer import Tokenizer
 
 _LONG_TEXT = 4096  # characters; beyond, encoding would hold up other requests noticeably
 
+Makes = Literal["text", "embeddings"]
 _TAKEN = {"self", "messages", "tools", "bos_token", "eos_token"}
 
 
@@ -29,7 +33,8 @@ class ServedModel:
     """A model by the name that requests use; they may also use one of its ``aliases``.
 
     ``created`` is the time of its file in Unix seconds; ``fingerprint`` changes with the model
-    and with what can change its answers in the plan.
+    and with what can change its answers in the plan. ``makes`` is what its answers are,
+    ``adapters`` are those that requests may name in its place.
     """
 
     name: str
@@ -40,7 +45,14 @@ class ServedModel:
     vocab_size: int
     fingerprint: str
     created: int
+    makes: Makes = "text"
+    adapters: dict[str, AdapterSpec] = field(default_factory=dict)
     aliases: frozenset[str] = frozenset()
+
+    def hosted(self, retired: Sequence[AdapterSpec] = ()) -> ModelSpec:
+        """What a worker has to load: the model with its adapters, and with those that only
+        requests of before still use."""
+        return msgspec.structs.replace(self.spec, adapters=(*self.adapters.values(), *retired))
 
     def limit_context(self, context_length: int) -> None:
         """The worker may have room for less than the model's own limit."""
@@ -86,7 +98,8 @@ class ServedModel:
         """Raises ApiError where a prompt is empty, too long, or has ids that are none."""
         if not prompt:
             raise invalid(f"{param}: the prompt has no tokens; send some text", param)
-        if len(prompt) >= self.context_length:
+        room = 1 if self.makes == "text" else 0  # for an answer
+        if len(prompt) + room > self.context_length:
             raise context_exceeded(len(prompt), self.context_length, param)
         self.check_tokens(prompt, param)
 
@@ -108,20 +121,26 @@ def open_served_model(
     SartorError (FormatError, UnsupportedError, UsageError) says what is wrong with it.
     """
     checkpoint = open_checkpoint(path)
+    makes: Makes = "text"
     try:
-        model = load_model(checkpoint)
+        try:
+            model = load_model(checkpoint)
+            context, vocab_size = model.context_length, model.vocab_size
+            makes = "text" if model.program.samples else "embeddings"
+        except UnknownArchitectureError as unknown:
+            context, vocab_size = describe_fallback(checkpoint, unknown, plan)
         tokenizer, template = load_text(checkpoint)
         identity = f"{checkpoint.identity()} {plan.numerics()}"
     finally:
         checkpoint.close()
-    context = model.context_length
     return ServedModel(
         name=name,
         spec=ModelSpec(name, str(path), plan, None if cache is None else str(cache)),
         tokenizer=tokenizer,
         template=template,
         context_length=min(context, plan.max_context) if plan.max_context else context,
-        vocab_size=model.vocab_size,
+        vocab_size=vocab_size,
         fingerprint="fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12],
         created=int(path.stat().st_mtime),
+        makes=makes,
     )

@@ -8,6 +8,7 @@ All methods run on the event loop's thread.
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -15,13 +16,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sartor.engine.request import Chunk, FinishReason, Request, TokenLogprob
+from sartor.serving.adapters import Adapters
 from sartor.serving.channel import usable_folder
 from sartor.serving.errors import ApiError, internal, invalid, overloaded, unavailable
 from sartor.serving.frontend import ServedModel
 from sartor.serving.inflight import InFlight, Ledger
 from sartor.serving.lifecycle import Phase, Timing
-from sartor.serving.messages import Abort, Chunks, HostedModel, Refused, Submit
+from sartor.serving.messages import (
+    Abort,
+    AdapterLoaded,
+    Chunks,
+    HostedModel,
+    Refused,
+    Submit,
+)
 from sartor.serving.supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -33,6 +44,7 @@ class Delta:
     texts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    embedding: bytes = b""
 
     @property
     def text(self) -> str:
@@ -86,6 +98,7 @@ class Answer:
             delta.texts.append(chunk.text)
         delta.logprobs.extend(chunk.logprobs)
         delta.finish_reason = chunk.finish_reason
+        delta.embedding = chunk.embedding
         self.completion_tokens += len(chunk.tokens)
         self._cached[prompt] = max(self._cached[prompt], chunk.cached_tokens)
         if done:
@@ -103,6 +116,7 @@ class Gateway:
     """Unfinished requests, and the worker that answers them.
 
     ``max_requests`` prompts may be unfinished at once; further ones are turned away (429).
+    Clients may load adapters that lie in ``adapter_folder``.
     """
 
     def __init__(
@@ -111,6 +125,7 @@ class Gateway:
         *,
         timing: Timing | None = None,
         max_requests: int = 1024,
+        adapter_folder: Path | None = None,
     ) -> None:
         self.models = {model.name: model for model in models}
         self.timing = timing or Timing()
@@ -122,8 +137,9 @@ class Gateway:
         self._settled = asyncio.Event()
         self._folder = Path(tempfile.mkdtemp(prefix="sartor-"))
         self._supervisor = Supervisor(
-            [model.spec for model in models], usable_folder(self._folder), self.timing, self
+            [model.hosted() for model in models], usable_folder(self._folder), self.timing, self
         )
+        self.adapters = Adapters(self.models, self._supervisor, adapter_folder)
 
     @property
     def phase(self) -> Phase:
@@ -153,12 +169,17 @@ class Gateway:
         await self._supervisor.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def find(self, name: str) -> ServedModel | None:
-        """The model of that name, or with that alias."""
+    def find(self, name: str) -> tuple[ServedModel, str] | None:
+        """The model of that name, alias or adapter, and the adapter's name where it is one."""
         for model in self.models.values():
             if name == model.name or name in model.aliases:
-                return model
-        return None
+                return model, ""
+        found = self.adapters.find(name)
+        return None if found is None else (found[0], name)
+
+    def drop_adapter(self, name: str) -> None:
+        """Raises ApiError 404 for an unknown one."""
+        self.adapters.drop(name, in_use=self._ledger.uses(name))
 
     def problem(self, model: str) -> str | None:
         """Why a model cannot answer, or None."""
@@ -194,7 +215,7 @@ class Gateway:
         """Nobody wants the answer any more."""
         if self._answers.pop(request_id, None) is None:
             return
-        if self._ledger.remove(request_id):
+        if self._remove(request_id):
             self._supervisor.send(Abort(model, request_id))
         self._dispatch()
 
@@ -205,6 +226,9 @@ class Gateway:
         for model in models:
             if model.error is None:
                 self.models[model.name].limit_context(model.context_length)
+                for name, error in model.adapter_errors.items():
+                    logger.error("adapter %s of %s is not available: %s", name, model.name, error)
+                    self.models[model.name].adapters.pop(name, None)
                 continue
             for entry in self._ledger.drop_model(model.name):
                 self._fail(
@@ -228,12 +252,16 @@ class Gateway:
         self._dispatch()
 
     def worker_refused(self, message: Refused) -> None:
-        self._ledger.remove(message.request_id)
+        self._remove(message.request_id)
         error = invalid if message.invalid else internal
         self._fail(message.request_id, error(message.message))
         self._dispatch()
 
+    def adapter_loaded(self, message: AdapterLoaded) -> None:
+        self.adapters.loaded(message)
+
     def worker_died(self, cause: str) -> None:
+        self.adapters.worker_died()
         for entry in self._ledger.crash():
             self._fail(
                 entry.request.id,
@@ -261,8 +289,17 @@ class Gateway:
             self._supervisor.send(Submit(entry.model, entry.replay()))
 
     def _end(self, request_id: str) -> None:
-        self._ledger.remove(request_id)
+        self._remove(request_id)
         self._answers.pop(request_id, None)
+
+    def _remove(self, request_id: str) -> bool:
+        """Forgets a request; True when a worker has it."""
+        entry = self._ledger.get(request_id)
+        running = self._ledger.remove(request_id)
+        adapter = "" if entry is None else entry.request.adapter
+        if adapter and not self._ledger.uses(adapter):
+            self.adapters.unused(adapter)
+        return running
 
     def _fail(self, request_id: str, error: ApiError) -> None:
         answer = self._answers.pop(request_id, None)

@@ -65,6 +65,11 @@ class Ledger:
     def get(self, request_id: str) -> InFlight | None:
         return self._running.get(request_id) or self._waiting.get(request_id)
 
+    def uses(self, adapter: str) -> bool:
+        """Whether an unfinished request runs with an adapter."""
+        entries = (*self._running.values(), *self._waiting.values())
+        return any(entry.request.adapter == adapter for entry in entries)
+
     def add(self, entry: InFlight) -> None:
         self._waiting[entry.request.id] = entry
 

@@ -11,6 +11,13 @@ from sartor.engine.request import Chunk, Request
 from sartor.plan import ExecutionPlan
 
 
+class AdapterSpec(msgspec.Struct, frozen=True):
+    """An adapter of a model: the name that requests use, and its folder."""
+
+    name: str
+    path: str
+
+
 class ModelSpec(msgspec.Struct, frozen=True):
     """A model that a worker shall host."""
 
@@ -18,6 +25,7 @@ class ModelSpec(msgspec.Struct, frozen=True):
     path: str
     plan: ExecutionPlan
     cache: str | None = None
+    adapters: tuple[AdapterSpec, ...] = ()
 
 
 class WorkerConfig(msgspec.Struct, frozen=True):
@@ -47,19 +55,35 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
     request_id: str
 
 
-ToWorker = Submit | Abort
+class LoadAdapter(msgspec.Struct, frozen=True, tag=True):
+    model: str
+    adapter: AdapterSpec
+
+
+class DropAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Requests that run with it finish first."""
+
+    model: str
+    name: str
+
+
+ToWorker = Submit | Abort | LoadAdapter | DropAdapter
 
 
 # Worker to gateway
 
 
 class HostedModel(msgspec.Struct, frozen=True):
-    """A model after loading: its context length, or the error that kept it from loading."""
+    """A model after loading: its context length, or the error that kept it from loading.
+
+    ``adapter_errors`` names the adapters that it came without, and why.
+    """
 
     name: str
     context_length: int = 0
     load_seconds: float = 0.0
     error: str | None = None
+    adapter_errors: dict[str, str] = {}
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -85,6 +109,14 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     invalid: bool
 
 
+class AdapterLoaded(msgspec.Struct, frozen=True, tag=True):
+    """The end of a :class:`LoadAdapter`: usable from now on, or the error that kept it away."""
+
+    model: str
+    name: str
+    error: str | None = None
+
+
 class Beat(msgspec.Struct, frozen=True, tag=True):
     """A sign of life from a thread of its own; ``stuck_seconds`` since the loop last turned."""
 
@@ -97,4 +129,4 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     cause: str
 
 
-FromWorker = Ready | Chunks | Refused | Beat | Failed
+FromWorker = Ready | Chunks | Refused | AdapterLoaded | Beat | Failed

@@ -11,13 +11,14 @@ from uuid import uuid4
 
 import msgspec
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from sartor.engine.request import Request as EngineRequest
 from sartor.errors import UsageError
 from sartor.graph import SamplingParams
 from sartor.serving.errors import ApiError, internal, invalid, model_not_found, unsupported
-from sartor.serving.frontend import ServedModel
+from sartor.serving.frontend import Makes, ServedModel
 from sartor.serving.gateway import Answer, Delta, Gateway
 from sartor.serving.openai_format import ChatShape, CompletionShape, Json, Shape, fold, usage
 from sartor.serving.openai_types import (
@@ -25,6 +26,7 @@ from sartor.serving.openai_types import (
     ChatRequest,
     CompletionRequest,
     Generation,
+    Prompts,
 )
 from sartor.serving.streaming import (
     DONE,
@@ -48,7 +50,7 @@ class JSONAnswer(Response):
         return msgspec.json.encode(content)
 
 
-def _body_schema(kind: type[Generation]) -> dict[str, Any]:
+def body_schema(kind: type[BaseModel]) -> dict[str, Any]:
     reference = {"$ref": f"#/components/schemas/{kind.__name__}"}
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}
@@ -59,46 +61,59 @@ def create_router(gateway: Gateway) -> APIRouter:
     """Routes below /v1, and /health."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", openapi_extra=_body_schema(ChatRequest))
+    @router.post("/v1/chat/completions", openapi_extra=body_schema(ChatRequest))
     async def chat_completions(request: Request) -> Response:
-        body = await _read(request, ChatRequest)
-        model = _model(gateway, body.model)
+        body = await read(request, ChatRequest)
+        model, adapter = find_model(gateway, body.model, "text")
         params = sampling_params(body, model)
         prompt = await model.chat_prompt(
             [message.plain() for message in body.messages], body.chat_template_kwargs or {}
         )
         model.check_prompt(prompt, "messages")
         shape = ChatShape(
-            model.name,
+            adapter or model.name,
             model.fingerprint,
             logprobs=params.logprobs is not None,
             stream=bool(body.stream),
         )
-        return await _answer(gateway, model, request, body, shape, _requests([prompt], params))
+        return await _answer(
+            gateway, model, request, body, shape, make_requests([prompt], params, adapter)
+        )
 
-    @router.post("/v1/completions", openapi_extra=_body_schema(CompletionRequest))
+    @router.post("/v1/completions", openapi_extra=body_schema(CompletionRequest))
     async def completions(request: Request) -> Response:
-        body = await _read(request, CompletionRequest)
-        model = _model(gateway, body.model)
+        body = await read(request, CompletionRequest)
+        model, adapter = find_model(gateway, body.model, "text")
         params = sampling_params(body, model)
-        prompts, echoes = await _prompts(body, model)
+        given = each_prompt(body.prompt, "prompt")
+        prompts = await encode_prompts(given, "prompt", model)
+        echoes = [
+            prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
+            for prompt in (given if body.echo else ())
+        ]
         shape = CompletionShape(
-            model.name,
+            adapter or model.name,
             model.fingerprint,
             n=params.n,
             logprobs=params.logprobs is not None,
             echoes=echoes,
         )
-        return await _answer(gateway, model, request, body, shape, _requests(prompts, params))
+        return await _answer(
+            gateway, model, request, body, shape, make_requests(prompts, params, adapter)
+        )
 
     @router.get("/v1/models")
     async def models() -> Response:
-        cards = [_card(model) for model in gateway.models.values()]
+        cards = [
+            _card(model, adapter)
+            for model in gateway.models.values()
+            for adapter in ("", *model.adapters)
+        ]
         return JSONAnswer({"object": "list", "data": cards})
 
     @router.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
-        return JSONAnswer(_card(_model(gateway, name)))
+        return JSONAnswer(_card(*find_model(gateway, name)))
 
     @router.get("/health")
     async def health() -> Response:
@@ -114,27 +129,40 @@ def create_router(gateway: Gateway) -> APIRouter:
     return router
 
 
-async def _read(request: Request, kind: type[Any]) -> Any:
+async def read(request: Request, kind: type[Any]) -> Any:
+    """The typed body of a request. Raises ApiError 4xx."""
     body = await read_body(request)
     if len(body) > _LONG_BODY:
         return await asyncio.to_thread(parse, kind, body)
     return parse(kind, body)
 
 
-def _model(gateway: Gateway, name: str) -> ServedModel:
+def find_model(gateway: Gateway, name: str, makes: Makes | None = None) -> tuple[ServedModel, str]:
+    """The model that a request names, and the adapter where the name is one's ("" else).
+
+    Raises ApiError 404, and 400 where the model makes other things.
+    """
     found = gateway.find(name)
     if found is None:
-        raise model_not_found(name, list(gateway.models))
+        known = [
+            name for model in gateway.models.values() for name in (model.name, *model.adapters)
+        ]
+        raise model_not_found(name, known)
+    if makes not in (None, found[0].makes):
+        route = "/v1/embeddings" if makes == "text" else "/v1/chat/completions"
+        raise invalid(f"the model {name} makes {found[0].makes}, not {makes}; use {route}", "model")
     return found
 
 
-def _card(model: ServedModel) -> Json:
+def _card(model: ServedModel, adapter: str = "") -> Json:
     return {
-        "id": model.name,
+        "id": adapter or model.name,
         "object": "model",
         "created": model.created,
         "owned_by": "sartor",
         "context_length": model.context_length,
+        "makes": model.makes,
+        **({"parent": model.name} if adapter else {}),
     }
 
 
@@ -191,31 +219,33 @@ def sampling_params(body: ChatRequest | CompletionRequest, model: ServedModel) -
         raise invalid(str(error)) from None
 
 
-async def _prompts(
-    body: CompletionRequest, model: ServedModel
-) -> tuple[list[tuple[int, ...]], list[str]]:
-    """Token ids of every prompt, and the texts to echo."""
-    given: Sequence[str | list[int]]
-    if isinstance(body.prompt, str) or (body.prompt and isinstance(body.prompt[0], int)):
-        given = [body.prompt]
-    else:
-        given = cast(list[str] | list[list[int]], body.prompt)
+def each_prompt(given: Prompts, param: str) -> list[str | list[int]]:
+    """The prompts of a request, be they one or several. Raises ApiError 400 where there is none."""
+    if isinstance(given, str) or (given and isinstance(given[0], int)):
+        return [given]
     if not given:
-        raise invalid("prompt: the list is empty; send at least one prompt", "prompt")
-    prompts, echoes = [], []
-    for prompt in given:
+        raise invalid(f"{param}: the list is empty; send at least one", param)
+    return list(cast(list[str | list[int]], given))
+
+
+async def encode_prompts(
+    prompts: Sequence[str | list[int]], param: str, model: ServedModel
+) -> list[tuple[int, ...]]:
+    """Token ids of every prompt. Raises ApiError 400 for one that the model cannot take."""
+    encoded = []
+    for prompt in prompts:
         if isinstance(prompt, str):
-            ids = await model.encode(prompt, "prompt", special=True)
+            ids = await model.encode(prompt, param, special=True)
         else:
             ids = tuple(prompt)
-        model.check_prompt(ids, "prompt")
-        prompts.append(ids)
-        if body.echo:
-            echoes.append(prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt))
-    return prompts, echoes
+        model.check_prompt(ids, param)
+        encoded.append(ids)
+    return encoded
 
 
-def _requests(prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[EngineRequest]:
+def make_requests(
+    prompts: Sequence[tuple[int, ...]], params: SamplingParams, adapter: str = ""
+) -> list[EngineRequest]:
     # A seed is drawn here, so that a replay draws the same tokens.
     return [
         EngineRequest(
@@ -223,6 +253,7 @@ def _requests(prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> lis
             prompt=prompt,
             params=params,
             seed=secrets.randbits(63) if params.seed is None else params.seed,
+            adapter=adapter,
         )
         for prompt in prompts
     ]
@@ -239,7 +270,7 @@ async def _answer(
     answer = gateway.submit(model.name, requests)
     try:
         if not body.stream:
-            deltas = await while_connected(request.receive, _all(answer))
+            deltas = await while_connected(request.receive, whole(answer))
             return JSONAnswer(fold(shape, deltas, answer))
         # The status line waits for the first news: an error can still be one.
         first = await while_connected(request.receive, answer.next())
@@ -255,7 +286,8 @@ async def _answer(
     return EventStream(pieces, answer.close, gateway.timing.stall)
 
 
-async def _all(answer: Answer) -> list[Delta]:
+async def whole(answer: Answer) -> list[Delta]:
+    """Everything of an answer, once it is complete. Raises ApiError."""
     deltas: list[Delta] = []
     while new := await answer.next():
         deltas.extend(new)

@@ -6,7 +6,7 @@ Every parameter is honoured, or a documented no-op, or refused by name:
 - :data:`REFUSED` lists what the API knows and this server does not do yet;
 - anything else is unknown, and refused by name as well.
 
-Source: the OpenAI API reference (chat and completions); ``top_k``, ``min_p``,
+Source: the OpenAI API reference (chat, completions and embeddings); ``top_k``, ``min_p``,
 ``repetition_penalty``, ``ignore_eos``, ``stop_token_ids`` and ``chat_template_kwargs`` are
 extensions in the spelling of vLLM.
 """
@@ -76,6 +76,7 @@ REFUSED_IN_MESSAGES: dict[str, str] = {
 REFUSED_ROLES = ("tool", "function")
 REFUSED_PARTS = ("image_url", "input_audio", "file", "video_url", "refusal")
 
+Prompts = str | list[int] | list[str] | list[list[int]]
 Choices = Annotated[int, Field(ge=1, le=128)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 StopString = Annotated[str, Field(min_length=1)]
@@ -169,6 +170,31 @@ class ChatRequest(Generation):
 class CompletionRequest(Generation):
     """POST /v1/completions. ``prompt``: one text or several, each a string or token ids."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: Prompts
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
+
+class EmbeddingRequest(Strict):
+    """POST /v1/embeddings. ``user`` is a no-op; ``dimensions`` may only be the model's own."""
+
+    model: str
+    input: Prompts
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    user: str | None = None
+
+
+class LoadAdapterRequest(Strict):
+    """POST /v1/load_lora_adapter, in the spelling of vLLM. ``lora_path`` is a folder below the
+    server's adapter folder; ``base_model_name`` is needed where several models are served."""
+
+    lora_name: Annotated[str, Field(min_length=1, max_length=256)]
+    lora_path: Annotated[str, Field(min_length=1, max_length=4096)]
+    base_model_name: str | None = None
+
+
+class UnloadAdapterRequest(Strict):
+    """POST /v1/unload_lora_adapter, in the spelling of vLLM."""
+
+    lora_name: str

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -18,6 +18,7 @@ from sartor.serving.app import create_app
 from sartor.serving.frontend import ServedModel, open_served_model
 from sartor.serving.gateway import Gateway
 from sartor.serving.lifecycle import Timing
+from sartor.serving.messages import AdapterSpec
 from sartor.store.progress import Progress
 from sartor.store.store import ModelStore
 
@@ -33,6 +34,8 @@ def serve(
     cache: Path | None = None,
     max_requests: int = 1024,
     timing: Timing | None = None,
+    adapters: Mapping[str, Path] | None = None,
+    adapter_folder: Path | None = None,
     store: ModelStore | None = None,
     progress: Progress | None = None,
 ) -> int:
@@ -41,6 +44,8 @@ def serve(
     models        catalogue names, paths or other references that the store knows
     port          0 takes a free one; the ready line names it
     cache         folder of packed weights; None keeps none
+    adapters      LoRA adapters of the (only) model, by the names that requests use
+    adapter_folder  where adapters lie that clients may load; None lets them load none
     max_requests  prompts that may be unfinished at once; further ones get status 429
 
     Blocks. The first SIGINT or SIGTERM stops listening and lets answers finish, a second one
@@ -59,10 +64,33 @@ def serve(
         # What the user typed works in requests too: "./m.gguf", or a name without its tag.
         model.aliases = frozenset({reference})
         served[stored.name] = model
+    _add_adapters(served, adapters or {})
+    if adapter_folder is not None and not adapter_folder.is_dir():
+        raise UsageError(f"serve: the adapter folder {adapter_folder} does not exist")
     with contextlib.closing(_listen(host, port)) as listener:
         return asyncio.run(
-            _serve(list(served.values()), listener, timing or Timing(), max_requests)
+            _serve(
+                lambda: Gateway(
+                    list(served.values()),
+                    timing=timing,
+                    max_requests=max_requests,
+                    adapter_folder=adapter_folder,
+                ),
+                listener,
+            )
         )
+
+
+def _add_adapters(served: Mapping[str, ServedModel], adapters: Mapping[str, Path]) -> None:
+    if adapters and len(served) > 1:
+        raise UsageError("serve: adapters are for one model; serve it alone")
+    (model, *_) = served.values()
+    for name, path in adapters.items():
+        if name in served:
+            raise UsageError(f"serve: the adapter {name} has the name of the model; rename it")
+        if not path.is_dir():
+            raise UsageError(f"serve: the adapter {name}: {path} is no folder")
+        model.adapters[name] = AdapterSpec(name, str(path.resolve()))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -82,10 +110,8 @@ def _url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def _serve(
-    models: Sequence[ServedModel], listener: socket.socket, timing: Timing, max_requests: int
-) -> int:
-    gateway = Gateway(models, timing=timing, max_requests=max_requests)
+async def _serve(make_gateway: Callable[[], Gateway], listener: socket.socket) -> int:
+    gateway = make_gateway()
     config = uvicorn.Config(
         create_app(gateway), log_level="warning", access_log=False, lifespan="off"
     )

@@ -26,6 +26,7 @@ import msgspec
 from sartor.serving.channel import Receiver, Sender
 from sartor.serving.lifecycle import Kill, Lifecycle, Phase, Start, Timing
 from sartor.serving.messages import (
+    AdapterLoaded,
     Beat,
     Chunks,
     Failed,
@@ -53,6 +54,8 @@ class Listener(Protocol):
     def worker_chunks(self, message: Chunks) -> None: ...
 
     def worker_refused(self, message: Refused) -> None: ...
+
+    def adapter_loaded(self, message: AdapterLoaded) -> None: ...
 
     def worker_died(self, cause: str) -> None:
         """A worker is gone; another one starts, unless ``worker_failed`` follows."""
@@ -193,6 +196,10 @@ class Supervisor:
     def start(self) -> None:
         self._task = asyncio.create_task(self._supervise(), name="supervisor")
 
+    def host(self, models: Sequence[ModelSpec]) -> None:
+        """What the next worker hosts."""
+        self._models = tuple(models)
+
     def ensure_ready(self) -> None:
         self._lifecycle.ensure(time.monotonic())
 
@@ -263,6 +270,8 @@ class Supervisor:
                 self._listener.worker_chunks(message)
             case Refused():
                 self._listener.worker_refused(message)
+            case AdapterLoaded():
+                self._listener.adapter_loaded(message)
 
     def _on_exit(self, process: WorkerProcess, cause: str) -> None:
         process.close()

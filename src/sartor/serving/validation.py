@@ -24,6 +24,7 @@ _SHOWN = 80
 # Parameters of several types: the list of what failed for each type helps nobody.
 _EXPECTED = {
     "prompt": "a string, a list of strings, a list of token ids, or a list of such lists",
+    "input": "a string, a list of strings, a list of token ids, or a list of such lists",
     "stop": "a string, or a list of at most 16 strings, none of them empty",
     "logit_bias": "an object of token ids, as strings, with numbers from -100 to 100",
     "content": "a string, or a list of parts like {'type': 'text', 'text': '...'}",

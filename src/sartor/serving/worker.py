@@ -13,22 +13,31 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from sartor.engine.encoder import Encoder
 from sartor.engine.engine import Engine
-from sartor.engine.load import load, make_engine
+from sartor.engine.fallback.model import FallbackModel
+from sartor.engine.load import load, make_encoder, make_engine
+from sartor.engine.peft import read_peft
 from sartor.engine.request import Chunk
 from sartor.errors import CapacityError, SartorError, UsageError
+from sartor.models import Model
 from sartor.serving.channel import Receiver, Sender
 from sartor.serving.messages import (
     Abort,
+    AdapterLoaded,
+    AdapterSpec,
     Beat,
     Chunks,
+    DropAdapter,
     Failed,
     FromWorker,
     HostedModel,
+    LoadAdapter,
     ModelSpec,
     Ready,
     Refused,
@@ -40,6 +49,34 @@ from sartor.serving.messages import (
 logger = logging.getLogger(__name__)
 _IDLE_SECONDS = 0.2
 _GRACE_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Running:
+    """A model that is ready, and the engine that runs it."""
+
+    model: Model | FallbackModel
+    engine: Engine | Encoder
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return () if isinstance(self.engine, Encoder) else self.engine.adapters
+
+    def drop_adapter(self, name: str) -> None:
+        if isinstance(self.engine, Engine):
+            self.engine.drop_adapter(name)
+
+    def load_adapter(self, spec: AdapterSpec) -> str | None:
+        """Makes an adapter usable; what is wrong with it, or None."""
+        try:
+            if isinstance(self.engine, Encoder):
+                raise UsageError(f"adapter {spec.name}: this model makes embeddings, not text")
+            self.engine.load_adapter(spec.name, read_peft(Path(spec.path), self.model))
+        except Exception as error:
+            if not isinstance(error, SartorError):
+                logger.exception("adapter %s could not be loaded", spec.name)
+            return describe(error)
+        return None
 
 
 class Pulse:
@@ -81,22 +118,34 @@ def _follow_parent(config: WorkerConfig, pulse: Pulse) -> None:
     os._exit(0)
 
 
-def _load(specs: tuple[ModelSpec, ...]) -> tuple[dict[str, Engine], list[HostedModel]]:
-    engines: dict[str, Engine] = {}
+def _load(specs: tuple[ModelSpec, ...]) -> tuple[dict[str, Running], list[HostedModel]]:
+    models: dict[str, Running] = {}
     hosted: list[HostedModel] = []
     for spec in specs:
         begin = time.monotonic()
         try:
             cache = None if spec.cache is None else Path(spec.cache)
-            engine = make_engine(load(Path(spec.path), spec.plan, spec.name, cache))
+            loaded = load(Path(spec.path), spec.plan, spec.name, cache)
+            make = make_engine if loaded.model.program.samples else make_encoder
+            if loaded.note:
+                print(f"note: {loaded.note}", file=sys.stderr, flush=True)
+            running = Running(loaded.model, make(loaded))
         except Exception as error:
             if not isinstance(error, SartorError):
                 logger.exception("model %s could not be loaded", spec.name)
             hosted.append(HostedModel(spec.name, error=describe(error)))
             continue
-        engines[spec.name] = engine
-        hosted.append(HostedModel(spec.name, engine.context_length, time.monotonic() - begin))
-    return engines, hosted
+        models[spec.name] = running
+        errors = {adapter.name: running.load_adapter(adapter) for adapter in spec.adapters}
+        hosted.append(
+            HostedModel(
+                spec.name,
+                running.engine.context_length,
+                time.monotonic() - begin,
+                adapter_errors={name: e for name, e in errors.items() if e is not None},
+            )
+        )
+    return models, hosted
 
 
 def describe(error: BaseException) -> str:
@@ -104,22 +153,29 @@ def describe(error: BaseException) -> str:
     return str(error) if isinstance(error, SartorError) else f"{type(error).__name__}: {error}"
 
 
-def _take(message: ToWorker, engines: dict[str, Engine], outbox: Sender[FromWorker]) -> None:
-    engine = engines.get(message.model)
+def _take(message: ToWorker, models: dict[str, Running], outbox: Sender[FromWorker]) -> None:
+    running = models.get(message.model)
     match message:
         case Abort(request_id=request_id):
-            if engine is not None:
-                engine.abort(request_id)
+            if running is not None:
+                running.engine.abort(request_id)
         case Submit(model=model, request=request):
             try:
-                if engine is None:
+                if running is None:
                     raise SartorError(f"model {model} is not loaded in this worker")
-                engine.add(request)
+                running.engine.add(request)
             except Exception as error:
                 invalid = isinstance(error, UsageError | CapacityError)
                 if not isinstance(error, SartorError):
                     logger.exception("request %s was not taken", request.id)
                 outbox.send(Refused(model, request.id, describe(error), invalid))
+        case LoadAdapter(model=model, adapter=adapter):
+            problem = f"model {model} is not loaded in this worker"
+            error_text = problem if running is None else running.load_adapter(adapter)
+            outbox.send(AdapterLoaded(model, adapter.name, error_text))
+        case DropAdapter(name=name):
+            if running is not None and name in running.adapters:
+                running.drop_adapter(name)
 
 
 def _check_failures(chunks: list[Chunk]) -> None:
@@ -136,19 +192,19 @@ def _check_failures(chunks: list[Chunk]) -> None:
 
 
 def _turn(
-    engines: dict[str, Engine],
+    models: dict[str, Running],
     inbox: Receiver[ToWorker],
     outbox: Sender[FromWorker],
     pulse: Pulse,
 ) -> None:
     """The loop: take what came, one step of each engine that has work, send what it gave."""
     while not pulse.stopping.is_set():
-        busy = any(engine.has_work for engine in engines.values())
+        busy = any(running.engine.has_work for running in models.values())
         for message in inbox.receive(0.0 if busy else _IDLE_SECONDS):
-            _take(message, engines, outbox)
-        for name, engine in engines.items():
-            if engine.has_work:
-                chunks = engine.step()
+            _take(message, models, outbox)
+        for name, running in models.items():
+            if running.engine.has_work:
+                chunks = running.engine.step()
                 _check_failures(chunks)
                 if chunks:
                     outbox.send(Chunks(name, chunks))
@@ -164,13 +220,13 @@ def run(config: WorkerConfig) -> int:
         threading.Thread(target=target, args=(config, pulse), daemon=True).start()
     try:
         inbox: Receiver[ToWorker] = Receiver(config.folder, config.key, ToWorker)
-        engines, hosted = _load(config.models)
-        if not engines:
+        models, hosted = _load(config.models)
+        if not models:
             outbox.send(Failed("; ".join(f"{model.name}: {model.error}" for model in hosted)))
             return 1
         pulse.watch()
         outbox.send(Ready(inbox.address, tuple(hosted)))
-        _turn(engines, inbox, outbox, pulse)
+        _turn(models, inbox, outbox, pulse)
     except Exception as error:
         # The engine's state is in doubt: end, so that the gateway starts a sound worker and
         # replays. Its rule about repeated deaths then finds the request that is to blame.

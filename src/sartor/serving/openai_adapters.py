@@ -1,0 +1,41 @@
+"""The routes that load and drop adapters while the server runs."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from sartor.serving.errors import invalid
+from sartor.serving.gateway import Gateway
+from sartor.serving.openai_api import JSONAnswer, body_schema, find_model, read
+from sartor.serving.openai_types import LoadAdapterRequest, UnloadAdapterRequest
+
+
+def create_adapters_router(gateway: Gateway) -> APIRouter:
+    """POST /v1/load_lora_adapter and /v1/unload_lora_adapter."""
+    router = APIRouter()
+
+    @router.post("/v1/load_lora_adapter", openapi_extra=body_schema(LoadAdapterRequest))
+    async def load_adapter(request: Request) -> Response:
+        body = await read(request, LoadAdapterRequest)
+        base = body.base_model_name
+        if base is None:
+            if len(gateway.models) > 1:
+                raise invalid(
+                    "base_model_name: several models are served; name the adapter's",
+                    "base_model_name",
+                )
+            base = next(iter(gateway.models))
+        model, adapter = find_model(gateway, base, "text")
+        if adapter:
+            raise invalid(f"base_model_name: {base!r} is an adapter itself", "base_model_name")
+        await gateway.adapters.load(model, body.lora_name, body.lora_path)
+        return JSONAnswer({"object": "adapter", "id": body.lora_name, "parent": model.name})
+
+    @router.post("/v1/unload_lora_adapter", openapi_extra=body_schema(UnloadAdapterRequest))
+    async def unload_adapter(request: Request) -> Response:
+        body = await read(request, UnloadAdapterRequest)
+        gateway.drop_adapter(body.lora_name)
+        return JSONAnswer({"object": "adapter", "id": body.lora_name, "deleted": True})
+
+    return router

@@ -1,0 +1,61 @@
+"""The route of the OpenAI API that turns texts into vectors."""
+
+from __future__ import annotations
+
+import base64
+
+import numpy as np
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from sartor.graph import SamplingParams
+from sartor.serving.errors import unsupported
+from sartor.serving.gateway import Delta, Gateway
+from sartor.serving.openai_api import (
+    JSONAnswer,
+    body_schema,
+    each_prompt,
+    encode_prompts,
+    find_model,
+    make_requests,
+    read,
+    whole,
+)
+from sartor.serving.openai_format import Json
+from sartor.serving.openai_types import EmbeddingRequest
+from sartor.serving.streaming import Disconnected, while_connected
+
+
+def create_embeddings_router(gateway: Gateway) -> APIRouter:
+    """POST /v1/embeddings."""
+    router = APIRouter()
+
+    @router.post("/v1/embeddings", openapi_extra=body_schema(EmbeddingRequest))
+    async def embeddings(request: Request) -> Response:
+        body = await read(request, EmbeddingRequest)
+        model, _ = find_model(gateway, body.model, "embeddings")
+        prompts = await encode_prompts(each_prompt(body.input, "input"), "input", model)
+        answer = gateway.submit(model.name, make_requests(prompts, SamplingParams(seed=0)))
+        try:
+            deltas = await while_connected(request.receive, whole(answer))
+        except Disconnected:
+            return Response(status_code=499)  # nobody reads it
+        finally:
+            answer.close()
+        data = [_entry(delta, body) for delta in sorted(deltas, key=lambda d: d.prompt)]
+        usage = {"prompt_tokens": answer.prompt_tokens, "total_tokens": answer.prompt_tokens}
+        return JSONAnswer({"object": "list", "data": data, "model": model.name, "usage": usage})
+
+    return router
+
+
+def _entry(delta: Delta, body: EmbeddingRequest) -> Json:
+    width = len(delta.embedding) // 4
+    if body.dimensions not in (None, width):
+        raise unsupported("dimensions", f"this model's vectors have {width}, and are not cut")
+    vector: str | list[float]
+    if body.encoding_format == "base64":
+        vector = base64.b64encode(delta.embedding).decode()
+    else:
+        vector = np.frombuffer(delta.embedding, "<f4").tolist()
+    return {"object": "embedding", "index": delta.prompt, "embedding": vector}

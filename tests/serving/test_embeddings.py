@@ -1,0 +1,88 @@
+"""/v1/embeddings as the official client sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+from server_process import ServerProcess, kill_hard
+from tiny_encoder import CONTEXT, HIDDEN, write_tiny_encoder
+
+TEXTS = ["the cat sat on the mat", "the dogs ran", "cat"]
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = write_tiny_encoder(tmp_path_factory.mktemp("encoder") / "bert")
+    with ServerProcess([folder, tiny_model], backend="reference", device="reference") as server:
+        yield server
+
+
+def _vectors(server: ServerProcess, texts: Any, **options: Any) -> np.ndarray:
+    answer = server.client.embeddings.create(model=server.names[0], input=texts, **options)
+    assert [entry.index for entry in answer.data] == list(range(len(answer.data)))
+    return np.array([entry.embedding for entry in answer.data], np.float32)
+
+
+def test_vectors_of_several_texts(server: ServerProcess) -> None:
+    answer = server.client.embeddings.create(
+        model=server.names[0], input=TEXTS, encoding_format="float"
+    )
+    assert answer.model == server.names[0]
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens == 8 + 6 + 3
+    vectors = np.array([entry.embedding for entry in answer.data], np.float32)
+    assert vectors.shape == (3, HIDDEN)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    assert (vectors @ vectors.T)[0, 1] < 0.9999  # one layer of random weights
+
+
+def test_the_client_asks_for_base64_by_itself_and_gets_the_same(server: ServerProcess) -> None:
+    assert np.array_equal(_vectors(server, TEXTS), _vectors(server, TEXTS, encoding_format="float"))
+
+
+def test_a_text_alone_and_as_token_ids(server: ServerProcess) -> None:
+    whole = _vectors(server, TEXTS)
+    np.testing.assert_allclose(_vectors(server, TEXTS[2])[0], whole[2], atol=1e-6)
+    np.testing.assert_allclose(_vectors(server, [2, 5, 3])[0], whole[2], atol=1e-6)
+    np.testing.assert_allclose(_vectors(server, [[2, 5, 3], [2, 4, 3]])[0], whole[2], atol=1e-6)
+
+
+def test_bad_requests_name_what_is_wrong(server: ServerProcess) -> None:
+    for body, words in (
+        ({"input": []}, "the list is empty"),
+        ({"input": "cat " * CONTEXT}, f"context length is {CONTEXT}"),
+        ({"input": [2, 999, 3]}, "999 is not a token id"),
+        ({"input": "cat", "dimensions": 8}, f"vectors have {HIDDEN}"),
+        ({"input": "cat", "encoding_format": "int8"}, "encoding_format"),
+        ({"input": {"text": "cat"}}, "input must be"),
+        ({"input": "cat", "truncate": True}, "'truncate' is unknown"),
+        ({}, "'input' is missing"),
+    ):
+        response = server.http.post("/v1/embeddings", json={"model": server.names[0], **body})
+        assert response.status_code == 400, body
+        assert words in response.json()["error"]["message"]
+
+
+def test_each_model_at_its_own_route(server: ServerProcess) -> None:
+    encoder, writer = server.names
+    with pytest.raises(openai.BadRequestError, match=r"makes text, not embeddings.*v1/chat"):
+        server.client.embeddings.create(model=writer, input="cat")
+    with pytest.raises(openai.BadRequestError, match=r"makes embeddings, not text.*v1/embeddings"):
+        server.client.completions.create(model=encoder, prompt="cat")
+    cards = {card["id"]: card for card in server.http.get("/v1/models").json()["data"]}
+    assert cards[encoder]["makes"] == "embeddings"
+    assert cards[writer]["makes"] == "text"
+
+
+def test_a_longest_text_fits(server: ServerProcess) -> None:
+    assert _vectors(server, "cat " * (CONTEXT - 2)).shape == (1, HIDDEN)
+
+
+def test_a_killed_worker_loses_no_text(server: ServerProcess) -> None:
+    before = _vectors(server, TEXTS)
+    kill_hard(server.worker())
+    assert np.array_equal(_vectors(server, TEXTS), before)
