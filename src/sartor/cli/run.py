@@ -102,6 +102,11 @@ def run(
     if loaded.note:
         say(f"note: {loaded.note}")
     with llm:
+        if not loaded.writes_text:
+            raise UsageError(
+                f"run: {loaded.name} makes vectors of texts and writes none; use LLM.embed in "
+                "Python, or /v1/embeddings of `sartor serve`"
+            )
         name = ""
         if adapter is not None:
             name = adapter.name

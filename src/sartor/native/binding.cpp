@@ -353,6 +353,8 @@ nb::tuple run_step(PyExecutor& self, In<int32_t> tokens, In<int32_t> positions, 
 }  // namespace
 
 NB_MODULE(_native, m) {
+  // Pools live as long as the process, on purpose; nobody wants to read of them at its end.
+  nb::set_leak_warnings(false);
   m.attr("CHUNK") = kChunk;
   m.attr("LANES") = kLanes;
   m.def("usable_paths", &usable_paths, "Instruction-set paths that run here, best first.");

@@ -126,7 +126,7 @@ def _load(specs: tuple[ModelSpec, ...]) -> tuple[dict[str, Running], list[Hosted
         try:
             cache = None if spec.cache is None else Path(spec.cache)
             loaded = load(Path(spec.path), spec.plan, spec.name, cache)
-            make = make_engine if loaded.model.program.samples else make_encoder
+            make = make_engine if loaded.writes_text else make_encoder
             if loaded.note:
                 print(f"note: {loaded.note}", file=sys.stderr, flush=True)
             running = Running(loaded.model, make(loaded))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+import zlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from sartor.backends.base import Device, MemoryUse, PackedWeights, WeightSource
 from sartor.errors import UsageError
 from sartor.graph import Batch, Builder, Capabilities, LowRank, Program, Ragged, StepOutput
 from sartor.ops import CORE_OPERATORS
+from sartor.ops.rope import inverse_frequencies
 from sartor.ops.sampling import mix64
 from sartor.plan import ExecutionPlan
 
@@ -108,7 +110,7 @@ class NullExecutable:
         self.plan = plan
         self.delay = delay
         self._groups = program.groups()
-        self._by_length = any(rope.depends_on_length for rope in program.ropes)
+        self._by_length = [rope for rope in program.ropes if rope.depends_on_length]
         self._state: list[npt.NDArray[np.uint64]] = []
         self._powers = np.ones(1, np.uint64)
         self._asynchronous = asynchronous
@@ -196,7 +198,8 @@ class NullExecutable:
             raise UsageError("null backend: positions do not follow from contexts")
         values = (tokens + 1).astype(np.uint64)
         if self._by_length:
-            values |= batch.rope_lengths[sequences].astype(np.uint64) << np.uint64(32)
+            ropes = [self._rope_digest(int(length)) for length in batch.rope_lengths]
+            values |= np.array(ropes, np.uint64)[sequences] << np.uint64(32)
         for row, vector in zip(batch.embedding_rows.tolist(), batch.embeddings, strict=True):
             values[row] = _digest(vector.tobytes())
         if len(batch.adapters):
@@ -273,6 +276,11 @@ class NullExecutable:
             Ragged.of(list(ids), np.int32),
             Ragged.of(list(values), np.float32),
         )
+
+    def _rope_digest(self, length: int) -> int:
+        """Different where sequences of two admitted lengths are rotated differently."""
+        tables = (inverse_frequencies(rope, length).tobytes() for rope in self._by_length)
+        return zlib.crc32(b"".join(tables))
 
     def _seen(self, batch: Batch, group: int, sequence: int, position: int) -> int:
         """The hash of all positions that ``position`` sees in a group."""
