@@ -66,7 +66,7 @@ def test_make_targets_exist() -> None:
 def test_models_are_in_the_catalogue() -> None:
     from sartor.store import default_catalogue
 
-    for name in re.findall(r"\b[a-z0-9.]+:[0-9.]+[mb]\b", README):
+    for name in re.findall(r"\b[a-z0-9.]+:(?:[0-9.]+[mb]|l6)\b", README):
         assert name in default_catalogue()
 
 
@@ -75,19 +75,23 @@ def test_links_lead_somewhere() -> None:
         assert (ROOT / target).exists(), target
 
 
-def test_the_python_example(
+def test_the_python_examples(
     model_files: dict[str, Path],
+    minilm: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     import sartor
     from sartor.engine.llm import LLM
 
-    path = str(model_files["smollm2-135m"])
-    monkeypatch.setattr(sartor, "LLM", lambda name: LLM(path), raising=False)
-    (example,) = blocks("python")
-    exec(compile(ast.parse(example), "README.md", "exec"), {})
+    paths = {"smollm2:135m": model_files["smollm2-135m"], "minilm:l6": minilm}
+    monkeypatch.setattr(sartor, "LLM", lambda name: LLM(paths[name]), raising=False)
+    text, vectors = blocks("python")
+    exec(compile(ast.parse(text), "README.md", "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) >= 3
+    exec(compile(ast.parse(vectors), "README.md", "exec"), {})
+    closer, farther = (float(number) for number in re.findall(r"0\.\d+", capsys.readouterr().out))
+    assert closer > farther
 
 
 def test_the_request_example_is_valid() -> None:

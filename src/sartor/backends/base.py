@@ -1,7 +1,7 @@
 """The contract between programs and chips: what a backend is.
 
-A backend knows operators, formats and devices; it never knows a model. To add one, copy
-``backends/reference`` and register the class under the entry point group
+A backend knows operators, formats and devices; it never knows a model. To add one, start from
+``examples/sartor-example-chip`` and register the class under the entry point group
 ``sartor.backends`` (docs/adding-a-chip.md).
 """
 

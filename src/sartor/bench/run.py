@@ -35,7 +35,8 @@ def run_bench(
     disturbance of the machine hits all of them alike. The plan is widened where the largest
     batch needs it. ``profile`` takes one more round with a timer around every operator, which
     slows it a little; no other number comes from that round. CapacityError when the context or
-    the memory is too small, UsageError for a batch or a number of repeats below 1.
+    the memory is too small, UsageError for a batch or a number of repeats below 1, and for a model
+    that writes no text.
     """
     if repeats < 1 or not batches or min(batches) < 1:
         raise UsageError(
@@ -46,6 +47,10 @@ def run_bench(
     started = time.perf_counter()
     loaded = load(path, plan, name, load_cache)
     try:
+        if not loaded.writes_text:
+            raise UsageError(
+                f"bench: {name} makes vectors of texts and writes none; take a model that writes"
+            )
         if loaded.context_length < phases.CONTEXT:
             raise CapacityError(
                 f"{name}: bench needs {phases.CONTEXT} tokens of context "

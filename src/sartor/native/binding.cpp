@@ -118,7 +118,8 @@ HeldMatrix make_matrix(const std::string& storage, int64_t n, int64_t k, int64_t
   m.scale_multiplier = scale_multiplier;
   m.offset_multiplier = offset_multiplier;
   m.experts = experts;
-  require(experts > 0 && n > 0 && k > 0 && k_padded >= k && k_padded % kChunk == 0, "matrix: bad dimensions");
+  require(experts > 0 && n > 0 && k > 0 && k_padded >= k && k_padded % kChunk == 0,
+          "matrix: bad dimensions");
   const bool scaled = m.integer_codes() || m.storage == Storage::kFp8;
   const int64_t bytes = experts * m.code_bytes();
   require(static_cast<int64_t>(codes.size()) == bytes, "matrix: codes have the wrong size");
@@ -344,10 +345,11 @@ nb::tuple run_step(PyExecutor& self, In<int32_t> tokens, In<int32_t> positions, 
   }
   const size_t width =
       step.sequences ? result.embeddings.size() / static_cast<size_t>(step.sequences) : 0;
-  return nb::make_tuple(
-      to_numpy(std::move(ids)), to_numpy(std::move(logprobs)), to_numpy(std::move(top_ids)),
-      to_numpy(std::move(top_logprobs)), to_numpy(std::move(top_starts)), taps,
-      to_numpy(std::move(result.embeddings), {width ? static_cast<size_t>(step.sequences) : 0, width}));
+  return nb::make_tuple(to_numpy(std::move(ids)), to_numpy(std::move(logprobs)),
+                        to_numpy(std::move(top_ids)), to_numpy(std::move(top_logprobs)),
+                        to_numpy(std::move(top_starts)), taps,
+                        to_numpy(std::move(result.embeddings),
+                                 {width ? static_cast<size_t>(step.sequences) : 0, width}));
 }
 
 }  // namespace
@@ -465,8 +467,8 @@ NB_MODULE(_native, m) {
           "__init__",
           [](PyExecutor* self, const PyProgram& program, std::shared_ptr<ThreadPool> pool,
              const std::string& isa) {
-            new (self)
-                PyExecutor{Executor(program.info, std::move(pool), kernels_of(isa)), program.held, {}};
+            new (self) PyExecutor{
+                Executor(program.info, std::move(pool), kernels_of(isa)), program.held, {}};
           },
           "program"_a, "pool"_a, "isa"_a)
       .def(
@@ -488,9 +490,9 @@ NB_MODULE(_native, m) {
             const auto& matrices = e.executor.program().matrices;
             for (const auto& [matrix, down, up] : layers) {
               const Matrix& base = matrices.at(static_cast<size_t>(matrix));
-              require(down.matrix.k == base.k && up.matrix.n == base.n &&
-                          up.matrix.k == down.matrix.n,
-                      "adapter: does not fit its weight");
+              require(
+                  down.matrix.k == base.k && up.matrix.n == base.n && up.matrix.k == down.matrix.n,
+                  "adapter: does not fit its weight");
               adapter[matrix] = {down.matrix, up.matrix};
               held.insert(held.end(), {down.codes, up.codes});
             }

@@ -121,10 +121,9 @@ int64_t Executor::block_bytes(int32_t group) const {
   int64_t total = 0;
   for (const StateInfo& state : program_.states)
     if (state.group == group)
-      total += state.slot_floats
-                   ? state.slot_floats * 4
-                   : state.kv_heads * (state.head_dim + value_stride(state)) *
-                         program_.block_size * storage_bytes(program_.kv);
+      total += state.slot_floats ? state.slot_floats * 4
+                                 : state.kv_heads * (state.head_dim + value_stride(state)) *
+                                       program_.block_size * storage_bytes(program_.kv);
   return total;
 }
 
@@ -505,10 +504,9 @@ void Executor::route(const Instruction& n, int64_t count) {
         for (int64_t g = 0; g < routing.groups; ++g) {
           int64_t better = 0;  // groups before this one
           for (int64_t o = 0; o < routing.groups; ++o)
-            better += merit[index(o)] > merit[index(g)] ||
-                      (merit[index(o)] == merit[index(g)] && o < g);
-          if (better >= routing.top_groups)
-            std::fill_n(choice.begin() + g * size, size, kNever);
+            better +=
+                merit[index(o)] > merit[index(g)] || (merit[index(o)] == merit[index(g)] && o < g);
+          if (better >= routing.top_groups) std::fill_n(choice.begin() + g * size, size, kNever);
         }
       }
       float total = 0;
@@ -520,8 +518,8 @@ void Executor::route(const Instruction& n, int64_t count) {
         choice[index(best)] = kNever;
       }
       for (int64_t j = 0; j < k; ++j)
-        weights[t * k + j] = (routing.normalize ? weights[t * k + j] / total : weights[t * k + j]) *
-                             n.factor;
+        weights[t * k + j] =
+            (routing.normalize ? weights[t * k + j] / total : weights[t * k + j]) * n.factor;
     }
   });
 }

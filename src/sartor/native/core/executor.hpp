@@ -18,7 +18,8 @@
 
 namespace sartor {
 
-constexpr int64_t kInlineWork = 8192;  // floats below which waking the pool costs more than it gives
+constexpr int64_t kInlineWork =
+    8192;  // floats below which waking the pool costs more than it gives
 
 inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 inline size_t index(int64_t i) { return static_cast<size_t>(i); }
@@ -204,7 +205,9 @@ class Executor {
  private:
   void plan_buffers();
   int64_t rows(int32_t value, const StepInput& step) const;
-  int64_t width_of(int32_t value) const { return program_.values[static_cast<size_t>(value)].width; }
+  int64_t width_of(int32_t value) const {
+    return program_.values[static_cast<size_t>(value)].width;
+  }
   const float* vector(const Instruction& n, size_t i) const {
     return i < n.vectors.size() && n.vectors[i] >= 0
                ? program_.vectors[static_cast<size_t>(n.vectors[i])].data()

@@ -166,8 +166,7 @@ void Executor::grouped_linear(const Instruction& n, const StepInput& step) {
   const int64_t column_tasks = (all.blocks() + block_step - 1) / block_step;
   std::vector<int64_t> first_task{0};
   for (const ExpertRows& g : groups)
-    first_task.push_back(first_task.back() +
-                         column_tasks * ((g.count + kRowStep - 1) / kRowStep));
+    first_task.push_back(first_task.back() + column_tasks * ((g.count + kRowStep - 1) / kRowStep));
   const float* bias = vector(n, 0);
   const int64_t stride = quantized_stride_;
   float* products = products_.floats(count * width + 16);
@@ -215,7 +214,8 @@ void Executor::adapt(const Instruction& n, const StepInput& step) {
     while (token >= step.starts[s + 1]) ++s;
     if (step.adapters[s] < 0) continue;
     const Adapter* adapter = &adapters_.at(step.adapters[s]);
-    if (!runs.empty() && runs.back().adapter == adapter && runs.back().end == row) ++runs.back().end;
+    if (!runs.empty() && runs.back().adapter == adapter && runs.back().end == row)
+      ++runs.back().end;
     else runs.push_back({adapter, row, row + 1});
   }
   const float* x = value(n.inputs[0]);
@@ -226,8 +226,7 @@ void Executor::adapt(const Instruction& n, const StepInput& step) {
       const auto& [down, up] = found->second;
       const int64_t height = run.end - run.begin;
       float* inner = low_rank_.floats(height * down.n + 16);
-      multiply(kNoValue, x + run.begin * width, height, width, -1.0f,
-               {{&down, {inner, down.n}}});
+      multiply(kNoValue, x + run.begin * width, height, width, -1.0f, {{&down, {inner, down.n}}});
       LinearOutput out{value(n.outputs[i]) + run.begin * up.n, up.n, nullptr, true};
       multiply(kNoValue, inner, height, down.n, -1.0f, {{&up, out}});
     }

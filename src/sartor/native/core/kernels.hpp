@@ -14,7 +14,14 @@ constexpr int kLanes = 16;  // output features in a column block
 constexpr int kChunk = 32;  // input features that share an activation scale
 constexpr int kMaxRowTile = 16;
 
-enum class Storage : int32_t { kFp32 = 0, kFp16 = 1, kBf16 = 2, kAffine = 3, kLookup = 4, kFp8 = 5 };
+enum class Storage : int32_t {
+  kFp32 = 0,
+  kFp16 = 1,
+  kBf16 = 2,
+  kAffine = 3,
+  kLookup = 4,
+  kFp8 = 5
+};
 
 // A packed weight matrix [n, k]. Padding: n to 16 columns, k to `k_padded`.
 //

@@ -91,8 +91,7 @@ static void scan_one(const ScanTask& t, int64_t at) {
     float known = 0.0f, out = 0.0f;
     for (int64_t i = 0; t.delta && i < t.key_dim; ++i)
       known += t.after[i * t.value_dim + at] * decay * k[i];
-    const float update =
-        (t.v[row * t.value_stride + at] - known) * t.beta[row * t.head_stride];
+    const float update = (t.v[row * t.value_stride + at] - known) * t.beta[row * t.head_stride];
     for (int64_t i = 0; i < t.key_dim; ++i) {
       float& state = t.after[i * t.value_dim + at];
       state = update * k[i] + state * decay;

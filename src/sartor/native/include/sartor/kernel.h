@@ -33,14 +33,14 @@ typedef struct sartor_vector {
 } sartor_vector;
 
 typedef struct sartor_kernel_call {
-  uint32_t abi;         /* SARTOR_KERNEL_ABI of the caller */
-  const char* op;       /* the operator's name */
-  const char* kind;     /* of activations: "silu", ...; else "" */
-  int32_t inputs;       /* entries of `input` */
+  uint32_t abi;     /* SARTOR_KERNEL_ABI of the caller */
+  const char* op;   /* the operator's name */
+  const char* kind; /* of activations: "silu", ...; else "" */
+  int32_t inputs;   /* entries of `input` */
   const sartor_rows* input;
-  int32_t weights;      /* entries of `weight`, in the operator's order */
+  int32_t weights; /* entries of `weight`, in the operator's order */
   const sartor_vector* weight;
-  int32_t outputs;      /* entries of `output` */
+  int32_t outputs; /* entries of `output` */
   const sartor_rows* output;
   int64_t row_begin, row_end;
   float eps, weight_offset; /* norms */
