@@ -49,6 +49,11 @@ class LoadedModel:
     note: str = ""
 
     @property
+    def writes_text(self) -> bool:
+        """Whether it is for an :class:`Engine`; else for an :class:`Encoder`."""
+        return self.executable.program.samples
+
+    @property
     def context_length(self) -> int:
         """Longest prompt + output that model and plan allow, in tokens."""
         limit = self.model.context_length

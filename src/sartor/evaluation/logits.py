@@ -9,11 +9,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from sartor.engine.fallback.model import LOGITS
 from sartor.engine.load import LoadedModel, load
 from sartor.errors import UsageError
 from sartor.formats import open_checkpoint
 from sartor.graph import Batch, Program, Ragged, SamplingParams
-from sartor.models import load_model
+from sartor.models import UnknownArchitectureError, load_model
 from sartor.plan import ExecutionPlan
 
 F32 = npt.NDArray[np.float32]
@@ -37,7 +38,11 @@ class LogitSource(Protocol):
 
 
 def head_node(program: Program) -> str:
-    """The name of the node that makes the logits."""
+    """The name of the node that makes the logits. UsageError for an encoder, which makes none."""
+    if not program.samples:
+        raise UsageError(
+            "eval: this model makes vectors of texts and predicts no text; take one that does"
+        )
     logits = program.outputs["logits"]
     return next(node.name for node in program.nodes if logits in node.outputs)
 
@@ -49,6 +54,8 @@ def open_logits(
     checkpoint = open_checkpoint(path)
     try:
         head = head_node(load_model(checkpoint).program)
+    except UnknownArchitectureError:  # there is a fallback, or load says why there is none
+        head = LOGITS
     finally:
         checkpoint.close()
     return ModelLogits(load(path, plan, name, cache, taps=(head,)))
