@@ -10,7 +10,7 @@ import pytest
 
 from sartor.backends.cpu import _native, weights
 from sartor.backends.cpu.packing import pack_matrix
-from sartor.errors import FormatError, UnsupportedError
+from sartor.errors import FormatError
 from sartor.graph import Builder, Program
 from sartor.ops.weights import AffineFormat, Weight, dense, quantize_affine
 
@@ -142,8 +142,15 @@ def test_scales_are_kept_within_half_an_fp16_step() -> None:
     assert np.abs(kept / weight.scale - 1).max() <= 2.0**-11
 
 
-def test_a_group_without_a_kernel_is_named() -> None:
-    codes = np.zeros((16, 96), np.uint8)
-    weight = Weight("w", AffineFormat(4, 48, 8), codes, np.ones((16, 2), np.float32))
-    with pytest.raises(UnsupportedError, match="groups of 48"):
-        pack_matrix(POOL, weight)
+def test_groups_without_a_kernel_are_cut_without_loss() -> None:
+    rng = np.random.default_rng(3)
+    codes = rng.integers(0, 16, (16, 96)).astype(np.uint8)
+    scale = rng.uniform(0.5, 2, (16, 2)).astype(np.float16).astype(np.float32)
+    packed = pack_matrix(POOL, Weight("w", AffineFormat(4, 48, 8), codes, scale))
+    assert packed.format_name == "affine4g16"
+    pieces = Weight("w", AffineFormat(4, 16, 8), codes, np.repeat(scale, 3, axis=1))
+    same = pack_matrix(POOL, pieces)
+    assert packed.scales is not None
+    assert same.scales is not None
+    assert np.array_equal(packed.codes, same.codes)
+    assert np.array_equal(packed.scales, same.scales)
