@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 from logits_runner import LENGTH, TOKENS, TOLERANCE, relative_error, run
-from tiny_experts import CASES, DEEPSEEK_YARN, GPT_OSS, V3, tiny
+from tiny_experts import CASES, DEEPSEEK_YARN, GPT_OSS, OLMOE, QWEN2_MOE, V3, tiny
 from tiny_experts_gguf import write
 from tiny_models import Case, expected_logits, save
 
@@ -19,9 +19,13 @@ from sartor.models import Model, load_model
 
 # GGUF cannot say that mscale differs from mscale_all_dim.
 _ONE_MSCALE = DEEPSEEK_YARN["rope_parameters"] | {"mscale": 1.2}
+TIED = {"tie_word_embeddings": True}
 ROUTES: dict[str, tuple[str, Case]] = {
     "mixtral": ("llama", CASES["mixtral"]),
     "qwen3moe": ("qwen3moe", CASES["qwen3-moe"]),
+    "qwen2moe": ("qwen2moe", CASES["qwen2-moe"]),
+    "olmoe": ("olmoe", CASES["olmoe"]),
+    "olmoe-biases-tied": ("olmoe", Case("Olmoe", OLMOE | {"attention_bias": True, **TIED})),
     "gpt-oss": ("gpt-oss", Case("GptOss", GPT_OSS)),
     "deepseek2-lite": ("deepseek2", CASES["deepseek-v2-lite"]),
     "deepseek2-groups": ("deepseek2", CASES["deepseek-v2-groups"]),
@@ -43,7 +47,9 @@ def test_logits_equal_transformers(route: str, backend: str, tmp_path: Path) -> 
     assert relative_error(found, expected_logits(oracle, TOKENS, [LENGTH])) < TOLERANCE
 
 
-@pytest.mark.parametrize("route", ["mixtral", "qwen3moe", "gpt-oss", "deepseek2-v3"])
+@pytest.mark.parametrize(
+    "route", ["mixtral", "qwen3moe", "qwen2moe", "olmoe", "gpt-oss", "deepseek2-v3"]
+)
 def test_configuration_equals_that_of_the_folder(route: str, tmp_path: Path) -> None:
     architecture, case = ROUTES[route]
     oracle = tiny(case)
@@ -64,6 +70,49 @@ def test_configuration_equals_that_of_the_folder(route: str, tmp_path: Path) -> 
     assert rope[1] is not None
     assert rope[0].truncate == rope[1].truncate
     assert rope[0].interleaved == rope[1].interleaved
+
+
+@pytest.mark.parametrize("family", ["olmoe", "qwen2moe"])
+def test_normalised_weights_of_experts(family: str, backend: str, tmp_path: Path) -> None:
+    """Where nothing is said they are not normalised; a file may say that they are."""
+    architecture, case = ROUTES[family]
+    oracle = tiny(dataclasses.replace(case, options=case.options | {"norm_topk_prob": True}))
+    path = tmp_path / "tiny.gguf"
+    write(oracle, architecture, path, lambda writer: writer.add_expert_weights_norm(True))
+    found = run(_loaded(path), backend, TOKENS, [LENGTH])
+    assert relative_error(found, expected_logits(oracle, TOKENS, [LENGTH])) < TOLERANCE
+
+
+def test_gate_of_the_shared_expert_as_a_vector(tmp_path: Path) -> None:
+    """Files that llama.cpp's tools have quantised hold the one row without its axis."""
+
+    def flatten(writer: gguf.GGUFWriter) -> None:
+        for name, info in writer.tensors[0].items():
+            if name.endswith("ffn_gate_inp_shexp.weight"):
+                info.shape = info.shape[1:]
+
+    oracle = tiny(ROUTES["qwen2moe"][1])
+    row = _loaded(write(oracle, "qwen2moe", tmp_path / "row.gguf")).source
+    path = write(oracle, "qwen2moe", tmp_path / "vector.gguf", flatten)
+    assert open_checkpoint(path).info("blk.1.ffn_gate_inp_shexp.weight").shape == (48,)
+    name = "model.layers.1.mlp.shared_expert_gate.weight"
+    weights = [source.weight(name) for source in (row, _loaded(path).source)]
+    assert weights[0].shape == weights[1].shape == (1, 48)
+    assert np.array_equal(weights[0].dequantize(), weights[1].dequantize())
+
+
+def test_sizes_of_experts_that_are_not_stated(tmp_path: Path) -> None:
+    """Those chosen share the feed-forward part's features; the shared one has all of them."""
+    sizes = {"moe_intermediate_size": 80 // 3, "shared_expert_intermediate_size": 80}
+
+    def extra(writer: gguf.GGUFWriter) -> None:
+        for key in ("expert_feed_forward_length", "expert_shared_feed_forward_length"):
+            writer.kv_data[0].pop(f"qwen2moe.{key}")
+
+    oracle = tiny(Case("Qwen2Moe", QWEN2_MOE | sizes))
+    experts = _loaded(write(oracle, "qwen2moe", tmp_path / "tiny.gguf", extra)).config.experts
+    assert experts is not None
+    assert (experts.size, experts.shared_size) == (26, 80)
 
 
 def test_kv_projection_in_one_matrix(tmp_path: Path) -> None:
@@ -104,6 +153,14 @@ def test_quantised_kv_projection_and_experts(tmp_path: Path) -> None:
         ("qwen3moe", "expert_weights_scale", 2.5, "expert_weights_scale = 2.5"),
         ("qwen3moe", "expert_group_count", 4, "expert_group_count = 4"),
         ("qwen3moe", "expert_shared_count", 1, "expert_shared_count = 1"),
+        ("qwen2moe", "expert_gating_func", 2, "expert_gating_func = 2"),
+        ("qwen2moe", "expert_weights_scale", 2.5, "expert_weights_scale = 2.5"),
+        ("qwen2moe", "expert_group_count", 4, "expert_group_count = 4"),
+        ("qwen2moe", "attention.sliding_window", 6, "sliding_window = 6"),
+        ("olmoe", "expert_gating_func", 2, "expert_gating_func = 2"),
+        ("olmoe", "expert_weights_scale", 2.5, "expert_weights_scale = 2.5"),
+        ("olmoe", "expert_shared_count", 1, "expert_shared_count = 1"),
+        ("olmoe", "attention.clamp_kqv", 8.0, "clamp_kqv = 8.0"),
         ("mixtral", "expert_gating_func", 2, "expert_gating_func = 2"),
         ("gpt-oss", "expert_gating_func", 1, "expert_gating_func = 1"),
         ("deepseek2-v3", "expert_gating_func", 3, "expert_gating_func = 3"),
@@ -138,6 +195,8 @@ def test_options_not_implemented_are_refused_by_name(
         ("deepseek2-yarn", "rope.scaling.yarn_log_multiplier"),
         ("gpt-oss", "attention.sliding_window"),
         ("qwen3moe", "expert_used_count"),
+        ("qwen2moe", "expert_used_count"),
+        ("olmoe", "expert_count"),
     ],
 )
 def test_missing_options_are_named(route: str, key: str, tmp_path: Path) -> None:

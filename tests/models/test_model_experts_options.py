@@ -22,6 +22,8 @@ from sartor.ops.weights import LookupFormat
 
 FAMILIES = {
     "qwen3": "qwen3-moe",
+    "qwen2": "qwen2-moe-window",
+    "olmoe": "olmoe",
     "mixtral": "mixtral",
     "gpt": "gpt-oss",
     "v2": "deepseek-v2-groups",
@@ -56,6 +58,13 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("qwen3", {"hidden_act": "relu2"}, "hidden_act = 'relu2'"),
     ("qwen3", {"mlp_only_layers": ["x"]}, "mlp_only_layers = "),
     ("qwen3", {"num_experts_per_tok": 9}, "9 of 8 a token"),
+    ("qwen2", {"hidden_act": "relu2"}, "hidden_act = 'relu2'"),
+    ("qwen2", {"mlp_only_layers": ["x"]}, "mlp_only_layers = "),
+    ("qwen2", {"layer_types": ["chunked_attention"] * 5}, "chunked_attention"),
+    ("qwen2", {"use_sliding_window": False}, "sliding_window is not set"),
+    ("olmoe", {"clip_qkv": 8.0}, "clip_qkv = 8.0"),
+    ("olmoe", {"clip_qkv": 0.0}, "clip_qkv = 0.0"),
+    ("olmoe", {"num_experts_per_tok": 9}, "9 of 8 a token"),
     ("gpt", {"swiglu_limit": 5.0}, "swiglu_limit = 5.0"),
     ("gpt", {"swiglu_alpha": 1.0}, "swiglu_alpha = 1.0"),
     ("gpt", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
@@ -93,6 +102,18 @@ DAMAGED: list[tuple[str, dict[str, Any], str]] = [
     ("qwen3", {"num_local_experts": 2**40}, "1099511627776 experts"),
     ("qwen3", {"moe_intermediate_size": 21}, r"experts\.0\.gate_proj\.weight has shape \[20, 48\]"),
     ("qwen3", {"decoder_sparse_step": 2}, r"missing: .*mlp\.down_proj"),
+    ("qwen2", {"num_experts": 9}, r"missing: .*experts\.8\.down_proj"),
+    ("qwen2", {"mlp_only_layers": [1]}, r"missing: model\.layers\.1\.mlp\.down_proj"),
+    ("qwen2", {"qkv_bias": False}, r"no place for: .*k_proj\.bias"),
+    (
+        "qwen2",
+        {"shared_expert_intermediate_size": 20},
+        r"shared_expert\.gate_proj\.weight has shape \[28, 48\].*\[20, 48\]",
+    ),
+    ("olmoe", {"num_experts": 7}, r"no place for: .*experts\.7\.down_proj"),
+    ("olmoe", {"num_experts": 2**40}, "1099511627776 experts"),
+    ("olmoe", {"intermediate_size": 21}, r"experts\.0\.gate_proj\.weight has shape \[20, 48\]"),
+    ("olmoe", {"attention_bias": True}, r"missing: .*k_proj\.bias"),
     ("mixtral", {"num_local_experts": 5}, r"missing: .*experts\.4\.w1"),
     ("gpt", {"num_local_experts": 5}, r"router\.weight has shape \[6, 48\].*\[5, 48\]"),
     ("gpt", {"intermediate_size": 24}, r"gate_up_proj has shape \[6, 48, 40\].*\[6, 48, 48\]"),
@@ -120,7 +141,7 @@ def test_configurations_that_do_not_fit_are_errors(
 VALUES: list[Any] = [0, -1, 7, 2**70, 0.5, "x", [], {}, None]
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gpt", "v3"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen2", "olmoe", "gpt", "v3"])
 def test_any_configuration_loads_or_is_an_error_for_users(
     family: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -140,7 +161,7 @@ def test_any_configuration_loads_or_is_an_error_for_users(
     assert refused > 100
 
 
-@pytest.mark.parametrize("family", ["qwen3", "mixtral", "v3"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen2", "olmoe", "mixtral", "v3"])
 def test_fused_experts(family: str, folders: dict[str, Path], tmp_path: Path) -> None:
     """Experts may lie in two tensors a layer, as transformers holds them in memory."""
     stored = safetensors.numpy.load_file(folders[family] / "model.safetensors")
@@ -169,6 +190,14 @@ def test_fused_experts(family: str, folders: dict[str, Path], tmp_path: Path) ->
     for part in ("gate_proj", "up_proj", "down_proj"):
         name = f"model.layers.2.mlp.experts.{part}.weight"
         assert np.array_equal(one.source.weight(name).data, two.source.weight(name).data)
+
+
+def test_windows_of_qwen2_without_layer_types(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Checkpoints from before ``layer_types`` leave them to ``max_window_layers``."""
+    stated = _load(folders["qwen2"])
+    derived = _load(_changed(folders["qwen2"], tmp_path, layer_types=None))
+    assert stated.config == derived.config
+    assert [layer.window for layer in derived.config.layers] == [6, 0, 6, 0, 0]
 
 
 def test_mxfp4_experts_of_gpt_oss(backend: str, tmp_path: Path) -> None:

@@ -15,6 +15,13 @@ QWEN3_MOE: dict[str, Any] = {
     "moe_intermediate_size": 20,
     "norm_topk_prob": True,
 }
+QWEN2_MOE: dict[str, Any] = {
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 20,
+    "shared_expert_intermediate_size": 28,
+}
+OLMOE: dict[str, Any] = {"intermediate_size": 20, "num_experts": 8, "num_experts_per_tok": 3}
 MIXTRAL: dict[str, Any] = {"num_local_experts": 4, "intermediate_size": 40}
 GPT_OSS: dict[str, Any] = {
     "num_hidden_layers": 4,
@@ -67,6 +74,43 @@ CASES: dict[str, Case] = {
         "Qwen3Moe",
         QWEN3_MOE | {"use_sliding_window": True, "sliding_window": 6, "norm_topk_prob": False},
         {"use_sliding_window": False},
+    ),
+    "qwen2-moe": Case("Qwen2Moe", QWEN2_MOE, {"norm_topk_prob": True}),
+    "qwen2-moe-some-layers": Case(
+        "Qwen2Moe",
+        QWEN2_MOE
+        | {
+            "num_hidden_layers": 4,
+            "decoder_sparse_step": 2,
+            "mlp_only_layers": [3],
+            "norm_topk_prob": True,
+            "qkv_bias": False,
+            "tie_word_embeddings": True,
+        },
+        {"norm_topk_prob": False},
+    ),
+    "qwen2-moe-window": Case(
+        "Qwen2Moe",
+        QWEN2_MOE
+        | {
+            "num_hidden_layers": 5,
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "max_window_layers": 3,
+        },
+        {"use_sliding_window": False},
+    ),
+    "olmoe": Case("Olmoe", OLMOE, {"norm_topk_prob": True}),
+    "olmoe-biases-tied": Case(
+        "Olmoe",
+        OLMOE
+        | {
+            "num_key_value_heads": None,
+            "attention_bias": True,
+            "norm_topk_prob": True,
+            "tie_word_embeddings": True,
+        },
+        {"norm_topk_prob": False},
     ),
     "mixtral": Case("Mixtral", MIXTRAL, {"num_experts_per_tok": 3}),
     "mixtral-window": Case("Mixtral", MIXTRAL | {"sliding_window": 7}, {"sliding_window": None}),

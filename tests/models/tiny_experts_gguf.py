@@ -14,10 +14,13 @@ from transformers import PreTrainedModel
 ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
     "qwen3moe": gguf.MODEL_ARCH.QWEN3MOE,
+    "qwen2moe": gguf.MODEL_ARCH.QWEN2MOE,
+    "olmoe": gguf.MODEL_ARCH.OLMOE,
     "gpt-oss": gguf.MODEL_ARCH.GPT_OSS,
     "deepseek2": gguf.MODEL_ARCH.DEEPSEEK2,
 }
 SOFTMAX, SIGMOID = 1, 2
+_COUNTS = {"deepseek2": "n_routed_experts", "qwen2moe": "num_experts"}
 
 
 def write(
@@ -40,9 +43,7 @@ def write(
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_expert_used_count(config.num_experts_per_tok)
-    writer.add_expert_count(
-        config.n_routed_experts if architecture == "deepseek2" else config.num_local_experts
-    )
+    writer.add_expert_count(getattr(config, _COUNTS.get(architecture, "num_local_experts")))
     if architecture == "deepseek2":
         _deepseek(writer, model, split)
     else:
@@ -50,8 +51,10 @@ def write(
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
         writer.add_head_count_kv(config.num_key_value_heads)
-    if architecture == "qwen3moe":
+    if architecture in ("qwen3moe", "qwen2moe"):
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if architecture == "qwen2moe":
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
     if architecture == "gpt-oss":
         writer.add_expert_feed_forward_length(config.intermediate_size)
         writer.add_sliding_window(config.sliding_window)

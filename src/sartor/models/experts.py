@@ -23,8 +23,14 @@ BIAS = "e_score_correction_bias"
 _EXPERTS = re.compile(r"(.+\.mlp\.experts)\.(gate|up|down)_proj\.weight")
 
 
-def feed_forward(b: Builder, x: Value, config: ModelConfig, layer: LayerConfig) -> Value:
-    """The experts of a sparse layer, else the gated feed-forward part."""
+def feed_forward(
+    b: Builder, x: Value, config: ModelConfig, layer: LayerConfig, *, shared_gate: bool = False
+) -> Value:
+    """The experts of a sparse layer, else the gated feed-forward part.
+
+    ``shared_gate`` multiplies what the shared expert gives by the sigmoid of a projection to one
+    number (Qwen, which has one such expert and names it in the singular).
+    """
     if not layer.sparse:
         return gated_mlp(b, x, config)
     experts = config.experts
@@ -46,7 +52,12 @@ def feed_forward(b: Builder, x: Value, config: ModelConfig, layer: LayerConfig) 
         )
         out = b.combine_experts(_gated_experts(b, x, chosen, config, experts), weights)
         if experts.shared_size:
-            shared = gated_mlp(b, x, config, "shared_experts", experts.shared_size)
+            name = "shared_expert" if shared_gate else "shared_experts"
+            shared = gated_mlp(b, x, config, name, experts.shared_size)
+            if shared_gate:
+                gate = b.linear(x, "shared_expert_gate", 1, axes=("", "hidden"))
+                gate = b.activation(gate, "sigmoid", "shared_gate")
+                shared = b.combine_experts(shared, gate, "shared_gated")
             out = b.add(out, shared, "shared_sum")
         return out
 
@@ -70,15 +81,29 @@ def _gated_experts(
         return linear(inner, "down_proj", size, hidden, outwards)
 
 
-def sparse_decoder(config: ModelConfig, *, qk_norm: bool = False, sinks: bool = False) -> Program:
-    """A Llama-like decoder, some or all of whose layers have experts."""
+def sparse_decoder(
+    config: ModelConfig,
+    *,
+    qk_norm: bool = False,
+    row_norm: bool = False,
+    sinks: bool = False,
+    shared_gate: bool = False,
+) -> Program:
+    """A Llama-like decoder, some or all of whose layers have experts.
+
+    The first three options are those of :func:`self_attention`, the last that of
+    :func:`feed_forward`.
+    """
 
     def layer(b: Builder, x: Value, config: ModelConfig, part: LayerConfig) -> Value:
         inner = norm(b, x, config, "input_layernorm")
-        inner = self_attention(b, inner, config, part, qk_norm=qk_norm, sinks=sinks)
+        inner = self_attention(
+            b, inner, config, part, qk_norm=qk_norm, row_norm=row_norm, sinks=sinks
+        )
         x = residual(b, x, inner, config, "attention_residual")
         inner = norm(b, x, config, "post_attention_layernorm")
-        return residual(b, x, feed_forward(b, inner, config, part), config, "mlp_residual")
+        inner = feed_forward(b, inner, config, part, shared_gate=shared_gate)
+        return residual(b, x, inner, config, "mlp_residual")
 
     return decoder(config, layer)
 

@@ -32,6 +32,8 @@ MODEL_FILES = (
     "smollm3",
     "mixtral",
     "qwen3_moe",
+    "qwen2_moe",
+    "olmoe",
     "gpt_oss",
     "deepseek",
 )
