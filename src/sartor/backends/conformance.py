@@ -297,7 +297,16 @@ def _expert_cases() -> Iterator[Case]:
             tolerances.linear(WIDTH, int8=False),
             tap="combined",
         )
-    for name in ("fp32", "bf16", "affine4g32o", "affine8g32", "affine6g16", "mxfp4", "fp8g32"):
+    dense_and_packed = (
+        "fp32",
+        "bf16",
+        "affine4g32o",
+        "affine8g32",
+        "affine6g16",
+        "mxfp4",
+        "fp8g32",
+    )
+    for name in (*dense_and_packed, "affine4g32o act-order"):
         rounds = not name.startswith(("fp", "bf"))
         for activation in ("fp32", "int8") if rounds else ("fp32",):
             tolerance = tolerances.linear(WIDTH, int8=activation == "int8")
@@ -349,12 +358,16 @@ def cases() -> Iterator[Case]:
             "linear/head", name, _linear, tolerance, pack=pack, expected_path=name, head=True
         )
     exact = {"activation": "fp32", "kv": "fp32"}
-    for name in ("fp32", "bf16", "fp16", "affine8g32", "affine4g32o", "affine6g16"):
+    embedded = ("fp32", "bf16", "fp16", "affine8g32", "affine4g32o", "affine6g16", "fp8g32")
+    for name in (*embedded, "affine4g32o act-order"):
         yield Case("embedding", name, _same, tolerances.ELEMENTWISE, plan=exact, pack=FORMATS[name])
     yield Case("linear_group", "fp32", _linear_group, tolerances.linear(WIDTH, int8=False))
     norms: dict[str, Build] = {
         "rms_norm": lambda b, x: b.rms_norm(x, "op", eps=1e-6),
         "rms_norm/heads": lambda b, x: b.rms_norm(x, "op", eps=1e-6, run=24),
+        "rms_norm/after a row": lambda b, x: b.rms_norm(
+            b.add(x, b.vector("op.row", WIDTH)), "op", eps=1e-6
+        ),
         "rms_norm/offset": lambda b, x: b.rms_norm(x, "op", eps=1e-5, weight_offset=1.0),
         "layer_norm": lambda b, x: b.layer_norm(x, "op", eps=1e-5),
         "l2_norm": lambda b, x: b.l2_norm(x, 24, 1e-6, "op"),

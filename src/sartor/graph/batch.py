@@ -123,6 +123,16 @@ class Batch:
         ):
             if len(array) != length:
                 raise UsageError(f"batch: {name} has {len(array)} entries instead of {length}")
+        if np.any(self.contexts < 0):
+            raise UsageError("batch: a sequence with fewer than no tokens computed")
+        for name, ragged in (
+            ("history", self.history),
+            ("bias_tokens", self.bias_tokens),
+            ("bias_values", self.bias_values),
+        ):
+            starts = ragged.starts
+            if starts[0] != 0 or np.any(np.diff(starts) < 0) or starts[-1] > len(ragged.values):
+                raise UsageError(f"batch: the lists of {name} do not lie end to end")
         if rows and (self.output_rows.min() < 0 or self.output_rows.max() >= len(self.tokens)):
             raise UsageError("batch: an output row outside the tokens")
         if len(self.embedding_rows) != len(self.embeddings):

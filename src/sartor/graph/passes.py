@@ -59,6 +59,7 @@ def _fuse_add_norm(program: Program, taps: frozenset[str]) -> Program:
         if (
             last is not None
             and last.op == "add"
+            and program.values[last.inputs[1]].source == "node"  # else one row for all
             and node.op == "rms_norm"
             and node.inputs[0] == last.outputs[0]
             and node.name not in taps

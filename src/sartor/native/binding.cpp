@@ -76,6 +76,7 @@ struct PyExecutor {
   std::vector<nb::object> held;
   // What the adapters' matrices look into.
   std::unordered_map<int32_t, std::vector<nb::object>> adapters;
+  std::vector<int64_t> blocks;  // of each state group
 
   // Width of the vectors that may stand for tokens; -1 where none may.
   int64_t embedding_width() const {
@@ -300,19 +301,30 @@ nb::tuple run_step(PyExecutor& self, In<int32_t> tokens, In<int32_t> positions, 
             "batch: block table shape");
     step.tables.push_back({table.data(), static_cast<int64_t>(table.shape(1))});
   }
+  std::vector<bool> recurrent(step.tables.size(), false);
+  for (const StateInfo& state : program.states)
+    if (state.slot_floats) recurrent[index(state.group)] = true;
   for (int64_t s = 0; s < step.sequences; ++s) {
-    const int64_t end = step.contexts[s] + step.starts[s + 1] - step.starts[s];
+    const int64_t end = int64_t{step.contexts[s]} + step.starts[s + 1] - step.starts[s];
     for (const BlockTable& table : step.tables)
       require((end + program.block_size - 1) / program.block_size <= table.width,
               "batch: a block table is shorter than its sequence");
-    for (const StateInfo& state : program.states) {
-      if (!state.slot_floats) continue;
-      const BlockTable& table = step.tables[index(state.group)];
-      const auto held = [&](int64_t position) {
-        return table.data[s * table.width + position / program.block_size] >= 0;
-      };
-      require(held(end - 1) && (step.contexts[s] == 0 || held(step.contexts[s] - 1)),
-              "batch: a recurrent state without its block");
+    for (size_t g = 0; g < step.tables.size(); ++g) {
+      const int32_t* row = step.tables[g].data + s * step.tables[g].width;
+      const int64_t count = g < self.blocks.size() ? self.blocks[g] : 0;
+      const auto at = [&](int64_t position) { return row[position / program.block_size]; };
+      const int64_t context = step.contexts[s];
+      if (recurrent[g]) {
+        const int32_t before = context ? at(context - 1) : 0, after = at(end - 1);
+        require(before >= 0 && before < count && after >= 0 && after < count,
+                "batch: a recurrent state without its block");
+        continue;
+      }
+      for (int64_t position = context; position < end; position += program.block_size)
+        require(at(position) >= 0, "batch: a token without a block");
+      require(at(end - 1) >= 0, "batch: a token without a block");
+      for (int64_t b = 0; b <= (end - 1) / program.block_size; ++b)
+        require(row[b] < count, "batch: a block that was not allocated");
     }
   }
   require(rope_frequencies.size() == program.ropes.size(), "batch: one entry a rope is needed");
@@ -468,7 +480,7 @@ NB_MODULE(_native, m) {
           [](PyExecutor* self, const PyProgram& program, std::shared_ptr<ThreadPool> pool,
              const std::string& isa) {
             new (self) PyExecutor{
-                Executor(program.info, std::move(pool), kernels_of(isa)), program.held, {}};
+                Executor(program.info, std::move(pool), kernels_of(isa)), program.held, {}, {}};
           },
           "program"_a, "pool"_a, "isa"_a)
       .def(
@@ -478,7 +490,9 @@ NB_MODULE(_native, m) {
       .def(
           "allocate_state",
           [](PyExecutor& e, const std::vector<int64_t>& blocks) {
+            e.blocks.clear();  // none, should the allocation fail
             e.executor.allocate_state(blocks);
+            e.blocks = blocks;
           },
           "blocks"_a)
       .def(

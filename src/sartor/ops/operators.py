@@ -88,6 +88,12 @@ def _norm(shapes: Sequence[Shape], _: Attributes) -> tuple[Shape, ...]:
     return (shapes[0],)
 
 
+def _layer_norm(shapes: Sequence[Shape], _: Attributes) -> tuple[Shape, ...]:
+    if any(weight != shapes[0][1:] for weight in shapes[1:]):
+        raise _fail("layer_norm", shapes)
+    return (shapes[0],)
+
+
 def _add_rms_norm(shapes: Sequence[Shape], attributes: Attributes) -> tuple[Shape, ...]:
     if shapes[0] != shapes[1]:
         raise _fail("add_rms_norm", shapes)
@@ -254,7 +260,7 @@ _ALL = (
     Operator("embedding", ("ids", "table"), ("scale",), _embedding),
     Operator("linear", ("x", "weight", "bias?"), (), _linear),
     Operator("rms_norm", ("x", "weight"), ("eps", "weight_offset"), _norm),
-    Operator("layer_norm", ("x", "weight", "bias?"), ("eps",), _norm),
+    Operator("layer_norm", ("x", "weight", "bias?"), ("eps",), _layer_norm),
     Operator("rope", ("x",), ("rope", "head_dim"), _same),
     Operator("kv_write", ("k", "v"), ("state",), _nothing),
     Operator(

@@ -173,6 +173,7 @@ class CpuExecutable:
         return int(self._native.block_bytes(group))
 
     def allocate_state(self, blocks: Sequence[int]) -> None:
+        self._allocated = False
         try:
             self._native.allocate_state(list(blocks))
         except MemoryError:
@@ -186,6 +187,7 @@ class CpuExecutable:
     def submit(self, batch: Batch) -> int:
         if not self._allocated:
             raise UsageError("cpu backend: allocate_state before the first step")
+        batch.validate()
         tokens = batch.tokens
         if len(tokens) and tokens.min() < 0:
             names = np.where(tokens < 0, -1 - tokens, 0)
@@ -292,7 +294,9 @@ def _translate(
 ) -> tuple[Any, dict[str, int]]:
     """The native form of a program, fused, with weights bound; and its matrices by name."""
     for tap in taps:
-        program.node(tap)
+        outputs = program.node(tap).outputs
+        if not outputs or program.values[outputs[-1]].dtype != "fp32":
+            raise UsageError(f"node {tap} has no result in floating point that could be tapped")
     wanted = fused_operators(frozenset(FUSED_OPERATORS), custom)
     fused = fuse(program, wanted, frozenset(taps))
     native = _native.Program(

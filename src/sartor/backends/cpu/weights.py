@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sartor.backends.base import WeightSource
 from sartor.backends.cpu.packing import LAYOUT_VERSION, PackedMatrix, pack_matrix
 from sartor.backends.loading import iterate_weights
-from sartor.errors import FormatError, SartorError
+from sartor.errors import FormatError, SartorError, UsageError
 from sartor.formats.packed import SUFFIX, PackedFile, PackedWriter, collect_garbage
 from sartor.graph import Program
 
@@ -77,7 +77,7 @@ def pack(pool: Any, program: Program, source: WeightSource, cache: Path | None) 
     if path.exists():
         try:
             return _from_file(PackedFile.open(path), parameters)
-        except FormatError as error:
+        except (FormatError, UsageError) as error:  # damaged, or collected this moment
             _LOG.warning("%s; packing again", error)
     weights = _pack_now(pool, program, source, parameters)
     # Not a daemon: a short command ends when the file is whole, and never loses it.
@@ -88,6 +88,7 @@ def pack(pool: Any, program: Program, source: WeightSource, cache: Path | None) 
 def _identity(program: Program, source: WeightSource) -> str:
     digest = hashlib.sha256()
     digest.update(f"cpu layout {LAYOUT_VERSION}\n{source.identity()}\n".encode())
+    digest.update("\n".join(sorted(matrix_names(program))).encode())
     for spec in program.weights:
         digest.update(f"{spec.name} {spec.shape}\n".encode())
     return digest.hexdigest()[:40]

@@ -127,8 +127,11 @@ class Step:
             return
         name = self.executable.program.values[weight].name
         sequence = np.repeat(np.arange(len(batch.adapters)), np.diff(batch.starts))
-        if self.executable.program.values[output].shape[0] == "R":
+        rows = self.executable.program.values[output].shape[0]
+        if rows == "R":
             sequence = sequence[batch.output_rows]
+        elif rows == "S":
+            sequence = np.arange(len(batch.adapters))
         adapters = batch.adapters[sequence]
         for index in np.unique(adapters[adapters >= 0]).tolist():
             layer = self.executable.adapters[index].get(name)

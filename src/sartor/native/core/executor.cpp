@@ -82,6 +82,7 @@ void Executor::plan_buffers() {
     for (const int32_t v : program_.instructions[i].outputs)
       last_use[index(v)] = std::max(last_use[index(v)], i);
   }
+  if (program_.embedding >= 0) last_use[index(program_.embedding)] = program_.instructions.size();
   slot_of_.assign(count, -1);
   std::vector<int32_t> free_slots;
   int32_t slots = 0;

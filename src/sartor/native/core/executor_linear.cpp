@@ -200,7 +200,7 @@ void Executor::grouped_linear(const Instruction& n, const StepInput& step) {
 
 void Executor::adapt(const Instruction& n, const StepInput& step) {
   if (!step.adapters) return;
-  const bool outputs = program_.values[index(n.outputs[0])].rows == Rows::kOutputs;
+  const Rows kind = program_.values[index(n.outputs[0])].rows;
   const int64_t count = rows(n.outputs[0], step), width = width_of(n.inputs[0]);
   struct Run {
     const Adapter* adapter;
@@ -209,9 +209,12 @@ void Executor::adapt(const Instruction& n, const StepInput& step) {
   std::vector<Run> runs;
   int64_t s = 0;
   for (int64_t row = 0; row < count; ++row) {
-    const int64_t token = outputs ? step.output_rows[row] : row;
-    while (token < step.starts[s]) --s;
-    while (token >= step.starts[s + 1]) ++s;
+    const int64_t token = kind == Rows::kOutputs ? step.output_rows[row] : row;
+    if (kind == Rows::kSequences) s = row;
+    else {
+      while (token < step.starts[s]) --s;
+      while (token >= step.starts[s + 1]) ++s;
+    }
     if (step.adapters[s] < 0) continue;
     const Adapter* adapter = &adapters_.at(step.adapters[s]);
     if (!runs.empty() && runs.back().adapter == adapter && runs.back().end == row)

@@ -412,7 +412,8 @@ static void dequantize_row(const Matrix& w, int64_t row, float factor, float* ou
     dequantize_chunk(w, block, c, buffer);
     const int64_t begin = c * kChunk;
     const int64_t count = w.k - begin < kChunk ? w.k - begin : kChunk;
-    for (int64_t i = 0; i < count; ++i) out[begin + i] = buffer[16 * i + lane] * factor;
+    for (int64_t i = 0; i < count; ++i)
+      out[w.permutation ? w.permutation[begin + i] : begin + i] = buffer[16 * i + lane] * factor;
   }
 }
 #endif

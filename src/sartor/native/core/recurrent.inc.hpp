@@ -80,7 +80,7 @@ static void scan_runs(const ScanTask& t, int64_t at) {
   }
 }
 
-// The features that fill no register, one by one, with the same arithmetic.
+// The features that fill no register, one by one.
 static void scan_one(const ScanTask& t, int64_t at) {
   for (int64_t i = 0; i < t.key_dim; ++i)
     t.after[i * t.value_dim + at] = t.before ? t.before[i * t.value_dim + at] : 0.0f;

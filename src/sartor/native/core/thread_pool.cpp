@@ -35,7 +35,8 @@ ThreadPool::~ThreadPool() {
   for (std::thread& worker : workers_) worker.join();
 }
 
-bool ThreadPool::claim_and_run(int thread) {
+// A task that throws would leave a job half done that others wait for: it ends the process.
+bool ThreadPool::claim_and_run(int thread) noexcept {
   uint64_t state = state_.load(std::memory_order_acquire);
   bool ran = false;
   for (;;) {
@@ -53,6 +54,7 @@ bool ThreadPool::claim_and_run(int thread) {
 }
 
 void ThreadPool::run_erased(int64_t tasks, Function function, const void* context) {
+  const std::lock_guard turn(callers_);
   for (int64_t begin = 0; begin < tasks; begin += kMaxTasks) {
     // A job beyond the counter's range runs in pieces; none of ours comes near it.
     const int64_t count = std::min(kMaxTasks, tasks - begin);

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -39,7 +40,7 @@ class ThreadPool {
 
   void run_erased(int64_t tasks, Function function, const void* context);
   void work(int thread);
-  bool claim_and_run(int thread);
+  bool claim_and_run(int thread) noexcept;
 
   // generation << 48 | tasks << 24 | next task: one word, so that a claim cannot mix two jobs.
   alignas(64) std::atomic<uint64_t> state_{0};
@@ -50,6 +51,7 @@ class ThreadPool {
   std::atomic<Function> function_{nullptr};
   std::atomic<const void*> context_{nullptr};
   std::vector<std::thread> workers_;
+  std::mutex callers_;  // several threads may hand in jobs; they take turns
 };
 
 }  // namespace sartor
