@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sartor.errors import FormatError, UsageError
@@ -45,6 +45,7 @@ def test_refused(text: str) -> None:
 
 
 @given(st.text(max_size=40), st.sampled_from(["", "hf:", "modelscope:", "pypi:"]))
+@example("~nobody-of-that-name/x", "")
 def test_a_key_stays_in_its_folder(text: str, prefix: str) -> None:
     try:
         ref = parse_ref(prefix + text)

@@ -97,7 +97,7 @@ def parse_ref(text: str, catalogue: Catalogue | None = None) -> ModelRef:
         return ModelRef("catalogue", text.lower())
     if not text:
         raise UsageError("the model name is empty; `sartor list` shows what is there")
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # leaves the name of nobody as it is
     if path.exists():
         return path_ref(path)
     if os.sep in text or "/" in text or text.startswith((".", "~")) or path.suffix == ".gguf":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -96,4 +97,4 @@ def parse_source(text: str) -> ModelRef | None:
 
 def path_ref(path: Path) -> ModelRef:
     """A reference to weights on this machine, which are used in place."""
-    return ModelRef("path", str(path.expanduser().absolute()))
+    return ModelRef("path", str(Path(os.path.expanduser(path)).absolute()))

@@ -39,7 +39,7 @@ def sartor_home() -> Path:
     """The store's root: ``SARTOR_HOME``, or ``sartor`` in the platform's cache folder."""
     chosen = os.environ.get("SARTOR_HOME")
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        return Path(os.path.expanduser(chosen)).absolute()
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "sartor"
     variable = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"
