@@ -58,7 +58,7 @@ Executor::Executor(ProgramInfo program, std::shared_ptr<ThreadPool> pool, const 
   sampler_scratch_.resize(threads);
   int64_t scratch = 0;
   for (const Matrix& matrix : program_.matrices)
-    scratch = std::max(scratch, linear_scratch(matrix.k_padded));
+    scratch = std::max(scratch, panel_ints(matrix.k_padded));
   for (const StateInfo& state : program_.states)
     scratch = std::max(scratch,
                        attention_scratch(state.head_dim, value_stride(state), program_.block_size));
@@ -156,7 +156,8 @@ int64_t Executor::scratch_bytes() const {
   int64_t total = 0;
   for (const Quantized* q : {&quantized_, &residual_})
     total += q->codes.size() + q->scales.size() + q->sums.size();
-  for (const Buffer* buffer : {&gathered_, &products_, &low_rank_}) total += buffer->size();
+  for (const Buffer* buffer : {&gathered_, &products_, &low_rank_, &arranged_})
+    total += buffer->size();
   for (const auto* buffers : {&slots_, &rope_tables_, &thread_scratch_})
     for (const Buffer& buffer : *buffers) total += buffer.size();
   return total;

@@ -78,29 +78,81 @@ void Executor::multiply(int32_t v, const float* x, int64_t count, int64_t width,
     first_task.push_back(column_tasks);
     column_tasks += (product.matrix->blocks() + block_step - 1) / block_step;
   }
-  const int64_t stride = quantized_stride_;
+  std::vector<RowRun> runs;
+  for (int64_t row = 0; row < count; row += row_step)
+    runs.push_back({row, std::min(row_step, count - row)});
+  std::vector<const Matrix*> matrices;
+  for (const Product& product : products) matrices.push_back(product.matrix);
+  const std::vector<Arranged> arranged = arrange(matrices, runs, threshold >= 0.0f);
   pool_->run(column_tasks * row_tasks, [&](int64_t task, int thread) {
-    const int64_t column = task / row_tasks, row = task % row_tasks * row_step;
+    const int64_t column = task / row_tasks;
+    const RowRun& run = runs[index(task % row_tasks)];
     size_t p = products.size() - 1;
     while (first_task[p] > column) --p;
     const Matrix& m = *products[p].matrix;
     const int64_t begin = (column - first_task[p]) * block_step;
     const int64_t end = std::min(m.blocks(), begin + block_step);
-    const int64_t height = std::min(row_step, count - row);
     LinearOutput out = products[p].out;
-    out.data += row * out.stride;
-    if (rounds(m)) {
-      auto* scratch = reinterpret_cast<int32_t*>(thread_scratch_[index(thread)].bytes());
-      kernels_->linear_int8(m, begin, end, quantized_.rows(row, stride), height, out, scratch);
-      if (threshold >= 0.0f) {  // the weights of this task are still in the cache
-        out.bias = nullptr;
-        out.accumulate = true;
-        kernels_->linear_int8(m, begin, end, residual_.rows(row, stride), height, out, scratch);
-      }
-    } else {
-      kernels_->linear_fp32(m, begin, end, x + row * width, width, height, out);
-    }
+    out.data += run.begin * out.stride;
+    if (rounds(m)) multiply_int8(m, begin, end, arranged[p], run, out, thread);
+    else kernels_->linear_fp32(m, begin, end, x + run.begin * width, width, run.count, out);
   });
+}
+
+std::vector<Executor::Arranged> Executor::arrange(const std::vector<const Matrix*>& matrices,
+                                                  const std::vector<RowRun>& runs, bool refined) {
+  const int64_t rows = runs.back().begin + runs.back().count, copies = refined ? 2 : 1;
+  std::vector<Arranged> arranged(matrices.size());
+  struct Area {
+    const Matrix* matrix;
+    int64_t at;
+  };
+  std::vector<Area> areas;
+  std::vector<size_t> area_of(matrices.size());
+  int64_t ints = 0;
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    if (!rounds(*matrices[i])) continue;
+    size_t& area = area_of[i];
+    while (area < areas.size() && !arrange_alike(*areas[area].matrix, *matrices[i])) ++area;
+    if (area < areas.size()) continue;
+    areas.push_back({matrices[i], ints});
+    ints += copies * rows * arranged_ints(matrices[i]->k_padded);
+  }
+  if (areas.empty()) return arranged;
+  auto* base = reinterpret_cast<int32_t*>(arranged_.floats(ints + 16));
+  const auto pieces = static_cast<int64_t>(runs.size()) * copies;
+  const auto task = [&](int64_t i, int) {
+    const Area& area = areas[index(i / pieces)];
+    const RowRun& run = runs[index(i % pieces / copies)];
+    const bool fine = i % copies == 1;
+    const int64_t stride = arranged_ints(area.matrix->k_padded);
+    int32_t* to = base + area.at + ((fine ? rows : 0) + run.begin) * stride;
+    const QuantizedRows from = (fine ? residual_ : quantized_).rows(run.begin, quantized_stride_);
+    kernels_->arrange_rows(*area.matrix, from, run.count, to);
+  };
+  const int64_t tasks = static_cast<int64_t>(areas.size()) * pieces;
+  if (rows * quantized_stride_ <= kInlineWork)
+    for (int64_t i = 0; i < tasks; ++i) task(i, 0);
+  else pool_->run(tasks, task);
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    if (!rounds(*matrices[i])) continue;
+    const int64_t stride = arranged_ints(matrices[i]->k_padded);
+    const int32_t* coarse = base + areas[area_of[i]].at;
+    arranged[i] = {coarse, refined ? coarse + rows * stride : nullptr, stride};
+  }
+  return arranged;
+}
+
+void Executor::multiply_int8(const Matrix& m, int64_t begin, int64_t end, const Arranged& rows,
+                             const RowRun& run, LinearOutput out, int thread) {
+  auto* panel = reinterpret_cast<int32_t*>(thread_scratch_[index(thread)].bytes());
+  const int64_t at = run.begin * rows.stride;
+  kernels_->linear_int8(m, begin, end, rows.coarse + at, run.count, out, panel);
+  if (!rows.fine) return;
+  // The weights of this task are still in the cache.
+  out.bias = nullptr;
+  out.accumulate = true;
+  kernels_->linear_int8(m, begin, end, rows.fine + at, run.count, out, panel);
 }
 
 void Executor::linear(const Instruction& n, const StepInput& step) {
@@ -160,39 +212,33 @@ void Executor::grouped_linear(const Instruction& n, const StepInput& step) {
   quantized_value_ = refined_value_ = kNoValue;
 
   constexpr int64_t kRowStep = 4 * kMaxRowTile;
-  int64_t work = 0;  // column blocks times row steps
-  for (const ExpertRows& g : groups) work += all.blocks() * ((g.count + kRowStep - 1) / kRowStep);
+  std::vector<RowRun> runs;
+  std::vector<int64_t> experts;
+  for (const ExpertRows& g : groups)
+    for (int64_t row = g.begin; row < g.begin + g.count; row += kRowStep) {
+      runs.push_back({row, std::min(kRowStep, g.begin + g.count - row)});
+      experts.push_back(g.expert);
+    }
+  const auto run_count = static_cast<int64_t>(runs.size());
+  const int64_t work = all.blocks() * run_count;
   const int64_t block_step = std::clamp<int64_t>(work / (pool_->threads() * 8), 1, 32);
   const int64_t column_tasks = (all.blocks() + block_step - 1) / block_step;
-  std::vector<int64_t> first_task{0};
-  for (const ExpertRows& g : groups)
-    first_task.push_back(first_task.back() + column_tasks * ((g.count + kRowStep - 1) / kRowStep));
   const float* bias = vector(n, 0);
-  const int64_t stride = quantized_stride_;
   float* products = products_.floats(count * width + 16);
   float* result = value(n.outputs[0]);
-  pool_->run(first_task.back(), [&](int64_t task, int thread) {
-    const auto at = std::upper_bound(first_task.begin(), first_task.end(), task) - 1;
-    const ExpertRows& g = groups[index(at - first_task.begin())];
-    const int64_t within = task - *at, begin = within % column_tasks * block_step;
+  const Arranged arranged = arrange({&all}, runs, n.residual_threshold >= 0.0f)[0];
+  pool_->run(run_count * column_tasks, [&](int64_t task, int thread) {
+    const RowRun& run = runs[index(task / column_tasks)];
+    const int64_t expert = experts[index(task / column_tasks)];
+    const int64_t begin = task % column_tasks * block_step;
     const int64_t end = std::min(all.blocks(), begin + block_step);
-    const int64_t row = g.begin + within / column_tasks * kRowStep;
-    const int64_t height = std::min(kRowStep, g.begin + g.count - row);
-    const Matrix m = all.expert(g.expert);
-    LinearOutput out{products + row * width, width, bias ? bias + g.expert * width : nullptr};
-    if (int8) {
-      auto* scratch = reinterpret_cast<int32_t*>(thread_scratch_[index(thread)].bytes());
-      kernels_->linear_int8(m, begin, end, quantized_.rows(row, stride), height, out, scratch);
-      if (n.residual_threshold >= 0.0f) {
-        out.bias = nullptr;
-        out.accumulate = true;
-        kernels_->linear_int8(m, begin, end, residual_.rows(row, stride), height, out, scratch);
-      }
-    } else {
-      kernels_->linear_fp32(m, begin, end, gathered + row * k, k, height, out);
-    }
+    const Matrix m = all.expert(expert);
+    const LinearOutput out{products + run.begin * width, width,
+                           bias ? bias + expert * width : nullptr};
+    if (int8) multiply_int8(m, begin, end, arranged, run, out, thread);
+    else kernels_->linear_fp32(m, begin, end, gathered + run.begin * k, k, run.count, out);
     const int64_t first = begin * kLanes, columns = std::min(width, end * kLanes) - first;
-    for (int64_t i = row; i < row + height; ++i)
+    for (int64_t i = run.begin; i < run.begin + run.count; ++i)
       std::memcpy(result + order[index(i)] * width + first, products + i * width + first,
                   index(columns) * 4);
   });

@@ -144,10 +144,14 @@ struct Kernels {
                             float threshold, const int8_t* codes, const float* scales,
                             int8_t* residual_codes, float* residual_scales, int32_t* half_sums,
                             int64_t stride);
-  // Column blocks [block_begin, block_end) of w for `rows` rows; scratch: linear_scratch(w).
+  // Quantised rows in the order in which linear_int8 walks through them, for any matrix that
+  // arrange_alike() says is like w: arranged_ints() an row. Done once, and not by every task.
+  void (*arrange_rows)(const Matrix& w, const QuantizedRows& x, int64_t rows, int32_t* arranged);
+  // Column blocks [block_begin, block_end) of w for rows that were arranged; panel:
+  // panel_ints(w) for the unpacked codes of a column block.
   void (*linear_int8)(const Matrix& w, int64_t block_begin, int64_t block_end,
-                      const QuantizedRows& x, int64_t rows, const LinearOutput& out,
-                      int32_t* scratch);
+                      const int32_t* arranged, int64_t rows, const LinearOutput& out,
+                      int32_t* panel);
   void (*linear_fp32)(const Matrix& w, int64_t block_begin, int64_t block_end, const float* x,
                       int64_t x_stride, int64_t rows, const LinearOutput& out);
   void (*dequantize_row)(const Matrix& w, int64_t row, float scale, float* out);
@@ -185,11 +189,22 @@ struct Kernels {
 // int32 slots of one chunk of a row tile: a row has its codes (8), two corrections, two sums and
 // a scale; the chunk says where it stands.
 constexpr int64_t tile_chunk_ints(int64_t rows) { return rows * 13 + 2; }
-constexpr int kAmxTiles = 4;  // row tiles that share one unpacked column block
-// int32 slots that linear_int8 needs: the row tiles, and a column block of unpacked codes.
-inline int64_t linear_scratch(int64_t k_padded) {
+constexpr int64_t kTileHeader = 16;  // int32 slots before the chunks of a tile
+constexpr int kAmxTiles = 4;         // row tiles that share one unpacked column block
+
+// int32 slots a row, whatever the tiles are that rows are put together in.
+inline int64_t arranged_ints(int64_t k_padded) {
+  return kTileHeader + tile_chunk_ints(1) * (k_padded / kChunk);
+}
+// Whether rows arranged for one matrix are right for the other.
+inline bool arrange_alike(const Matrix& a, const Matrix& b) {
+  return a.k_padded == b.k_padded && a.zero == b.zero && a.group == b.group &&
+         a.has_offset == b.has_offset && (a.has_offset || a.bits == b.bits) &&
+         a.offset_multiplier * b.scale_multiplier == b.offset_multiplier * a.scale_multiplier;
+}
+inline int64_t panel_ints(int64_t k_padded) {
   const int64_t chunks = k_padded / kChunk;
-  return kAmxTiles * tile_chunk_ints(kMaxRowTile) * chunks + chunks * 128 + chunks / 4 + 32;
+  return chunks * 128 + chunks / 4 + 32;
 }
 
 inline int64_t attention_scratch(int64_t head_dim, int64_t value_dim, int64_t block_size) {

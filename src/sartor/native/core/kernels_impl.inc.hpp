@@ -41,6 +41,7 @@ static const float kIndex[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 1
 static const Kernels kTable = {SARTOR_STRING(SARTOR_ISA),
                                quantize_rows,
                                quantize_residual,
+                               arrange_rows,
                                linear_int8,
                                linear_fp32,
                                dequantize_row,

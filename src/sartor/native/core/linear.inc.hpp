@@ -231,44 +231,65 @@ static inline void int8_tile(const Matrix& w, int64_t block, const TileChunk<kRo
     store_columns(w, block, out, row + m, f_mul(total[m], multiplier));
 }
 
+// The next tile of `left` rows: as many as a kernel takes at once.
+static inline int64_t tile_rows(int64_t left) {
+  if (kRowTile >= 12 && left >= 12) return 12;
+  return kRowTile >= 4 && left >= 4 ? 4 : 1;
+}
+
+template <int kRows>
+static inline void arrange_tile(const Matrix& w, const QuantizedRows& x, int64_t row,
+                                int32_t* arranged) {
+  static_assert(sizeof(TileChunk<kRows>) == tile_chunk_ints(kRows) * 4);
+  auto* tile = reinterpret_cast<TileChunk<kRows>*>(arranged + kTileHeader);
+  const int64_t count =
+      w.group == 16 ? gather_tile<true>(w, x, row, tile) : gather_tile<false>(w, x, row, tile);
+  arranged[0] = static_cast<int32_t>(count);
+}
+
+#if !defined(SARTOR_LINEAR_ONLY)
+static void arrange_rows(const Matrix& w, const QuantizedRows& x, int64_t rows, int32_t* arranged) {
+  const int64_t stride = arranged_ints(w.k_padded);
+  for (int64_t row = 0; row < rows;) {
+    const int64_t count = tile_rows(rows - row);
+    int32_t* to = arranged + row * stride;
+    if (count == 12) arrange_tile<12>(w, x, row, to);
+    else if (count == 4) arrange_tile<4>(w, x, row, to);
+    else arrange_tile<1>(w, x, row, to);
+    row += count;
+  }
+}
+#endif
+
 template <int kBits, bool kHalves, bool kOffset, int kRows>
 static void int8_rows(const Matrix& w, int64_t block_begin, int64_t block_end,
-                      const QuantizedRows& x, int64_t row, const LinearOutput& out,
-                      int32_t* scratch) {
-  static_assert(sizeof(TileChunk<kRows>) == tile_chunk_ints(kRows) * 4);
-  auto* tile = reinterpret_cast<TileChunk<kRows>*>(scratch);
-  const int64_t count = gather_tile<kHalves>(w, x, row, tile);
+                      const int32_t* arranged, int64_t row, const LinearOutput& out) {
+  const int32_t* from = arranged + row * arranged_ints(w.k_padded);
+  const auto* tile = reinterpret_cast<const TileChunk<kRows>*>(from + kTileHeader);
   for (int64_t block = block_begin; block < block_end; ++block)
-    int8_tile<kBits, kHalves, kOffset, kRows>(w, block, tile, count, row, out);
+    int8_tile<kBits, kHalves, kOffset, kRows>(w, block, tile, from[0], row, out);
 }
 
 template <int kBits, bool kHalves, bool kOffset>
 static void int8_format(const Matrix& w, int64_t block_begin, int64_t block_end,
-                        const QuantizedRows& x, int64_t rows, const LinearOutput& out,
-                        int32_t* scratch) {
-  int64_t row = 0;
-  while (row < rows) {
-    const int64_t left = rows - row;
-#define SARTOR_ROWS(count)                                                                    \
-  int8_rows<kBits, kHalves, kOffset, count>(w, block_begin, block_end, x, row, out, scratch); \
-  row += count;                                                                               \
-  continue
+                        const int32_t* arranged, int64_t rows, const LinearOutput& out) {
+  for (int64_t row = 0; row < rows;) {
+    const int64_t count = tile_rows(rows - row);
     if constexpr (kRowTile >= 12)
-      if (left >= 12) {
-        SARTOR_ROWS(12);
-      }
+      if (count == 12)
+        int8_rows<kBits, kHalves, kOffset, 12>(w, block_begin, block_end, arranged, row, out);
     if constexpr (kRowTile >= 4)
-      if (left >= 4) {
-        SARTOR_ROWS(4);
-      }
-    SARTOR_ROWS(1);
-#undef SARTOR_ROWS
+      if (count == 4)
+        int8_rows<kBits, kHalves, kOffset, 4>(w, block_begin, block_end, arranged, row, out);
+    if (count == 1)
+      int8_rows<kBits, kHalves, kOffset, 1>(w, block_begin, block_end, arranged, row, out);
+    row += count;
   }
 }
 
 #if !defined(SARTOR_LINEAR_ONLY)
-using Int8Function = void (*)(const Matrix&, int64_t, int64_t, const QuantizedRows&, int64_t,
-                              const LinearOutput&, int32_t*);
+using Int8Function = void (*)(const Matrix&, int64_t, int64_t, const int32_t*, int64_t,
+                              const LinearOutput&);
 #define SARTOR_BITS(bits)                                                \
   {                                                                      \
     {int8_format<bits, false, false>, int8_format<bits, false, true>}, { \
@@ -284,11 +305,9 @@ static const Int8Function kInt8Functions[9][2][2] = {
 #undef SARTOR_BITS
 
 static void linear_int8(const Matrix& w, int64_t block_begin, int64_t block_end,
-                        const QuantizedRows& x, int64_t rows, const LinearOutput& out,
-                        int32_t* scratch) {
+                        const int32_t* arranged, int64_t rows, const LinearOutput& out, int32_t*) {
   const int bits = w.storage == Storage::kLookup ? 0 : w.bits;
-  kInt8Functions[bits][w.group == 16][w.has_offset](w, block_begin, block_end, x, rows, out,
-                                                    scratch);
+  kInt8Functions[bits][w.group == 16][w.has_offset](w, block_begin, block_end, arranged, rows, out);
 }
 
 template <int kBits>
