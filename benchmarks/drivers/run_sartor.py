@@ -1,0 +1,105 @@
+"""Sartor, measured by the code of ``sartor bench`` itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from protocol import Answer, Driver, Load, Tokens, serve
+
+from sartor import __version__
+from sartor.backends.registry import load_backend
+from sartor.bench import phases
+from sartor.engine.engine import Engine
+from sartor.engine.load import load, make_engine
+from sartor.errors import SartorError
+from sartor.graph import Program
+from sartor.plan import ExecutionPlan
+from sartor.store import sartor_home
+
+
+class SartorDriver(Driver):
+    def load(self, request: Load) -> Answer:
+        plan = ExecutionPlan(
+            threads=request.threads,
+            prefix_cache=False,
+            max_sequences=request.sequences,
+            # Twice: while some of a batch decode, the prompts of the others must go on.
+            max_batch_tokens=max(phases.PROMPT_TOKENS, 2 * request.sequences),
+            max_context=request.context,
+        )
+        path = Path(request.model)
+        loaded = load(path, plan, path.stem, sartor_home() / "packed")
+        self._engine: Engine = make_engine(loaded)
+        used = loaded.plan
+        self._backend, self._device = used.backend, used.device
+        bits = loaded.bits_per_weight
+        return {
+            "version": __version__,
+            "settings": f"{used.backend} {used.isa}, {used.activation} x {used.kv} state",
+            "bits_per_weight": bits,
+            **work(loaded.executable.program, bits),
+        }
+
+    def single(self, seed: int, prompt: Tokens, steps: int) -> Answer:
+        self._check([prompt], seed, phases.PROMPT_TOKENS, steps, phases.DECODE_TOKENS)
+        found = phases.single(self._engine, seed)
+        return {
+            "prompt_seconds": phases.PROMPT_TOKENS / found.prompt,
+            "decode_seconds": phases.DECODE_TOKENS / found.decode,
+        }
+
+    def batch(self, seed: int, prompts: Sequence[Tokens], steps: int) -> Answer:
+        self._check(prompts, seed, phases.BATCH_PROMPT_TOKENS, steps, phases.BATCH_DECODE_TOKENS)
+        rate = phases.batch(self._engine, len(prompts), seed)
+        return {"decode_seconds": len(prompts) * phases.BATCH_DECODE_TOKENS / rate}
+
+    def ceilings(self, seconds: float) -> Answer:
+        measure = getattr(load_backend(self._backend), "ceilings", None)
+        if measure is None:
+            raise SartorError(f"backend {self._backend} has no ceilings to measure")
+        return dataclasses.asdict(measure(self._device, seconds))
+
+    def _check(
+        self, prompts: Sequence[Tokens], seed: int, length: int, steps: int, own_steps: int
+    ) -> None:
+        """The phases make their prompts from the seed: they must be those that the peers get."""
+        tokenizer = self._engine.tokenizer
+        vocab = min(self._engine.executable.program.vocab, tokenizer.vocab_size)
+        special = tokenizer.special_ids | tokenizer.eos_ids
+        for i, prompt in enumerate(prompts):
+            if tuple(prompt) != phases.synthetic_prompt(seed + i, length, vocab, special):
+                raise SartorError("the prompts are not those of sartor bench for this seed")
+        if steps != own_steps:
+            raise SartorError(f"sartor bench decodes {own_steps} steps here, not {steps}")
+
+
+def work(program: Program, bits_per_weight: float) -> Answer:
+    """What the weights ask of a machine: bytes of all matrices, multiplications a token.
+
+    ``head_weights`` are needed for tokens that give an output only. Empty where experts are
+    chosen by token: then no number holds for all.
+    """
+    if any(node.op == "grouped_linear" for node in program.nodes):
+        return {}
+    shapes = {value: spec.shape for value, spec in program.weight_values().items()}
+    sizes = {
+        node.name: sum(
+            math.prod(shapes[value]) for value in node.inputs[1:] if len(shapes.get(value, ())) > 1
+        )
+        for node in program.nodes
+        if node.op in ("linear", "linear_group", "head_linear")
+    }
+    head = sizes.pop("lm_head", 0)
+    body = sum(sizes.values())
+    return {
+        "weights": body,
+        "head_weights": head,
+        "weight_bytes": (body + head) * bits_per_weight / 8,
+    }
+
+
+if __name__ == "__main__":
+    serve(SartorDriver())

@@ -1,0 +1,78 @@
+"""The command as a whole, with Sartor alone, and its options."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import compare
+import pytest
+from compare import find_limits, parse
+from tiny_model import write_tiny_model
+
+from sartor.errors import UsageError
+
+WORK = {"weights": 100, "head_weights": 10, "weight_bytes": 60.0}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_tiny_model(tmp_path / "tiny.gguf")
+
+
+def test_options(model: Path) -> None:
+    found = parse([str(model), "--peers", "llama_cpp, transformers", "--batches", "16,4,4"])
+    assert found.peers == ("llama_cpp", "transformers")
+    assert (found.batches, found.rounds, found.title) == ((4, 16), 5, "tiny")
+    assert parse([str(model), "--batches", ""]).batches == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--peers", "lama"], "no peer is called lama"),
+        (["--batches", "4,x"], "is no list of numbers"),
+        (["--batches", "0"], "must be at least 1"),
+        (["--rounds", "0"], "must be at least 1"),
+    ],
+)
+def test_wrong_options(model: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse([str(model), *arguments])
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no file"):
+        parse([str(tmp_path / "none.gguf")])
+
+
+def test_ceilings_are_those_of_the_threads(model: Path) -> None:
+    options = parse([str(model), "--threads", "2"])
+    one = {"read_bytes_per_s": 5.0, "int8_ops_per_s": 9.0, "threads": 2}
+    two = {"read_bytes_per_s": 6.0, "int8_ops_per_s": 8.0, "threads": 2}
+    limits = find_limits(options, WORK, [one, two])
+    assert limits is not None
+    assert (limits.read_bytes_per_s, limits.int8_ops_per_s) == (6.0, 9.0)
+    assert find_limits(options, WORK, [{**one, "threads": 8}, {}]) is None
+    assert find_limits(options, {}, [one]) is None  # experts: no number holds
+
+
+def test_sartor_alone(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both ends of the protocol; a peer that is not installed is named with the reason."""
+    monkeypatch.setenv("SARTOR_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(compare, "CEILING_SECONDS", 0.02)
+    table, numbers = tmp_path / "performance.md", tmp_path / "found.json"
+    arguments = [str(model), "--peers", "llama_cpp", "--rounds", "1", "--batches", "2"]
+    arguments += ["--environments", str(tmp_path / "environments"), "--json", str(numbers)]
+    options = parse([*arguments, "--write", str(table)])
+    compare.save(compare.compare(options), options)
+    found = json.loads(numbers.read_text())
+    assert set(found["rows"]) == {"prompt_512", "decode", "batch_2"}
+    for row in found["rows"].values():
+        assert len(row["sartor"]["rounds_tps"]) == 1
+        assert row["sartor"]["tps"] > 0
+    assert "not installed" in found["missing"]["llama_cpp"]
+    assert found["bits_per_weight"] > 0
+    assert capsys.readouterr().out in table.read_text()
