@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from config_changes import Folders
 
 from sartor.backends.registry import choose
 from sartor.errors import SartorError
@@ -15,3 +16,9 @@ def backend(request: pytest.FixtureRequest) -> str:
     except SartorError as error:
         pytest.skip(str(error))
     return name
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """Saved checkpoints by the name of their case: to read only."""
+    return Folders(tmp_path_factory.mktemp("cases"))

@@ -9,9 +9,9 @@ import gguf
 import numpy as np
 import pytest
 from logits_runner import LENGTH, TOKENS, TOLERANCE, relative_error, run
-from tiny_experts import CASES, DEEPSEEK_YARN, GPT_OSS, OLMOE, QWEN2_MOE, V3, tiny
+from tiny_experts import CASES, DEEPSEEK_YARN, GPT_OSS, OLMOE, QWEN2_MOE, V3
 from tiny_experts_gguf import write
-from tiny_models import Case, expected_logits, save
+from tiny_models import Case, build, expected_logits, save
 
 from sartor.errors import FormatError, UnsupportedError
 from sartor.formats import open_checkpoint
@@ -41,7 +41,7 @@ def _loaded(path: Path) -> Model:
 @pytest.mark.parametrize("route", ROUTES)
 def test_logits_equal_transformers(route: str, backend: str, tmp_path: Path) -> None:
     architecture, case = ROUTES[route]
-    oracle = tiny(case)
+    oracle = build(case, {})
     model = _loaded(write(oracle, architecture, tmp_path / "tiny.gguf"))
     found = run(model, backend, TOKENS, [LENGTH - 1, 1])
     assert relative_error(found, expected_logits(oracle, TOKENS, [LENGTH])) < TOLERANCE
@@ -52,7 +52,7 @@ def test_logits_equal_transformers(route: str, backend: str, tmp_path: Path) -> 
 )
 def test_configuration_equals_that_of_the_folder(route: str, tmp_path: Path) -> None:
     architecture, case = ROUTES[route]
-    oracle = tiny(case)
+    oracle = build(case, {})
     ours = _loaded(write(oracle, architecture, tmp_path / "tiny.gguf")).config
     theirs = _loaded(save(oracle, tmp_path / "folder")).config
     assert ours.experts is not None
@@ -76,7 +76,7 @@ def test_configuration_equals_that_of_the_folder(route: str, tmp_path: Path) -> 
 def test_normalised_weights_of_experts(family: str, backend: str, tmp_path: Path) -> None:
     """Where nothing is said they are not normalised; a file may say that they are."""
     architecture, case = ROUTES[family]
-    oracle = tiny(dataclasses.replace(case, options=case.options | {"norm_topk_prob": True}))
+    oracle = build(case, {"norm_topk_prob": True})
     path = tmp_path / "tiny.gguf"
     write(oracle, architecture, path, lambda writer: writer.add_expert_weights_norm(True))
     found = run(_loaded(path), backend, TOKENS, [LENGTH])
@@ -91,7 +91,7 @@ def test_gate_of_the_shared_expert_as_a_vector(tmp_path: Path) -> None:
             if name.endswith("ffn_gate_inp_shexp.weight"):
                 info.shape = info.shape[1:]
 
-    oracle = tiny(ROUTES["qwen2moe"][1])
+    oracle = build(ROUTES["qwen2moe"][1], {})
     row = _loaded(write(oracle, "qwen2moe", tmp_path / "row.gguf")).source
     path = write(oracle, "qwen2moe", tmp_path / "vector.gguf", flatten)
     assert open_checkpoint(path).info("blk.1.ffn_gate_inp_shexp.weight").shape == (48,)
@@ -109,7 +109,7 @@ def test_sizes_of_experts_that_are_not_stated(tmp_path: Path) -> None:
         for key in ("expert_feed_forward_length", "expert_shared_feed_forward_length"):
             writer.kv_data[0].pop(f"qwen2moe.{key}")
 
-    oracle = tiny(Case("Qwen2Moe", QWEN2_MOE | sizes))
+    oracle = build(Case("Qwen2Moe", QWEN2_MOE | sizes), {})
     experts = _loaded(write(oracle, "qwen2moe", tmp_path / "tiny.gguf", extra)).config.experts
     assert experts is not None
     assert (experts.size, experts.shared_size) == (26, 80)
@@ -117,7 +117,7 @@ def test_sizes_of_experts_that_are_not_stated(tmp_path: Path) -> None:
 
 def test_kv_projection_in_one_matrix(tmp_path: Path) -> None:
     """Older files hold kv_b whole and describe attention in its plain form."""
-    oracle = tiny(CASES["deepseek-v3"])
+    oracle = build(CASES["deepseek-v3"], {})
     whole = _loaded(write(oracle, "deepseek2", tmp_path / "whole.gguf", split=False))
     split = _loaded(write(oracle, "deepseek2", tmp_path / "split.gguf"))
     assert whole.config == split.config
@@ -130,7 +130,7 @@ def test_kv_projection_in_one_matrix(tmp_path: Path) -> None:
 def test_quantised_kv_projection_and_experts(tmp_path: Path) -> None:
     """What is not transposed keeps its codes; keys' part of kv_b is widened without rounding."""
     case = Case("DeepseekV3", V3 | {"kv_lora_rank": 32, "moe_intermediate_size": 32})
-    oracle = tiny(case)
+    oracle = build(case, {})
     path = write(oracle, "deepseek2", tmp_path / "tiny.gguf", split=False, quantize=True)
     source = _loaded(path).source
     whole = open_checkpoint(path).weight("blk.1.attn_kv_b.weight")
@@ -183,7 +183,7 @@ def test_options_not_implemented_are_refused_by_name(
         writer.kv_data[0].pop(whole, None)
         (writer.add_bool if isinstance(value, bool) else add[type(value)])(whole, value)
 
-    path = write(tiny(case), architecture, tmp_path / "tiny.gguf", extra)
+    path = write(build(case, {}), architecture, tmp_path / "tiny.gguf", extra)
     with pytest.raises(UnsupportedError, match=message.replace(".", r"\.")):
         _loaded(path)
 
@@ -205,6 +205,6 @@ def test_missing_options_are_named(route: str, key: str, tmp_path: Path) -> None
     def extra(writer: gguf.GGUFWriter) -> None:
         writer.kv_data[0].pop(f"{architecture}.{key}")
 
-    path = write(tiny(case), architecture, tmp_path / "tiny.gguf", extra)
+    path = write(build(case, {}), architecture, tmp_path / "tiny.gguf", extra)
     with pytest.raises(FormatError, match=f"{key} is missing"):
         _loaded(path)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_experts
 import torch
+from cases import CASES
 from encoder_runner import embed
 from logits_runner import LENGTH, PROMPT, TOKENS, TOLERANCE, WRITTEN, relative_error, run
 from tiny_hybrids import HYBRID_CASES
-from tiny_models import CASES, Case, build, expected_logits, save
-from transformers import BertConfig, BertModel, PreTrainedModel
+from tiny_models import build, expected_logits, save
+from transformers import BertConfig, BertModel
 
 from sartor.formats import open_checkpoint
 from sartor.models import load_model
@@ -23,16 +23,9 @@ EXPERTS = ["qwen3-moe-window", "gpt-oss", "deepseek-v2-lite"]
 HYBRIDS = list(HYBRID_CASES)[:2]
 
 
-def oracle_of(name: str) -> PreTrainedModel:
-    if name in EXPERTS:
-        return tiny_experts.tiny(tiny_experts.CASES[name])
-    case: Case = CASES[name] if name in CASES else HYBRID_CASES[name]
-    return build(case, {})
-
-
 @pytest.mark.parametrize("name", [*DENSE, *EXPERTS, *HYBRIDS])
 def test_logits_equal_transformers(name: str, tmp_path: Path) -> None:
-    oracle = oracle_of(name)
+    oracle = build(CASES[name], {})
     model = load_model(open_checkpoint(save(oracle, tmp_path)))
     logits = expected_logits(oracle, TOKENS, [PROMPT] + [1] * WRITTEN)
     for chunks in ([LENGTH], CHUNKS):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from tiny_models import Case, build, rope
-from transformers import PreTrainedModel
+from tiny_models import Case, rope
 
 QWEN3_MOE: dict[str, Any] = {
     "head_dim": 16,
@@ -135,13 +133,3 @@ CASES: dict[str, Case] = {
         "DeepseekV3", V3 | DEEPSEEK_YARN | {"n_group": 1, "topk_group": 1}, rope("yarn", **YARN)
     ),
 }
-
-
-def tiny(case: Case, options: dict[str, Any] | None = None) -> PreTrainedModel:
-    """A model of a case; DeepSeek-V3's bias for the choice, which is a buffer, is random too."""
-    model = build(case, options or {})
-    torch.manual_seed(1)
-    for name, buffer in model.named_buffers():
-        if name.endswith("e_score_correction_bias"):
-            buffer.copy_(0.2 * torch.randn_like(buffer))
-    return model

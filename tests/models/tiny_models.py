@@ -139,6 +139,9 @@ def build(case: Case, options: dict[str, Any], seed: int = 0) -> PreTrainedModel
                 parameter.normal_()
             else:
                 parameter.normal_(std=1.5 * parameter.shape[-1] ** -0.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):  # DeepSeek-V3's, for the choice only
+                buffer.copy_(0.2 * torch.randn_like(buffer))
     return model
 
 

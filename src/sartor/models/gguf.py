@@ -176,16 +176,19 @@ def gguf_config(
     )
 
 
-def gguf_experts(options: Options, size: int = 0) -> ExpertsConfig:
-    """Experts whose weights are a softmax over the chosen: nearly every architecture's.
+def gguf_experts(options: Options, size: int = 0, *, normalize: bool = True) -> ExpertsConfig:
+    """Experts weighted by a softmax, over the chosen or over all: nearly every architecture's.
 
-    ``size`` is the width of an expert where the file does not state it.
+    ``size`` is the width of an expert where the file does not state it. ``normalize`` is for
+    architectures that leave it to the file; all others normalise, and a file that says otherwise
+    is refused.
     """
     options.require("expert_gating_func", 0, 1)
-    options.require("expert_weights_norm", True)
+    options.require("expert_weights_norm", normalize)
     options.require("expert_weights_scale", 0.0, 1.0)
     return ExpertsConfig(
         count=options.size("expert_count"),
         used=options.size("expert_used_count"),
         size=options.size("expert_feed_forward_length", size or None),
+        normalize=normalize,
     )

@@ -42,14 +42,8 @@ def _from_gguf(checkpoint: Checkpoint) -> ModelConfig:
         qkv_bias=gguf.has_biases(checkpoint, "attn_q", "attn_k", "attn_v"),
         output_bias=gguf.has_biases(checkpoint, "attn_output"),
     )
-    options.require("expert_gating_func", 0, 1)
-    options.require("expert_weights_scale", 0.0, 1.0)
-    found = ExpertsConfig(
-        count=options.size("expert_count"),
-        used=options.size("expert_used_count"),
-        size=options.size("expert_feed_forward_length", config.ffn_size),
-        normalize=options.flag("expert_weights_norm", False),
-    )
+    normalize = options.flag("expert_weights_norm", False)
+    found = gguf.gguf_experts(options, config.ffn_size, normalize=normalize)
     gguf.refuse_unread(options)
     return experts.with_experts(config, found)
 

@@ -3,6 +3,8 @@ experts, whose weights are not normalised, beside a shared one with a gate of it
 
 from __future__ import annotations
 
+import dataclasses
+
 from sartor.formats import Checkpoint
 from sartor.graph import Program
 from sartor.models import experts, gguf, huggingface
@@ -60,18 +62,14 @@ def _from_gguf(checkpoint: Checkpoint) -> ModelConfig:
     options = gguf.gguf_options(checkpoint)
     biased = gguf.has_biases(checkpoint, "attn_q", "attn_k", "attn_v")
     config = gguf.gguf_config(checkpoint, options, "qwen2_moe", qkv_bias=biased)
-    options.require("expert_gating_func", 0, 1)
-    options.require("expert_weights_scale", 0.0, 1.0)
-    used = options.size("expert_used_count")
-    found = ExpertsConfig(
-        count=options.size("expert_count"),
-        used=used,
-        size=options.size("expert_feed_forward_length", config.ffn_size // used),
+    found = gguf.gguf_experts(
+        options,
+        config.ffn_size // options.size("expert_used_count"),
         normalize=options.flag("expert_weights_norm", False),
-        shared_size=options.size("expert_shared_feed_forward_length", config.ffn_size),
     )
+    shared = options.size("expert_shared_feed_forward_length", config.ffn_size)
     gguf.refuse_unread(options)
-    return experts.with_experts(config, found)
+    return experts.with_experts(config, dataclasses.replace(found, shared_size=shared))
 
 
 def build(config: ModelConfig) -> Program:

@@ -15,7 +15,7 @@ from sartor.errors import UnsupportedError
 from sartor.formats import Checkpoint
 from sartor.graph import Builder, Program, Value
 from sartor.models import experts, huggingface, recurrent
-from sartor.models.blocks import decoder, gated_mlp, norm, self_attention
+from sartor.models.blocks import decoder, norm, self_attention
 from sartor.models.config import ExpertsConfig, LayerConfig, ModelConfig
 from sartor.models.recurrent import HybridLayer
 from sartor.models.registry import Architecture, TensorPlace
@@ -29,15 +29,13 @@ _PERIOD = 4  # layers; the last of each period has attention
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen3NextConfig(ModelConfig):
-    """Sizes of the recurrent layers, and ``shared_size``, the features inside the expert that
-    sees every token."""
+    """Sizes of the recurrent layers."""
 
     key_heads: int
     value_heads: int
     key_dim: int
     value_dim: int
     taps: int
-    shared_size: int
 
     @property
     def keys(self) -> int:
@@ -87,7 +85,6 @@ def configure(checkpoint: Checkpoint) -> ModelConfig:
         key_dim=options.size("linear_key_head_dim", 128),
         value_dim=options.size("linear_value_head_dim", 128),
         taps=taps,
-        shared_size=options.size("shared_expert_intermediate_size", 512),
     )
     if options.integer("num_experts", 512) == 0:
         return found
@@ -96,6 +93,7 @@ def configure(checkpoint: Checkpoint) -> ModelConfig:
         used=options.size("num_experts_per_tok", 10),
         size=options.size("moe_intermediate_size", 512),
         normalize=options.flag("norm_topk_prob", True),
+        shared_size=options.size("shared_expert_intermediate_size", 512),
     )
     return experts.with_experts(found, chosen, huggingface.hf_dense_layers(options, count))
 
@@ -110,7 +108,8 @@ def layer(b: Builder, x: Value, config: ModelConfig, part: LayerConfig) -> Value
         inner = self_attention(b, inner, config, part, qk_norm=True, output_gate=True)
     x = b.add(x, inner, "attention_residual")
     inner = norm(b, x, config, "post_attention_layernorm")
-    return b.add(x, feed_forward(b, inner, config, part), "mlp_residual")
+    inner = experts.feed_forward(b, inner, config, part, shared_gate=True)
+    return b.add(x, inner, "mlp_residual")
 
 
 def gated_delta_net(b: Builder, x: Value, config: Qwen3NextConfig) -> Value:
@@ -139,17 +138,6 @@ def gated_delta_net(b: Builder, x: Value, config: Qwen3NextConfig) -> Value:
         out = b.rms_norm(out, "norm", eps=config.norm_eps, run=config.value_dim)
         out = b.gated_activation(z, out, "silu", "gated")
         return b.linear(out, "out_proj", config.hidden_size, axes=("hidden", "heads"))
-
-
-def feed_forward(b: Builder, x: Value, config: Qwen3NextConfig, part: LayerConfig) -> Value:
-    """The experts chosen, and one for every token, which has a gate of its own."""
-    out = experts.feed_forward(b, x, config, part)
-    if not part.sparse:
-        return out
-    shared = gated_mlp(b, x, config, "mlp.shared_expert", config.shared_size)
-    gate = b.linear(x, "mlp.shared_expert_gate", 1, axes=("", "hidden"))
-    gate = b.activation(gate, "sigmoid", "mlp.shared_gate")
-    return b.add(out, b.combine_experts(shared, gate, "mlp.shared_gated"), "mlp.shared_sum")
 
 
 def build(config: ModelConfig) -> Program:
