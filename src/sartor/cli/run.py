@@ -109,7 +109,7 @@ def run(
             )
         name = ""
         if adapter is not None:
-            name = adapter.name
+            name = "adapter"  # a folder may have no name of its own: "."
             llm.load_adapter(name, adapter)
         if loaded.template is None and (prompt is None or system is not None):
             raise UsageError(

@@ -263,6 +263,7 @@ class Gateway:
     def worker_died(self, cause: str) -> None:
         self.adapters.worker_died()
         for entry in self._ledger.crash():
+            self._release_adapter(entry.request.adapter)
             self._fail(
                 entry.request.id,
                 internal(
@@ -296,10 +297,14 @@ class Gateway:
         """Forgets a request; True when a worker has it."""
         entry = self._ledger.get(request_id)
         running = self._ledger.remove(request_id)
-        adapter = "" if entry is None else entry.request.adapter
-        if adapter and not self._ledger.uses(adapter):
-            self.adapters.unused(adapter)
+        if entry is not None:
+            self._release_adapter(entry.request.adapter)
         return running
+
+    def _release_adapter(self, name: str) -> None:
+        """One request less runs with an adapter ("" for none)."""
+        if name and not self._ledger.uses(name):
+            self.adapters.unused(name)
 
     def _fail(self, request_id: str, error: ApiError) -> None:
         answer = self._answers.pop(request_id, None)
