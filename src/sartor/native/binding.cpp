@@ -147,6 +147,7 @@ HeldMatrix make_matrix(const std::string& storage, int64_t n, int64_t k, int64_t
       require(offsets->size() == scale_count, "matrix: offsets have the wrong size");
       m.offsets = offsets->data();
       m.has_offset = true;
+      require(zero == 0, "matrix: a zero point beside offsets");
       held.offsets = nb::cast(*offsets);
     }
     if (m.storage == Storage::kLookup) {

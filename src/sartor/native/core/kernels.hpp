@@ -10,9 +10,12 @@
 
 namespace sartor {
 
-constexpr int kLanes = 16;  // output features in a column block
-constexpr int kChunk = 32;  // input features that share an activation scale
-constexpr int kMaxRowTile = 16;
+constexpr int kLanes = 16;       // output features in a column block
+constexpr int kChunk = 32;       // input features that share an activation scale
+constexpr int kPanelChunks = 8;  // chunks whose codes are unpacked together
+constexpr int64_t kPanelBytes = kPanelChunks * kChunk * kLanes;
+constexpr int kTaskRows = 64;   // rows that one task multiplies, at most,
+constexpr int kTaskBlocks = 8;  // and column blocks, where panels are unpacked for them
 
 enum class Storage : int32_t {
   kFp32 = 0,
@@ -60,6 +63,13 @@ struct QuantizedRows {
   const float* scales = nullptr;       // [rows][stride / 32]
   const int32_t* half_sums = nullptr;  // [rows][stride / 16]
   int64_t stride = 0;                  // features, a multiple of 32
+};
+
+// Rows that arrange_rows() has put in the order in which linear_int8 walks through them: tiles of
+// rows, `stride` int32 a row.
+struct ArrangedRows {
+  const int32_t* data = nullptr;
+  int64_t stride = 0, count = 0;
 };
 
 // Where a linear kernel writes: rows of `stride` floats; columns are absolute.
@@ -144,14 +154,15 @@ struct Kernels {
                             float threshold, const int8_t* codes, const float* scales,
                             int8_t* residual_codes, float* residual_scales, int32_t* half_sums,
                             int64_t stride);
-  // Quantised rows in the order in which linear_int8 walks through them, for any matrix that
-  // arrange_alike() says is like w: arranged_ints() an row. Done once, and not by every task.
-  void (*arrange_rows)(const Matrix& w, const QuantizedRows& x, int64_t rows, int32_t* arranged);
-  // Column blocks [block_begin, block_end) of w for rows that were arranged; panel:
-  // panel_ints(w) for the unpacked codes of a column block.
+  // Quantised rows, with what their codes left over or null, in the order in which linear_int8
+  // walks through them, for any matrix that arrange_alike() says is like w. Done once, and not by
+  // every task. arranged: arranged_rows(rows) times arranged_ints() int32.
+  void (*arrange_rows)(const Matrix& w, const QuantizedRows& x, const QuantizedRows* residual,
+                       int64_t rows, int32_t* arranged);
+  // Column blocks [block_begin, block_end) of w: at most kTaskBlocks where there are more than
+  // kFewRows rows, and at most kTaskRows of these. scratch: linear_scratch() floats.
   void (*linear_int8)(const Matrix& w, int64_t block_begin, int64_t block_end,
-                      const int32_t* arranged, int64_t rows, const LinearOutput& out,
-                      int32_t* panel);
+                      const ArrangedRows& x, const LinearOutput& out, float* scratch);
   void (*linear_fp32)(const Matrix& w, int64_t block_begin, int64_t block_end, const float* x,
                       int64_t x_stride, int64_t rows, const LinearOutput& out);
   void (*dequantize_row)(const Matrix& w, int64_t row, float scale, float* out);
@@ -186,15 +197,22 @@ struct Kernels {
   double (*probe_read)(const uint8_t* data, int64_t bytes);
 };
 
-// int32 slots of one chunk of a row tile: a row has its codes (8), two corrections, two sums and
-// a scale; the chunk says where it stands.
-constexpr int64_t tile_chunk_ints(int64_t rows) { return rows * 13 + 2; }
-constexpr int64_t kTileHeader = 16;  // int32 slots before the chunks of a tile
-constexpr int kAmxTiles = 4;         // row tiles that share one unpacked column block
+constexpr int64_t kFewRows = 2;       // rows that no path multiplies from unpacked panels
+constexpr int64_t kEntryInts = 16;    // int32 that a row takes, at most, for a chunk
+constexpr int64_t kBlocksAtOnce = 4;  // column blocks that a path unpacks together, at most
 
+// int32 slots before the chunks of a row tile.
+inline int64_t tile_header_ints(int64_t k_padded) {
+  const int64_t panels = (k_padded / kChunk + kPanelChunks - 1) / kPanelChunks;
+  return (panels + 1 + 15) / 16 * 16;
+}
 // int32 slots a row, whatever the tiles are that rows are put together in.
-inline int64_t arranged_ints(int64_t k_padded) {
-  return kTileHeader + tile_chunk_ints(1) * (k_padded / kChunk);
+inline int64_t arranged_ints(int64_t k_padded, bool residual) {
+  return tile_header_ints(k_padded) + k_padded / kChunk * kEntryInts * (residual ? 2 : 1);
+}
+// Rows that tiles for `rows` rows may have.
+inline int64_t arranged_rows(int64_t rows) {
+  return rows <= 2 ? rows : rows <= 4 ? 4 : rows <= 8 ? 8 : (rows + 15) / 16 * 16;
 }
 // Whether rows arranged for one matrix are right for the other.
 inline bool arrange_alike(const Matrix& a, const Matrix& b) {
@@ -202,9 +220,8 @@ inline bool arrange_alike(const Matrix& a, const Matrix& b) {
          a.has_offset == b.has_offset && (a.has_offset || a.bits == b.bits) &&
          a.offset_multiplier * b.scale_multiplier == b.offset_multiplier * a.scale_multiplier;
 }
-inline int64_t panel_ints(int64_t k_padded) {
-  const int64_t chunks = k_padded / kChunk;
-  return chunks * 128 + chunks / 4 + 32;
+inline int64_t linear_scratch() {
+  return kBlocksAtOnce * kPanelBytes / 4 + kTaskRows * kTaskBlocks * kLanes;
 }
 
 inline int64_t attention_scratch(int64_t head_dim, int64_t value_dim, int64_t block_size) {

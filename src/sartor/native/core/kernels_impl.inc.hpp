@@ -29,8 +29,10 @@ static const float kIndex[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 1
 // clang-format off
 #include SARTOR_VEC
 #include "elementwise.inc.hpp"
+#include "quantize.inc.hpp"
 #include "linear.inc.hpp"
 #if !defined(SARTOR_LINEAR_ONLY)
+#include "linear_float.inc.hpp"
 #include "attention.inc.hpp"
 #include "recurrent.inc.hpp"
 #include "probe.inc.hpp"

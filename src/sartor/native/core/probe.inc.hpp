@@ -11,7 +11,7 @@ static double probe_int8(int64_t iterations) {
     // The compiler must not know the bytes, or it multiplies once and adds ever after.
     asm volatile("" : : "r"(four) : "memory");
     SARTOR_UNROLL
-    for (int j = 0; j < 12; ++j) sum[j] = i_dot<4>(sum[j], w, four);
+    for (int j = 0; j < 12; ++j) sum[j] = i_dot<4>(sum[j], w, a_load(four));
   }
   int32_t sink[16];
   volatile int32_t keep = 0;

@@ -1,7 +1,11 @@
 // Sixteen lanes as two 256-bit registers (AVX2, FMA, F16C).
 // Included inside a namespace of its own.
 
-constexpr int kRowTile = 4;  // two registers a row of totals, eight in all, beside the codes
+constexpr int kRowTile = 4;   // of float32 rows: two registers a row of totals
+constexpr int kTileRows = 4;  // of int8 rows: eight registers of sums
+constexpr int kTileBlocks = 1;
+constexpr int kDirectRows = 2;  // more read unpacked codes
+constexpr bool kCodesSaturate = true;
 
 struct F {
   __m256 lo, hi;
@@ -107,6 +111,14 @@ static inline Q q_load(const uint8_t* p) {
   return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
 }
+static inline void q_store(uint8_t* p, Q a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lo);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), a.hi);
+}
+static inline Q q_minus(Q a, uint8_t b) {
+  const __m256i value = _mm256_set1_epi8(static_cast<char>(b));
+  return {_mm256_sub_epi8(a.lo, value), _mm256_sub_epi8(a.hi, value)};
+}
 template <int kShift>
 static inline Q q_field(Q a, uint8_t mask) {
   const __m256i m = _mm256_set1_epi8(static_cast<char>(mask));
@@ -155,12 +167,33 @@ static inline __m256i dot8(__m256i acc, __m256i w, __m256i a) {
     return _mm256_add_epi32(acc, _mm256_add_epi32(low_sum, _mm256_slli_epi32(top_sum, 7)));
   }
 }
-template <int kBits>
-static inline I i_dot(I acc, Q w, const int8_t* a) {
+// The same 4 activations for every lane.
+struct A {
+  __m256i v;
+};
+static inline A a_load(const int8_t* p) {
   int32_t four;
-  std::memcpy(&four, a, 4);
-  const __m256i wide = _mm256_set1_epi32(four);
-  return {dot8<kBits>(acc.lo, w.lo, wide), dot8<kBits>(acc.hi, w.hi, wide)};
+  std::memcpy(&four, p, 4);
+  return {_mm256_set1_epi32(four)};
+}
+template <int kBits>
+static inline I i_dot(I acc, Q w, A a) {
+  return {dot8<kBits>(acc.lo, w.lo, a.v), dot8<kBits>(acc.hi, w.hi, a.v)};
+}
+static inline void i_store_bytes(int8_t* p, I a) {
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xD8);
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(p),
+      _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+static inline I i_load_bytes(const int8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))};
+}
+static inline int32_t i_sum(I a) {
+  alignas(32) int32_t lanes[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), _mm256_add_epi32(a.lo, a.hi));
+  return lanes[0] + lanes[1] + lanes[2] + lanes[3] + lanes[4] + lanes[5] + lanes[6] + lanes[7];
 }
 template <int kByte>
 static inline F f_byte(Q w) {

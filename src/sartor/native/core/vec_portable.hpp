@@ -2,6 +2,10 @@
 // Included inside a namespace of its own.
 
 constexpr int kRowTile = 1;  // small code: there are no registers to fill
+constexpr int kTileRows = 4;
+constexpr int kTileBlocks = 1;
+constexpr int kDirectRows = 2;
+constexpr bool kCodesSaturate = false;
 
 struct F {
   float v[16];
@@ -172,6 +176,11 @@ static inline Q q_load(const uint8_t* p) {
   std::memcpy(r.v, p, 64);
   return r;
 }
+static inline void q_store(uint8_t* p, Q a) { std::memcpy(p, a.v, 64); }
+static inline Q q_minus(Q a, uint8_t b) {
+  for (int i = 0; i < 64; ++i) a.v[i] = static_cast<uint8_t>(a.v[i] - b);
+  return a;
+}
 // (a >> shift) & mask on every byte.
 template <int kShift>
 static inline Q q_field(Q a, uint8_t mask) {
@@ -196,11 +205,26 @@ static inline Q q_lookup(Q codes, const int8_t* table) {
   return codes;
 }
 // acc + sum of 4 products a lane: unsigned bytes of w times the 4 signed bytes at a. Exact.
+struct A {
+  const int8_t* v;
+};
+static inline A a_load(const int8_t* p) { return {p}; }
 template <int kBits>
-static inline I i_dot(I acc, Q w, const int8_t* a) {
-  SARTOR_EACH acc.v[i] +=
-      w.v[4 * i] * a[0] + w.v[4 * i + 1] * a[1] + w.v[4 * i + 2] * a[2] + w.v[4 * i + 3] * a[3];
+static inline I i_dot(I acc, Q w, A a) {
+  SARTOR_EACH acc.v[i] += w.v[4 * i] * a.v[0] + w.v[4 * i + 1] * a.v[1] + w.v[4 * i + 2] * a.v[2] +
+                          w.v[4 * i + 3] * a.v[3];
   return acc;
+}
+static inline void i_store_bytes(int8_t* p, I a) { SARTOR_EACH p[i] = static_cast<int8_t>(a.v[i]); }
+static inline I i_load_bytes(const int8_t* p) {
+  I r;
+  SARTOR_EACH r.v[i] = p[i];
+  return r;
+}
+static inline int32_t i_sum(I a) {
+  int32_t sum = 0;
+  SARTOR_EACH sum += a.v[i];
+  return sum;
 }
 // Byte k of each lane as float.
 template <int kByte>
