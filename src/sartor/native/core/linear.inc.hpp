@@ -88,46 +88,61 @@ static inline BlockScales block_scales(const Matrix& w, int64_t block) {
   return {w.scales + at, kOffset ? w.offsets + at : nullptr};
 }
 
-// kRows rows by one column block, straight from the packed codes.
-template <int kBits, bool kHalves, bool kOffset, int kRows>
+// kRows rows by kBlocks column blocks, straight from the packed codes.
+template <int kBits, bool kHalves, bool kOffset, int kRows, int kBlocks>
 static void direct_tile(const Matrix& w, int64_t block, const int32_t* tile, int64_t row,
                         int64_t rows, const LinearOutput& out) {
   constexpr int kParts = kHalves ? 2 : 1;
   constexpr int kBytes = 64 * kStoredBits<kBits>;
-  const int64_t panels = (w.chunks() + kPanelChunks - 1) / kPanelChunks;
+  constexpr int64_t kAhead = kPrefetchBytes / kBytes;  // chunks
+  const int64_t chunks = w.chunks(), panels = (chunks + kPanelChunks - 1) / kPanelChunks;
+  const int64_t stride = chunks * kBytes;
+  const uint8_t* block_codes = w.codes + block * stride;
   const TileEntry<kRows>* entry = entries_of<kRows>(w, tile);
-  const uint8_t* block_codes = w.codes + block * w.chunks() * kBytes;
-  const BlockScales from = block_scales<kOffset>(w, block);
-  F total[kRows];
+  BlockScales from[kBlocks];
+  F total[kBlocks][kRows];
   SARTOR_UNROLL
-  for (int m = 0; m < kRows; ++m) total[m] = f_set(0.0f);
+  for (int b = 0; b < kBlocks; ++b) {
+    from[b] = block_scales<kOffset>(w, block + b);
+    SARTOR_UNROLL
+    for (int m = 0; m < kRows; ++m) total[b][m] = f_set(0.0f);
+  }
   // The rows are unrolled so that the totals stay in registers; unrolling the chunks as well
   // would push them out (gcc 12).
   SARTOR_NO_UNROLL
   for (const TileEntry<kRows>* end = entry + tile[panels]; entry < end; ++entry) {
     const uint8_t* codes = block_codes + entry->chunk * kBytes;
-    // Few rows wait for memory: a column block is too short for the hardware to run ahead of.
-    for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(codes + kPrefetchBytes + i);
-    Q bytes[8];
-    unpack_codes<kBits>(w, codes, bytes);
+    // Few rows wait for memory. After a column block this stream goes on kBlocks further.
+    const int64_t ahead = entry->chunk + kAhead;
+    const uint8_t* next =
+        block_codes + ahead * kBytes + (ahead < chunks ? 0 : kBlocks - 1) * stride;
     SARTOR_UNROLL
-    for (int part = 0; part < kParts; ++part) {
-      const F s = f_load_fp16(from.scales + (entry->group + part) * kLanes);
-      const F o = kOffset ? f_load_fp16(from.offsets + (entry->group + part) * kLanes) : s;
+    for (int b = 0; b < kBlocks; ++b, codes += stride, next += stride) {
+      for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(next + i);
+      Q bytes[8];
+      unpack_codes<kBits>(w, codes, bytes);
       SARTOR_UNROLL
-      for (int m = 0; m < kRows; ++m) {
-        I dot = i_set(kOffset ? 0 : entry->term[part][m].correction);
+      for (int part = 0; part < kParts; ++part) {
+        const F s = f_load_fp16(from[b].scales + (entry->group + part) * kLanes);
+        const F o = kOffset ? f_load_fp16(from[b].offsets + (entry->group + part) * kLanes) : s;
         SARTOR_UNROLL
-        for (int i = part * 4; i < (kHalves ? part * 4 + 4 : 8); ++i)
-          dot = i_dot<kByteBits<kBits>>(dot, bytes[i], a_load(entry->codes[m] + 4 * i));
-        total[m] = f_fma(f_from(dot), f_mul(s, f_set(entry->scale[m])), total[m]);
-        if constexpr (kOffset) total[m] = f_fma(o, f_set(entry->term[part][m].sum), total[m]);
+        for (int m = 0; m < kRows; ++m) {
+          I dot = i_set(kOffset ? 0 : entry->term[part][m].correction);
+          SARTOR_UNROLL
+          for (int i = part * 4; i < (kHalves ? part * 4 + 4 : 8); ++i)
+            dot = i_dot<kByteBits<kBits>>(dot, bytes[i], a_load(entry->codes[m] + 4 * i));
+          F& to = total[b][m];
+          to = f_fma(f_from(dot), f_mul(s, f_set(entry->scale[m])), to);
+          if constexpr (kOffset) to = f_fma(o, f_set(entry->term[part][m].sum), to);
+        }
       }
     }
   }
   const F multiplier = f_set(w.scale_multiplier);
-  for (int m = 0; m < kRows && m < rows; ++m)
-    store_columns(w, block, out, row + m, f_mul(total[m], multiplier));
+  SARTOR_UNROLL
+  for (int b = 0; b < kBlocks; ++b)
+    for (int m = 0; m < kRows && m < rows; ++m)
+      store_columns(w, block + b, out, row + m, f_mul(total[b][m], multiplier));
 }
 
 // Codes of kPanelChunks chunks as bytes: [chunk][512]. kSigned takes the zero point off.
@@ -255,21 +270,32 @@ static void arrange_rows(const Matrix& w, const QuantizedRows& x, const Quantize
   }
 }
 
+template <int kBits, bool kHalves, bool kOffset, int kBlocks>
+static void direct_blocks(const Matrix& w, int64_t block, const ArrangedRows& x, int64_t row,
+                          const LinearOutput& out) {
+  while (row < x.count) {
+    const int64_t left = x.count - row, count = tile_rows(left);
+    const int32_t* tile = x.data + row * x.stride;
+    if constexpr (kDirectRows >= 4)
+      if (count == 4)
+        direct_tile<kBits, kHalves, kOffset, 4, kBlocks>(w, block, tile, row, left, out);
+    if (count == 2)
+      direct_tile<kBits, kHalves, kOffset, 2, kBlocks>(w, block, tile, row, left, out);
+    if (count == 1)
+      direct_tile<kBits, kHalves, kOffset, 1, kBlocks>(w, block, tile, row, left, out);
+    row += count;
+  }
+}
+
+// Several column blocks at once are several streams, which a core reads faster than one.
 template <int kBits, bool kHalves, bool kOffset>
 static void direct_rows(const Matrix& w, int64_t block_begin, int64_t block_end,
                         const ArrangedRows& x, int64_t row, const LinearOutput& out) {
-  for (int64_t block = block_begin; block < block_end; ++block) {
-    for (int64_t at = row; at < x.count;) {
-      const int64_t left = x.count - at, count = tile_rows(left);
-      const int32_t* tile = x.data + at * x.stride;
-      if constexpr (kDirectRows >= 4)
-        if (count == 4) direct_tile<kBits, kHalves, kOffset, 4>(w, block, tile, at, left, out);
-      if constexpr (kDirectRows >= 2)
-        if (count == 2) direct_tile<kBits, kHalves, kOffset, 2>(w, block, tile, at, left, out);
-      if (count == 1) direct_tile<kBits, kHalves, kOffset, 1>(w, block, tile, at, left, out);
-      at += count;
-    }
-  }
+  int64_t block = block_begin;
+  for (; block + kStreams <= block_end; block += kStreams)
+    direct_blocks<kBits, kHalves, kOffset, kStreams>(w, block, x, row, out);
+  for (; block < block_end; ++block)
+    direct_blocks<kBits, kHalves, kOffset, 1>(w, block, x, row, out);
 }
 
 using DirectFunction = void (*)(const Matrix&, int64_t, int64_t, const ArrangedRows&, int64_t,
