@@ -19,8 +19,7 @@ static inline void store_codes(F a, F b, int8_t* codes, int32_t* half_sums) {
   const I second = i_from(f_max(f_min(b, top), bottom));
   i_store_bytes(codes, first);
   i_store_bytes(codes + 16, second);
-  half_sums[0] = i_sum(first);
-  half_sums[1] = i_sum(second);
+  sum_bytes(codes, half_sums);
 }
 
 static void quantize_rows(const float* x, int64_t rows, int64_t k, int64_t x_stride, int8_t* codes,

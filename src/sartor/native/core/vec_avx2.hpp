@@ -191,10 +191,15 @@ static inline I i_load_bytes(const int8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))};
 }
-static inline int32_t i_sum(I a) {
-  alignas(32) int32_t lanes[8];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), _mm256_add_epi32(a.lo, a.hi));
-  return lanes[0] + lanes[1] + lanes[2] + lanes[3] + lanes[4] + lanes[5] + lanes[6] + lanes[7];
+// The sums of 16 and 16 signed bytes.
+static inline void sum_bytes(const int8_t* p, int32_t* sums) {
+  const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m256i raised = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));  // + 128, unsigned
+  alignas(32) int64_t eights[4];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(eights),
+                     _mm256_sad_epu8(raised, _mm256_setzero_si256()));
+  sums[0] = static_cast<int32_t>(eights[0] + eights[1]) - 16 * 128;
+  sums[1] = static_cast<int32_t>(eights[2] + eights[3]) - 16 * 128;
 }
 template <int kByte>
 static inline F f_byte(Q w) {

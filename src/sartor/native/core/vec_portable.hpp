@@ -222,10 +222,10 @@ static inline I i_load_bytes(const int8_t* p) {
   SARTOR_EACH r.v[i] = p[i];
   return r;
 }
-static inline int32_t i_sum(I a) {
-  int32_t sum = 0;
-  SARTOR_EACH sum += a.v[i];
-  return sum;
+// The sums of 16 and 16 signed bytes.
+static inline void sum_bytes(const int8_t* p, int32_t* sums) {
+  sums[0] = sums[1] = 0;
+  for (int i = 0; i < 32; ++i) sums[i / 16] += p[i];
 }
 // Byte k of each lane as float.
 template <int kByte>
