@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {options.file}: {error.strerror}", file=sys.stderr)
         return 1
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     print(f"{len(sizes)} cases in {options.file}, {sum(sizes) >> 10} KiB")
     return 0
 
