@@ -494,16 +494,23 @@ def _batch(program: Program, block_size: int, tap: str) -> Batch:
     )
 
 
-def execute(
+def prepare(
     backend: Backend, case: Case, device: str, isa: str = "auto"
-) -> tuple[F32, Executable, float]:
-    """The result of a case's operator, the executable, and the best time of a step in seconds."""
+) -> tuple[Executable, Batch]:
+    """A case's executable, with state, and the step that shows its result in ``case.tap``."""
     program = case_program(case)
     plan = ExecutionPlan(backend=backend.name, device=device, isa=isa).replace(**case.plan)
     weights = backend.pack(program, _RandomWeights(program, case), plan, None)
     executable = backend.compile(program, weights, plan, device, (case.tap,))
     executable.allocate_state([2] * len(program.groups()))
-    batch = _batch(program, plan.block_size, case.tap)
+    return executable, _batch(program, plan.block_size, case.tap)
+
+
+def execute(
+    backend: Backend, case: Case, device: str, isa: str = "auto"
+) -> tuple[F32, Executable, float]:
+    """The result of a case's operator, the executable, and the best time of a step in seconds."""
+    executable, batch = prepare(backend, case, device, isa)
     times = []
     for _ in range(3):
         started = time.perf_counter()
@@ -524,7 +531,7 @@ def lacking(case: Case, capabilities: Capabilities) -> str:
     return ""
 
 
-def _fitted(case: Case, capabilities: Capabilities) -> Case:
+def fitted(case: Case, capabilities: Capabilities) -> Case:
     """The case as a backend can run it: where it leaves the plan open, with what there is; and
     the packed format has to show in the path only where the backend says that it keeps it."""
     usual = ExecutionPlan()
@@ -545,7 +552,7 @@ def _usual(value: object, known: Sequence[object]) -> object:
 
 def run_case(backend: Backend, case: Case, device: str, isa: str = "auto") -> Result:
     """Runs one case on a backend (on one of its instruction-set paths) and on the reference."""
-    case = _fitted(case, backend.capabilities(device))
+    case = fitted(case, backend.capabilities(device))
     expected, _, _ = execute(load_backend("reference"), case, "reference")
     try:
         got, executable, seconds = execute(backend, case, device, isa)

@@ -17,6 +17,7 @@
 #include "executor.hpp"
 #include "packing.hpp"
 #include "probe.hpp"
+#include "recording.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -77,14 +78,6 @@ struct PyExecutor {
   // What the adapters' matrices look into.
   std::unordered_map<int32_t, std::vector<nb::object>> adapters;
   std::vector<int64_t> blocks;  // of each state group
-
-  // Width of the vectors that may stand for tokens; -1 where none may.
-  int64_t embedding_width() const {
-    const ProgramInfo& program = executor.program();
-    for (const Instruction& n : program.instructions)
-      if (n.op == Op::kReplaceRows) return program.values[index(n.inputs[0])].width;
-    return -1;
-  }
 };
 
 struct PyProgram {
@@ -239,13 +232,16 @@ void check_ids(const int32_t* ids, int64_t count, int64_t vocab, const char* wha
                               " is outside the vocabulary of " + std::to_string(vocab));
 }
 
-nb::tuple run_step(PyExecutor& self, In<int32_t> tokens, In<int32_t> positions, In<int32_t> starts,
-                   In<int32_t> contexts, std::vector<In<int32_t>> tables, In<int32_t> output_rows,
-                   In<uint8_t> sampling, In<int32_t> history, In<int32_t> history_starts,
-                   In<int32_t> bias_tokens, In<int32_t> bias_starts, In<float> bias_values,
-                   std::vector<std::optional<In<float>>> rope_frequencies,
-                   std::vector<bool> wanted_taps, In<int32_t> adapters, In<int32_t> embedding_rows,
-                   In<float> embeddings) {
+// The arrays are checked, and belong to the caller.
+StepInput make_step(const PyExecutor& self, const In<int32_t>& tokens, const In<int32_t>& positions,
+                    const In<int32_t>& starts, const In<int32_t>& contexts,
+                    const std::vector<In<int32_t>>& tables, const In<int32_t>& output_rows,
+                    const In<uint8_t>& sampling, const In<int32_t>& history,
+                    const In<int32_t>& history_starts, const In<int32_t>& bias_tokens,
+                    const In<int32_t>& bias_starts, const In<float>& bias_values,
+                    const std::vector<std::optional<In<float>>>& rope_frequencies,
+                    const std::vector<bool>& wanted_taps, const In<int32_t>& adapters,
+                    const In<int32_t>& embedding_rows, const In<float>& embeddings) {
   const ProgramInfo& program = self.executor.program();
   StepInput step;
   step.tokens = static_cast<int64_t>(tokens.size());
@@ -270,7 +266,7 @@ nb::tuple run_step(PyExecutor& self, In<int32_t> tokens, In<int32_t> positions, 
   step.bias_tokens = bias_tokens.data();
   step.bias_starts = bias_starts.data();
   step.bias_values = bias_values.data();
-  step.wanted_taps = std::move(wanted_taps);
+  step.wanted_taps = wanted_taps;
   require(step.wanted_taps.size() == program.taps.size(), "batch: taps do not fit the program");
   require(adapters.size() == 0 || static_cast<int64_t>(adapters.size()) == step.sequences,
           "batch: adapters do not fit the sequences");
@@ -282,7 +278,7 @@ nb::tuple run_step(PyExecutor& self, In<int32_t> tokens, In<int32_t> positions, 
   step.embedding_rows = embedding_rows.data();
   step.embedding_values = embeddings.data();
   require(static_cast<int64_t>(embeddings.size()) ==
-              step.embeddings * std::max<int64_t>(self.embedding_width(), 0),
+              step.embeddings * std::max<int64_t>(program.embedding_width(), 0),
           "batch: embeddings do not have the model's width");
   for (int64_t i = 0; i < step.embeddings; ++i)
     require(step.embedding_rows[i] >= 0 && step.embedding_rows[i] < step.tokens,
@@ -336,6 +332,30 @@ nb::tuple run_step(PyExecutor& self, In<int32_t> tokens, In<int32_t> positions, 
               "batch: rope frequencies");
     step.rope_frequencies.push_back(given ? given->data() : nullptr);
   }
+  return step;
+}
+
+// A method that takes the arrays of a step, after `More`: body(executor, step, more...).
+template <typename... More, typename Body, typename... Arrays>
+auto step_method(StepInput (*make)(const PyExecutor&, const Arrays&...), Body body) {
+  return [=](PyExecutor& self, More... more, Arrays... arrays) {
+    return body(self, make(self, arrays...), more...);
+  };
+}
+
+nb::bytes record_step(PyExecutor& self, const StepInput& step, const std::string& name,
+                      double tolerance, const In<float>& expected) {
+  const std::vector<uint8_t> bytes =
+      write_recording({name,
+                       tolerance,
+                       {expected.data(), expected.data() + expected.size()},
+                       self.executor.program(),
+                       self.blocks,
+                       step});
+  return nb::bytes(bytes.data(), bytes.size());
+}
+
+nb::tuple run_step(PyExecutor& self, const StepInput& step) {
   StepResult result;
   {
     nb::gil_scoped_release release;
@@ -522,7 +542,8 @@ NB_MODULE(_native, m) {
             e.adapters.erase(number);
           },
           "number"_a)
-      .def("run", &run_step)
+      .def("run", step_method(&make_step, run_step))
+      .def("record", step_method<std::string, double, In<float>>(&make_step, record_step))
       .def_prop_ro("state_bytes", [](const PyExecutor& e) { return e.executor.state_bytes(); })
       .def_prop_ro("scratch_bytes", [](const PyExecutor& e) { return e.executor.scratch_bytes(); })
       .def(

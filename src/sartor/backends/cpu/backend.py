@@ -32,7 +32,7 @@ from sartor.hardware import Ceilings, available_cores, inventory
 from sartor.ops import CORE_OPERATORS, FUSED_OPERATORS
 from sartor.ops.functions import OUTLIER
 from sartor.ops.rope import attention_factor, inverse_frequencies
-from sartor.ops.weights import dense
+from sartor.ops.weights import F32, dense
 from sartor.plan import ExecutionPlan
 
 # The order of `enum class Op` in native/core/executor.hpp.
@@ -73,7 +73,8 @@ _SAME_CODE = {"linear_group": "linear", "latent_attention": "attention"}
 
 
 class CpuBackend:
-    """x86-64 with AMX, AVX-512 VNNI or AVX2, and a portable path for any other processor."""
+    """x86-64 with AMX, AVX-512 VNNI or AVX2, ARM64 with NEON dot products, and a portable path
+    for any other processor."""
 
     name = "cpu"
 
@@ -185,34 +186,8 @@ class CpuExecutable:
         self._allocated = True
 
     def submit(self, batch: Batch) -> int:
-        if not self._allocated:
-            raise UsageError("cpu backend: allocate_state before the first step")
-        batch.validate()
-        tokens = batch.tokens
-        if len(tokens) and tokens.min() < 0:
-            names = np.where(tokens < 0, -1 - tokens, 0)
-            tokens = np.where(tokens < 0, self._last_tokens[names], tokens).astype(np.int32)
-        unknown = set(batch.taps) - set(self._taps)
-        if unknown:
-            raise UsageError(f"taps {sorted(unknown)} were not named when the program was compiled")
         ids, logprobs, top_ids, top_logprobs, top_starts, taps, embeddings = self._native.run(
-            tokens,
-            batch.positions,
-            batch.starts,
-            batch.contexts,
-            list(batch.block_tables),
-            batch.output_rows,
-            batch.sampling.view(np.uint8),
-            batch.history.values,
-            batch.history.starts,
-            batch.bias_tokens.values,
-            batch.bias_tokens.starts,
-            batch.bias_values.values,
-            [self._rope_frequencies(i, batch) for i in range(len(self.program.ropes))],
-            [tap in batch.taps for tap in self._taps],
-            batch.adapters,
-            batch.embedding_rows,
-            batch.embeddings,
+            *self._arrays(batch)
         )
         output = StepOutput(
             ids,
@@ -277,6 +252,46 @@ class CpuExecutable:
     def close(self) -> None:
         self._native.allocate_state([0] * len(self.program.groups()))
         self._allocated = not self.program.states
+
+    def record(self, batch: Batch, name: str, tolerance: float, expected: F32) -> bytes:
+        """A step as bytes that native/runner/replay.cpp runs anywhere, with what it is to give.
+
+        ``expected`` are the rows of the first tap; ``tolerance`` is a share of its largest
+        value. ValueError for a step with adapters or with kernels of another package.
+        """
+        return bytes(self._native.record(name, tolerance, expected, *self._arrays(batch)))
+
+    def _arrays(self, batch: Batch) -> tuple[Any, ...]:
+        """A checked batch in the order of ``make_step`` in native/binding.cpp."""
+        if not self._allocated:
+            raise UsageError("cpu backend: allocate_state before the first step")
+        batch.validate()
+        tokens = batch.tokens
+        if len(tokens) and tokens.min() < 0:
+            names = np.where(tokens < 0, -1 - tokens, 0)
+            tokens = np.where(tokens < 0, self._last_tokens[names], tokens).astype(np.int32)
+        unknown = set(batch.taps) - set(self._taps)
+        if unknown:
+            raise UsageError(f"taps {sorted(unknown)} were not named when the program was compiled")
+        return (
+            tokens,
+            batch.positions,
+            batch.starts,
+            batch.contexts,
+            list(batch.block_tables),
+            batch.output_rows,
+            batch.sampling.view(np.uint8),
+            batch.history.values,
+            batch.history.starts,
+            batch.bias_tokens.values,
+            batch.bias_tokens.starts,
+            batch.bias_values.values,
+            [self._rope_frequencies(i, batch) for i in range(len(self.program.ropes))],
+            [tap in batch.taps for tap in self._taps],
+            batch.adapters,
+            batch.embedding_rows,
+            batch.embeddings,
+        )
 
     def _rope_frequencies(self, index: int, batch: Batch) -> Any:
         spec = self.program.ropes[index]

@@ -122,6 +122,13 @@ struct ProgramInfo {
   Storage kv = Storage::kBf16;
   bool int8_activations = true;
   int32_t embedding = -1;  // the value that an encoder gives
+
+  // Width of the vectors that may stand for tokens; -1 where none may.
+  int64_t embedding_width() const {
+    for (const Instruction& n : instructions)
+      if (n.op == Op::kReplaceRows) return values[index(n.inputs[0])].width;
+    return -1;
+  }
 };
 
 // What an adapter adds to a linear layer: `up(down(x))`, both dense.

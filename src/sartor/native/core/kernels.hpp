@@ -250,6 +250,8 @@ inline Matrix Matrix::expert(int64_t index) const {
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();  // null where the build has no x86 paths
 const Kernels* avx512_kernels();
-const Kernels* amx_kernels();  // null also where the system does not grant the tiles
+const Kernels* amx_kernels();   // null also where the system does not grant the tiles
+const Kernels* neon_kernels();  // null where the build has no ARM64 paths
+const Kernels* i8mm_kernels();
 
 }  // namespace sartor

@@ -344,7 +344,7 @@ static void linear_int8(const Matrix& w, int64_t block_begin, int64_t block_end,
                         const ArrangedRows& x, const LinearOutput& out, float* scratch) {
   using PanelFunction = void (*)(const Matrix&, int64_t, int64_t, const ArrangedRows&, int64_t,
                                  const LinearOutput&, float*);
-  constexpr int kNarrow = kCodesSaturate ? 7 : 8;  // bits of a code
+  constexpr int kNarrow = kWideCodesCostMore ? 7 : 8;  // bits of a code
   static constexpr PanelFunction kPanelFunctions[2][2][2] = {
       {{panel_rows<kNarrow, false, false>, panel_rows<kNarrow, false, true>},
        {panel_rows<kNarrow, true, false>, panel_rows<kNarrow, true, true>}},

@@ -6,7 +6,7 @@ constexpr int kTileRows = 4;  // of int8 rows: eight registers of sums
 constexpr int kTileBlocks = 1;
 constexpr int kDirectRows = 2;  // more read unpacked codes
 constexpr int kStreams = 2;     // column blocks that few rows read at once
-constexpr bool kCodesSaturate = true;
+constexpr bool kWideCodesCostMore = true;
 
 struct F {
   __m256 lo, hi;

@@ -10,7 +10,7 @@ constexpr int kTileRows = 8;  // of int8 rows: with two column blocks 16 sums th
 constexpr int kTileBlocks = 2;  // for each other, and one load of a row's codes for both
 constexpr int kDirectRows = 4;  // more read unpacked codes
 constexpr int kStreams = 4;     // column blocks that few rows read at once
-constexpr bool kCodesSaturate = false;
+constexpr bool kWideCodesCostMore = false;
 
 struct F {
   __m512 v;

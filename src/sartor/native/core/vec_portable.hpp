@@ -6,7 +6,7 @@ constexpr int kTileRows = 4;
 constexpr int kTileBlocks = 1;
 constexpr int kDirectRows = 2;
 constexpr int kStreams = 1;  // column blocks that few rows read at once
-constexpr bool kCodesSaturate = false;
+constexpr bool kWideCodesCostMore = false;
 
 struct F {
   float v[16];
