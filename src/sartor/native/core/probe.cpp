@@ -2,45 +2,150 @@
 
 #include <algorithm>
 #include <chrono>
+#include <ctime>
 #include <functional>
+#include <memory>
+#include <numeric>
 #include <vector>
+
+#include "probe_parts.hpp"
 
 namespace sartor {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+using Work = std::function<double(int64_t thread)>;  // returns the units that it did
 
-// Best of several rounds of `work` on every thread at once, in units a second.
-double best_rate(ThreadPool& pool, double seconds, const std::function<double(int64_t)>& work) {
-  const auto until = Clock::now() + std::chrono::duration<double>(seconds);
-  double best = 0;
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+// Time that this thread has run for.
+double own_seconds() {
+#if defined(CLOCK_THREAD_CPUTIME_ID)
+  timespec now;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+#else
+  return std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
+#endif
+}
+
+struct alignas(64) Done {
+  double units = 0, seconds = 0;  // seconds of the thread's own time
+};
+
+// `work` on every thread at once; returns what each did, and the time until all were done.
+double on_all(ThreadPool& pool, const Work& work, std::vector<Done>& done) {
+  done.resize(static_cast<size_t>(pool.threads()));
+  const auto begin = Clock::now();
+  pool.run(pool.threads(), [&](int64_t task, int) {
+    const double started = own_seconds();
+    const double units = work(task);
+    done[static_cast<size_t>(task)] = {units, own_seconds() - started};
+  });
+  return seconds_since(begin);
+}
+
+// The best of several rounds, in units a second of all threads.
+class Best {
+ public:
+  // Each thread by its own time: what other processes took does not count.
+  void apart(const std::vector<Done>& done) {
+    threads_.resize(done.size());
+    for (size_t i = 0; i < done.size(); ++i)
+      threads_[i] = std::max(threads_[i], done[i].units / done[i].seconds);
+    rate = std::accumulate(threads_.begin(), threads_.end(), 0.0);
+  }
+  // All by the time that they took together.
+  void together(const std::vector<Done>& done, double seconds) {
+    double units = 0;
+    for (const Done& d : done) units += d.units;
+    rate = std::max(rate, units / seconds);
+  }
+  double rate = 0;
+
+ private:
+  std::vector<double> threads_;
+};
+
+using Probe = double (*)(int64_t iterations, int64_t links);
+
+// Seconds that this thread needs at least.
+double least_seconds(Probe probe, int64_t iterations, int64_t links) {
+  double least = 1e9;
+  for (int i = 0; i < 8; ++i) {
+    const double begin = own_seconds();
+    probe(iterations, links);
+    least = std::min(least, own_seconds() - begin);
+  }
+  return least;
+}
+
+// A processor may slow down for as long as it works on wide instructions, so the clock is told
+// while they run: by a chain beside them that takes a little longer than they do.
+Peak measure_peak(ThreadPool& pool, Probe probe, double width, bool own_cores, double seconds) {
+  if (probe(1, 0) == 0) return {};
+  // Half a millisecond: more would hardly ever pass without an interruption on a machine that
+  // others use too, less would measure the way to the threads.
+  int64_t iterations = 256, links = kLinkCycles ? 1 : 0;
+  while (least_seconds(probe, iterations, 0) < 4e-4) iterations *= 2;
+  const double alone = least_seconds(probe, iterations, 0);
+  while (links && least_seconds(probe, iterations, links) < 1.4 * alone) links += (links + 3) / 4;
+  const auto begin = Clock::now();
+  std::vector<Done> done;
+  Best operations, cycles;
   do {
-    std::vector<double> done(static_cast<size_t>(pool.threads()));
-    const auto begin = Clock::now();
-    pool.run(pool.threads(),
-             [&](int64_t task, int) { done[static_cast<size_t>(task)] = work(task); });
-    const double took = std::chrono::duration<double>(Clock::now() - begin).count();
-    double total = 0;
-    for (const double d : done) total += d;
-    best = std::max(best, total / took);
-  } while (Clock::now() < until);
-  return best;
+    const double took = on_all(pool, [&](int64_t) { return probe(iterations, 0); }, done);
+    if (own_cores) operations.apart(done);
+    else operations.together(done, took);
+    on_all(
+        pool,
+        [&](int64_t) {
+          probe(iterations, links);
+          return static_cast<double>(iterations * links * kLinkCycles);
+        },
+        done);
+    cycles.apart(done);
+  } while (seconds_since(begin) < seconds);
+  return {operations.rate, cycles.rate / pool.threads(), width};
+}
+
+// The best of several ways to read: how many streams suit a machine depends on its prefetchers.
+double measure_read(ThreadPool& pool, const Kernels& kernels, double seconds) {
+  // Far beyond the share of a last-level cache that one tenant of the machine gets.
+  constexpr int64_t kThreadBytes = int64_t{256} << 20, kMostBytes = int64_t{2} << 30;
+  const int64_t bytes = std::min(kThreadBytes, kMostBytes / pool.threads());
+  const std::unique_ptr<uint8_t[]> data(new uint8_t[static_cast<size_t>(bytes * pool.threads())]);
+  pool.run(pool.threads(),
+           [&](int64_t task, int) { std::fill_n(data.get() + task * bytes, bytes, uint8_t{1}); });
+  const auto begin = Clock::now();
+  std::vector<Done> done;
+  Best best;
+  do {
+    for (const int streams : {1, 4, 8, 12}) {
+      const double took = on_all(
+          pool,
+          [&](int64_t task) {
+            return kernels.probe_read(data.get() + task * bytes, bytes, streams);
+          },
+          done);
+      best.together(done, took);
+    }
+  } while (seconds_since(begin) < seconds);
+  return best.rate;
 }
 
 }  // namespace
 
-Ceilings measure_ceilings(ThreadPool& pool, const Kernels& kernels, double seconds) {
+Ceilings measure_ceilings(ThreadPool& pool, const Kernels& kernels, bool own_cores,
+                          double seconds) {
   Ceilings result;
-  // Far beyond the share of a last-level cache that one tenant of the machine gets.
-  constexpr int64_t kBytes = int64_t{256} << 20;
-  {
-    std::vector<uint8_t> data(static_cast<size_t>(kBytes) * static_cast<size_t>(pool.threads()), 1);
-    result.read_bytes = best_rate(pool, seconds, [&](int64_t thread) {
-      return kernels.probe_read(data.data() + thread * kBytes, kBytes);
-    });
-  }
-  result.int8_ops = best_rate(pool, seconds, [&](int64_t) { return kernels.probe_int8(200000); });
-  result.fp32_ops = best_rate(pool, seconds, [&](int64_t) { return kernels.probe_fp32(200000); });
+  result.read_bytes = measure_read(pool, kernels, seconds);
+  const PeakWidths& width = kernels.peak_widths;
+  result.int8 = measure_peak(pool, kernels.probe_int8, width.int8, own_cores, seconds);
+  result.fp32 = measure_peak(pool, kernels.probe_fp32, width.fp32, own_cores, seconds);
+  result.bf16 = measure_peak(pool, kernels.probe_bf16, width.bf16, own_cores, seconds);
   return result;
 }
 
