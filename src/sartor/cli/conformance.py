@@ -199,21 +199,21 @@ def _case(result: Result) -> list[str]:
 
 
 def _speed_table(speeds: Sequence[Speed]) -> list[list[str]]:
+    """A line a format; "slow" is far behind the others of a column."""
     from sartor.backends.speed import LENGTHS, SIZE, slow
 
     behind = slow(speeds)
-    rows = [[f"{SIZE} x {SIZE}, {sum(LENGTHS)} ROWS", "TIME", "TOPS", "OF PEAK", "", "PATH"]]
-    return rows + [
-        [
-            f"{one.operator} {one.format}",
-            f"{one.microseconds:.0f} us",
-            f"{one.operations_per_s / 1e12:.3f}",
-            f"{one.share:.1%}",
-            "SLOW" if one in behind else "",
-            one.path,
-        ]
-        for one in speeds
-    ]
+    operators = list(dict.fromkeys(one.operator for one in speeds))
+    head = [f"{SIZE} x {SIZE}, {sum(LENGTHS)} ROWS"]
+    rows = [[*head, *(title for op in operators for title in (op.upper(), "OF PEAK"))]]
+    for name in dict.fromkeys(one.format for one in speeds):
+        row = [name]
+        for operator in operators:
+            found = [s for s in speeds if (s.operator, s.format) == (operator, name)]
+            row += [f"{one.microseconds:.0f} us" for one in found] or ["-"]
+            row += [f"{s.share:.1%}{' slow' if s in behind else ''}" for s in found] or ["-"]
+        rows.append(row)
+    return rows
 
 
 def _line(report: Report) -> str:

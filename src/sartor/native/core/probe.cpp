@@ -69,46 +69,49 @@ class Best {
   std::vector<double> threads_;
 };
 
-using Probe = double (*)(int64_t iterations, int64_t links);
+constexpr int kLeastRounds = 8;
 
-// Seconds that this thread needs at least.
-double least_seconds(Probe probe, int64_t iterations, int64_t links) {
-  double least = 1e9;
-  for (int i = 0; i < 8; ++i) {
-    const double begin = own_seconds();
-    probe(iterations, links);
-    least = std::min(least, own_seconds() - begin);
-  }
-  return least;
-}
+using Probe = double (*)(int64_t iterations, int64_t links);
 
 // A processor may slow down for as long as it works on wide instructions, so the clock is told
 // while they run: by a chain beside them that takes a little longer than they do.
 Peak measure_peak(ThreadPool& pool, Probe probe, double width, bool own_cores, double seconds) {
-  if (probe(1, 0) == 0) return {};
+  const double operations = probe(1, 0);
+  if (operations == 0) return {};
   // Half a millisecond: more would hardly ever pass without an interruption on a machine that
   // others use too, less would measure the way to the threads.
-  int64_t iterations = 256, links = kLinkCycles ? 1 : 0;
-  while (least_seconds(probe, iterations, 0) < 4e-4) iterations *= 2;
-  const double alone = least_seconds(probe, iterations, 0);
-  while (links && least_seconds(probe, iterations, links) < 1.4 * alone) links += (links + 3) / 4;
-  const auto begin = Clock::now();
+  int64_t iterations = 256;
+  for (double took = 0; took < 4e-4; iterations *= 2) {
+    const double started = own_seconds();
+    probe(iterations, 0);
+    took = own_seconds() - started;
+  }
+  int64_t links = kLinkCycles ? 1 : 0;
   std::vector<Done> done;
-  Best operations, cycles;
-  do {
-    const double took = on_all(pool, [&](int64_t) { return probe(iterations, 0); }, done);
-    if (own_cores) operations.apart(done);
-    else operations.together(done, took);
-    on_all(
-        pool,
-        [&](int64_t) {
-          probe(iterations, links);
-          return static_cast<double>(iterations * links * kLinkCycles);
-        },
-        done);
-    cycles.apart(done);
-  } while (seconds_since(begin) < seconds);
-  return {operations.rate, cycles.rate / pool.threads(), width};
+  Best alone, together, chained;  // iterations
+  const auto begin = Clock::now();
+  for (int rounds = 0; rounds < kLeastRounds || seconds_since(begin) < seconds; ++rounds) {
+    const auto run = [&](int64_t length) {
+      return on_all(
+          pool,
+          [&](int64_t) {
+            probe(iterations, length);
+            return static_cast<double>(iterations);
+          },
+          done);
+    };
+    together.together(done, run(0));
+    alone.apart(done);
+    run(links);
+    chained.apart(done);
+    if (alone.rate < 1.4 * chained.rate && links) {  // what runs beside it may still take longer
+      links += (links + 3) / 4;
+      chained = {};
+      rounds = 0;
+    }
+  }
+  const double clock = chained.rate / pool.threads() * static_cast<double>(links * kLinkCycles);
+  return {(own_cores ? alone : together).rate * operations, clock, width};
 }
 
 // The best of several ways to read: how many streams suit a machine depends on its prefetchers.
