@@ -8,6 +8,7 @@
 #include <numeric>
 #include <vector>
 
+#include "cpu_features.hpp"
 #include "probe_parts.hpp"
 
 namespace sartor {
@@ -115,27 +116,31 @@ Peak measure_peak(ThreadPool& pool, Probe probe, double width, bool own_cores, d
 }
 
 // The best of several ways to read: how many streams suit a machine depends on its prefetchers.
-double measure_read(ThreadPool& pool, const Kernels& kernels, double seconds) {
-  // Far beyond the share of a last-level cache that one tenant of the machine gets.
-  constexpr int64_t kThreadBytes = int64_t{256} << 20, kMostBytes = int64_t{2} << 30;
-  const int64_t bytes = std::min(kThreadBytes, kMostBytes / pool.threads());
+double measure_read(ThreadPool& pool, double seconds) {
+  // Memory is as fast on every path, but not every path is fast enough to see it.
+  const Kernels& kernels = *select_kernels("auto");
+  // Far beyond the share of a last-level cache that one tenant of the machine gets; a part at a
+  // time, so that some rounds pass without an interruption.
+  constexpr int64_t kParts = 8;
+  const int64_t part = std::min(int64_t{32} << 20, (int64_t{256} << 20) / pool.threads());
+  const int64_t bytes = part * kParts;
   const std::unique_ptr<uint8_t[]> data(new uint8_t[static_cast<size_t>(bytes * pool.threads())]);
   pool.run(pool.threads(),
            [&](int64_t task, int) { std::fill_n(data.get() + task * bytes, bytes, uint8_t{1}); });
   const auto begin = Clock::now();
   std::vector<Done> done;
   Best best;
-  do {
-    for (const int streams : {1, 4, 8, 12}) {
-      const double took = on_all(
-          pool,
-          [&](int64_t task) {
-            return kernels.probe_read(data.get() + task * bytes, bytes, streams);
-          },
-          done);
-      best.together(done, took);
-    }
-  } while (seconds_since(begin) < seconds);
+  for (int64_t round = 0; round < 4 * kParts || seconds_since(begin) < seconds; ++round) {
+    constexpr int kStreams[] = {1, 4, 8, 12};
+    const double took = on_all(
+        pool,
+        [&](int64_t task) {
+          const uint8_t* from = data.get() + task * bytes + round % kParts * part;
+          return kernels.probe_read(from, part, kStreams[round / kParts % 4]);
+        },
+        done);
+    best.together(done, took);
+  }
   return best.rate;
 }
 
@@ -144,7 +149,7 @@ double measure_read(ThreadPool& pool, const Kernels& kernels, double seconds) {
 Ceilings measure_ceilings(ThreadPool& pool, const Kernels& kernels, bool own_cores,
                           double seconds) {
   Ceilings result;
-  result.read_bytes = measure_read(pool, kernels, seconds);
+  result.read_bytes = measure_read(pool, seconds);
   const PeakWidths& width = kernels.peak_widths;
   result.int8 = measure_peak(pool, kernels.probe_int8, width.int8, own_cores, seconds);
   result.fp32 = measure_peak(pool, kernels.probe_fp32, width.fp32, own_cores, seconds);
