@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -21,17 +22,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines import DRIVERS, EngineError, EngineProcess
+import msgspec
+from engines import DRIVERS, Engine, EngineError, EngineProcess
 from make_models import write_folder
 from peers import Peer, choose_peers, default_environments, install, interpreter
 from results import OWN, Comparison, Limits, with_section
 from rounds import Prompts, Workload, run_rounds
 
 from sartor.bench import phases
+from sartor.bench.ceiling import PhaseWork
 from sartor.engine.load import load_text
 from sartor.errors import SartorError, UsageError
 from sartor.formats import open_checkpoint
-from sartor.hardware import available_cores, inventory
+from sartor.hardware import Ceilings, Peak, available_cores, inventory
 from sartor.models import load_model
 
 CEILING_SECONDS = 0.5
@@ -143,32 +146,38 @@ def compare(options: Options) -> Comparison:
             prompts,
             tell=say,
         )
-        limits = find_limits(options, facts[OWN], [before, ceilings(own)])
+        limits = find_limits(own, options.batches, [before, ceilings(own)])
     return Comparison(options.title, describe(options, facts[OWN]), facts, missing, samples, limits)
 
 
-def ceilings(own: EngineProcess) -> dict[str, Any]:
+def ceilings(own: Engine) -> Ceilings | None:
     try:
-        return own.ask("ceilings", seconds=CEILING_SECONDS)
+        return msgspec.convert(own.ask("ceilings", seconds=CEILING_SECONDS), Ceilings)
     except EngineError as error:
         say(f"no ceilings: {error}")
-        return {}
+        return None
 
 
 def find_limits(
-    options: Options, work: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]
+    own: Engine, batches: Sequence[int], measured: Sequence[Ceilings | None]
 ) -> Limits | None:
-    """The better of two measurements; None where the ceilings are not of these threads."""
-    usable = [found for found in measured if found.get("threads") == options.threads]
-    if not usable or "weights" not in work:
+    """The better of several measurements; None where there are none."""
+    usable = [found for found in measured if found is not None]
+    if not usable:
         return None
-    return Limits(
-        max(found["read_bytes_per_s"] for found in usable),
-        max(found["int8_ops_per_s"] for found in usable),
-        work["weights"],
-        work["head_weights"],
-        work["weight_bytes"],
+    work = msgspec.convert(own.ask("work", batches=list(batches)), dict[str, PhaseWork])
+    best = dataclasses.replace(
+        usable[0],
+        read_bytes_per_s=max(found.read_bytes_per_s for found in usable),
+        int8=max((found.int8 for found in usable), key=_speed),
+        fp32=max((found.fp32 for found in usable), key=_speed),
+        bf16=max((found.bf16 for found in usable if found.bf16), key=_speed, default=None),
     )
+    return Limits(best, work)
+
+
+def _speed(peak: Peak) -> float:
+    return peak.ops_per_s
 
 
 def describe(options: Options, own: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """What a driver is: one engine in a process and environment of its own.
 
 A request is one JSON object a line on standard input, its answer one on standard output:
-``load``, ``single``, ``batch``, and ``ceilings`` where an engine can tell; an answer with ``error``
-says why there is no other. Only the standard library is needed here. The phases are those of
-``sartor.bench.phases``: greedy decoding, in which every token chosen is the next one's input.
+``load``, ``single``, ``batch``, and ``ceilings`` and ``work`` where an engine can tell; an answer
+with ``error`` says why there is no other. Only the standard library is needed here. The phases are
+those of ``sartor.bench.phases``: greedy decoding, in which every token chosen is the next one's
+input.
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ class Driver(ABC):
     def ceilings(self, seconds: float) -> Answer:
         """What the machine can reach, for the engine that can tell; ``seconds`` of each loop."""
         raise RuntimeError(f"{type(self).__name__} measures no ceilings")
+
+    def work(self, batches: Sequence[int]) -> Answer:
+        """What every row asks of the machine, for the engine that can tell."""
+        raise RuntimeError(f"{type(self).__name__} does not count its work")
 
 
 class LoopDriver(Driver):
@@ -114,7 +119,7 @@ def _answer(driver: Driver, request: Answer) -> Answer:
         started = time.perf_counter()
         facts = driver.load(Load(**request))
         return {**facts, "load_seconds": time.perf_counter() - started}
-    if command not in ("single", "batch", "ceilings"):
+    if command not in ("single", "batch", "ceilings", "work"):
         raise ValueError(f"no command is called {command!r}")
     answer: Answer = getattr(driver, command)(**request)
     return answer

@@ -1,5 +1,25 @@
 """What this machine has: processors, memory and, once measured, its ceilings."""
 
-from sartor.hardware.inventory import Ceilings, Inventory, available_cores, cpu_name, inventory
+from sartor.hardware.inventory import (
+    Inventory,
+    available_cores,
+    cpu_name,
+    inventory,
+    physical_cores,
+)
+from sartor.hardware.roofline import Arithmetic, Bound, Ceilings, Limit, Peak, Work, bound
 
-__all__ = ["Ceilings", "Inventory", "available_cores", "cpu_name", "inventory"]
+__all__ = [
+    "Arithmetic",
+    "Bound",
+    "Ceilings",
+    "Inventory",
+    "Limit",
+    "Peak",
+    "Work",
+    "available_cores",
+    "bound",
+    "cpu_name",
+    "inventory",
+    "physical_cores",
+]

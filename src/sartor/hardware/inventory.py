@@ -29,6 +29,11 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def physical_cores(threads: int) -> int:
+    """Cores that this many threads of ours have: two threads may share one core's arithmetic."""
+    return min(threads, psutil.cpu_count(logical=False) or threads)
+
+
 def cpu_name() -> str:
     """The processor's name as the system tells it."""
     info = Path("/proc/cpuinfo")
@@ -50,17 +55,3 @@ def inventory() -> Inventory:
         memory_bytes=memory.total,
         available_bytes=memory.available,
     )
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    """The most that the best loop reached on a device, measured.
-
-    Operations count a multiply and an add as two; ``threads`` worked at once.
-    """
-
-    read_bytes_per_s: float
-    int8_ops_per_s: float
-    fp32_ops_per_s: float
-    threads: int
-    isa: str

@@ -558,12 +558,15 @@ NB_MODULE(_native, m) {
 
   m.def(
       "measure_ceilings",
-      [](ThreadPool& pool, const std::string& isa, double seconds) {
+      [](ThreadPool& pool, const std::string& isa, bool own_cores, double seconds) {
         const Kernels* kernels = kernels_of(isa);
         nb::gil_scoped_release release;
-        const Ceilings c = measure_ceilings(pool, *kernels, seconds);
-        return std::make_tuple(c.read_bytes, c.int8_ops, c.fp32_ops);
+        const Ceilings c = measure_ceilings(pool, *kernels, own_cores, seconds);
+        const auto peak = [](const Peak& p) { return std::make_tuple(p.ops, p.clock, p.width); };
+        return std::make_tuple(c.read_bytes, peak(c.int8), peak(c.fp32), peak(c.bf16));
       },
-      "pool"_a, "isa"_a, "seconds"_a, "Read bytes/s, int8 operations/s, fp32 operations/s.");
+      "pool"_a, "isa"_a, "own_cores"_a, "seconds"_a,
+      "Bytes/s read; then of int8, fp32 and bf16: operations/s, clock in Hz, operations a cycle of "
+      "a core at most.");
   m.def("uniform", &sartor::uniform, "seed"_a, "choice"_a, "position"_a);
 }

@@ -28,15 +28,21 @@ bool has_avx512() {
 #endif
 }
 
-// CPUID leaf 7: EDX bits 24 (tiles) and 25 (int8); gcc 12 has no name for them.
-bool has_amx() {
-#if defined(__x86_64__)
+struct Leaf {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return has_avx512() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx >> 24 & 3) == 3;
-#else
-  return false;
+};
+
+// CPUID leaf 7, for what gcc 12 has no name for.
+Leaf leaf7([[maybe_unused]] unsigned part) {
+  Leaf found;
+#if defined(__x86_64__)
+  __get_cpuid_count(7, part, &found.eax, &found.ebx, &found.ecx, &found.edx);
 #endif
+  return found;
 }
+
+// EDX bits 24 (tiles) and 25 (int8).
+bool has_amx() { return has_avx512() && (leaf7(0).edx >> 24 & 3) == 3; }
 
 // Linux, arch/arm64/include/uapi/asm/hwcap.h: spelt out, as older headers lack the later ones.
 bool has_neon() {
@@ -73,6 +79,9 @@ constexpr Path kPaths[] = {
     {"neon", has_neon, neon_kernels}, {"portable", always, portable_kernels}};
 
 }  // namespace
+
+bool has_bf16_vectors() { return has_avx512() && (leaf7(1).eax >> 5 & 1); }
+bool has_bf16_tiles() { return has_amx() && (leaf7(0).edx >> 22 & 1); }
 
 std::vector<std::string> usable_paths() {
   std::vector<std::string> names;

@@ -144,6 +144,12 @@ struct ScanTask {
 };
 constexpr int64_t kScanFeatures = 64;  // of a task: its part of the state stays in the cache
 
+// Operations that a core can start in a cycle at most, a multiply and an add counting as two; 0
+// where that is not known.
+struct PeakWidths {
+  double int8 = 0, fp32 = 0, bf16 = 0;
+};
+
 struct Kernels {
   const char* name;
   void (*quantize_rows)(const float* x, int64_t rows, int64_t k, int64_t x_stride, int8_t* codes,
@@ -191,10 +197,13 @@ struct Kernels {
   // Sum of exp((x - top) * inverse_temperature); 16 lanes added in order, then the lanes.
   double (*sum_exp)(const float* x, int64_t n, float top, float inverse_temperature);
   void (*narrow)(const float* x, int64_t n, Storage storage, uint8_t* out);
-  // Probes of the machine's ceilings (see probe.hpp); each returns operations or bytes done.
-  double (*probe_int8)(int64_t iterations);
-  double (*probe_fp32)(int64_t iterations);
-  double (*probe_read)(const uint8_t* data, int64_t bytes);
+  // Probes of the machine's ceilings (see probe.hpp); each returns operations or bytes done, 0
+  // where the processor has no such arithmetic. An iteration also goes through `links` of a chain.
+  double (*probe_int8)(int64_t iterations, int64_t links);
+  double (*probe_fp32)(int64_t iterations, int64_t links);
+  double (*probe_bf16)(int64_t iterations, int64_t links);
+  double (*probe_read)(const uint8_t* data, int64_t bytes, int streams);
+  PeakWidths peak_widths;
 };
 
 constexpr int64_t kFewRows = 2;       // rows that no path multiplies from unpacked panels

@@ -20,35 +20,49 @@ namespace amx {
 constexpr int64_t kLeastRows = 8;  // so few rows are faster without tiles
 
 // Tiles 0 and 1 take sums [16][16] of int32, 2 and 6 the activations [16][32], 3 and 7 the codes
-// of a chunk, eight quads of [16][4] bytes. The probe multiplies whole tiles: 4 by 5.
+// of a chunk, eight quads of [16][4] bytes.
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {64, 64, 32, 64, 64, 64, 32, 64};
   uint8_t rows[16] = {16, 16, 16, 8, 16, 16, 16, 8};
 };
 
-static double probe_tiles(int64_t iterations) {
-  TileConfig config;
-  config.row_bytes[6] = 64;
-  config.rows[7] = 16;
-  alignas(64) uint8_t data[1024];
-  std::memset(data, 1, sizeof data);
-  _tile_loadconfig(&config);
-  _tile_loadd(4, data, 64);
-  _tile_loadd(5, data, 64);
+// Products of whole tiles, four apart; 16 cycles each.
+template <bool kBf16>
+static double probe_tiles(int64_t iterations, int64_t links) {
+  struct alignas(64) WholeTiles {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16};
+  };
+  static const WholeTiles whole;
+  ProbeData<2048> data;
+  if constexpr (kBf16) data.make_bf16();
+  _tile_loadconfig(&whole);
+  _tile_loadd(4, data.bytes, 64);
+  _tile_loadd(5, data.bytes + 1024, 64);
   _tile_zero(0);
   _tile_zero(1);
-  _tile_zero(6);
-  _tile_zero(7);
+  _tile_zero(2);
+  _tile_zero(3);
+  uint64_t x = 3;
   for (int64_t n = 0; n < iterations; ++n) {
-    _tile_dpbsud(0, 4, 5);
-    _tile_dpbsud(1, 4, 5);
-    _tile_dpbsud(6, 4, 5);
-    _tile_dpbsud(7, 4, 5);
+    if constexpr (kBf16) {
+      asm volatile(
+          "tdpbf16ps %tmm5, %tmm4, %tmm0\n\t"
+          "tdpbf16ps %tmm5, %tmm4, %tmm1\n\t"
+          "tdpbf16ps %tmm5, %tmm4, %tmm2\n\t"
+          "tdpbf16ps %tmm5, %tmm4, %tmm3");
+    } else {
+      _tile_dpbsud(0, 4, 5);
+      _tile_dpbsud(1, 4, 5);
+      _tile_dpbsud(2, 4, 5);
+      _tile_dpbsud(3, 4, 5);
+    }
+    chain(x, links);
   }
-  _tile_stored(0, data, 64);
   _tile_release();
-  return static_cast<double>(iterations) * 4 * 16 * 16 * 64 * 2;
+  return static_cast<double>(iterations) * 4 * 16 * 16 * (kBf16 ? 32 : 64) * 2;
 }
 
 // One panel of a column block for one tile of rows. Without stored offsets the codes are signed,
@@ -178,7 +192,12 @@ const Kernels* amx_kernels() {
     kernels.name = "amx";
     kernels.arrange_rows = amx::arrange_tiles;
     kernels.linear_int8 = amx::linear_int8_tiles;
-    kernels.probe_int8 = amx::probe_tiles;
+    kernels.probe_int8 = amx::probe_tiles<false>;
+    kernels.peak_widths.int8 = 2048;  // a tile product in 16 cycles
+    if (has_bf16_tiles()) {
+      kernels.probe_bf16 = amx::probe_tiles<true>;
+      kernels.peak_widths.bf16 = 1024;
+    }
     return kernels;
   }();
   return usable ? &table : nullptr;

@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu_features.hpp"
 #include "kernels.hpp"
+#include "probe_parts.hpp"
 
 #define SARTOR_STRING2(x) #x
 #define SARTOR_STRING(x) SARTOR_STRING2(x)
@@ -67,7 +69,9 @@ static const Kernels kTable = {SARTOR_STRING(SARTOR_ISA),
                                narrow,
                                probe_int8,
                                probe_fp32,
-                               probe_read};
+                               probe_bf16,
+                               probe_read,
+                               kPeakWidths};
 #endif
 
 }  // namespace SARTOR_ISA
