@@ -142,7 +142,8 @@ class Comparison:
         if self.limits is not None:
             notes.append(
                 f"- ceilings in this run: {self.limits.read_bytes_per_s / 1e9:.1f} GB/s of reads, "
-                f"{self.limits.int8_ops_per_s / 1e12:.2f} int8 TOPS"
+                f"{self.limits.int8_ops_per_s / 1e12:.2f} int8 TOPS; a step reads "
+                f"{self.limits.weight_bytes / 1e6:.1f} MB of weights"
             )
         notes += [
             f"- {facts['title']}: {facts['version']}; {facts['settings']}"

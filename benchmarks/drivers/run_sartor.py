@@ -10,12 +10,12 @@ from pathlib import Path
 from protocol import Answer, Driver, Load, Tokens, serve
 
 from sartor import __version__
+from sartor.backends.base import Executable
 from sartor.backends.registry import load_backend
 from sartor.bench import phases
 from sartor.engine.engine import Engine
 from sartor.engine.load import load, make_engine
 from sartor.errors import SartorError
-from sartor.graph import Program
 from sartor.plan import ExecutionPlan
 from sartor.store import sartor_home
 
@@ -29,18 +29,19 @@ class SartorDriver(Driver):
             # Twice: while some of a batch decode, the prompts of the others must go on.
             max_batch_tokens=max(phases.PROMPT_TOKENS, 2 * request.sequences),
             max_context=request.context,
-        )
+        ).replace(**request.plan)
         path = Path(request.model)
         loaded = load(path, plan, path.stem, sartor_home() / "packed")
         self._engine: Engine = make_engine(loaded)
         used = loaded.plan
         self._backend, self._device = used.backend, used.device
-        bits = loaded.bits_per_weight
+        settings = [f"{used.backend} {used.isa}, {used.activation} x {used.kv} state"]
+        settings += [f"{field}={getattr(used, field)}" for field in request.plan]
         return {
             "version": __version__,
-            "settings": f"{used.backend} {used.isa}, {used.activation} x {used.kv} state",
-            "bits_per_weight": bits,
-            **work(loaded.executable.program, bits),
+            "settings": ", ".join(settings),
+            "bits_per_weight": loaded.bits_per_weight,
+            **work(loaded.executable),
         }
 
     def single(self, seed: int, prompt: Tokens, steps: int) -> Answer:
@@ -76,13 +77,14 @@ class SartorDriver(Driver):
             raise SartorError(f"sartor bench decodes {own_steps} steps here, not {steps}")
 
 
-def work(program: Program, bits_per_weight: float) -> Answer:
+def work(executable: Executable) -> Answer:
     """What the weights ask of a machine: bytes of all matrices, multiplications a token.
 
     ``head_weights`` are needed for tokens that give an output only. Empty where experts are
-    chosen by token: then no number holds for all.
+    chosen by token, as no number holds for all, and where the backend does not tell.
     """
-    if any(node.op == "grouped_linear" for node in program.nodes):
+    program, matrix_bytes = executable.program, getattr(executable, "matrix_bytes", None)
+    if matrix_bytes is None or any(node.op == "grouped_linear" for node in program.nodes):
         return {}
     shapes = {value: spec.shape for value, spec in program.weight_values().items()}
     sizes = {
@@ -92,12 +94,13 @@ def work(program: Program, bits_per_weight: float) -> Answer:
         for node in program.nodes
         if node.op in ("linear", "linear_group", "head_linear")
     }
+    weight_bytes = sum(map(matrix_bytes, sizes))
     head = sizes.pop("lm_head", 0)
     body = sum(sizes.values())
     return {
         "weights": body,
         "head_weights": head,
-        "weight_bytes": (body + head) * bits_per_weight / 8,
+        "weight_bytes": weight_bytes,
     }
 
 

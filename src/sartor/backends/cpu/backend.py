@@ -266,6 +266,13 @@ class CpuExecutable:
         arithmetic = self.plan.activation if matrix.integer_codes else "fp32"
         return f"{self.plan.isa} {arithmetic} {matrix.format_name}"
 
+    def matrix_bytes(self, node: str) -> int:
+        """Bytes of the matrices that a node reads, scales and offsets too."""
+        specs = self.program.weight_values()
+        names = [specs[v].name for v in self.program.node(node).inputs if v in specs]
+        matrices = self._weights.matrices
+        return sum(matrices[name].nbytes for name in names if name in matrices)
+
     def profile(self, on: bool) -> None:
         """Starts or stops timing every instruction; :meth:`seconds` reads the sums."""
         self._native.profile(on)
