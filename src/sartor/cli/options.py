@@ -39,7 +39,7 @@ HeadBits = Annotated[
     typer.Option(
         metavar="2-8",
         help="Quantise the weights that make the logits again, to so many bits where they have "
-        "more: faster, answers change a little; 0 keeps them.",
+        "more: faster, at a cost that `sartor eval` tells; 0 keeps them.",
     ),
 ]
 Isa = Annotated[str, typer.Option(help="CPU instruction-set path: auto, portable, avx2 or avx512.")]

@@ -73,7 +73,7 @@ def _search(x: F32, top: int) -> tuple[U8, F32, F32]:
 
 def _encode(x: F32, scale: F32, offset: F32, top: int) -> F32:
     """The nearest codes, as floats."""
-    codes: F32 = x * (1 / scale)
+    codes: F32 = x / scale
     codes -= offset / scale
     np.rint(codes, out=codes)
     np.clip(codes, 0, top, out=codes)

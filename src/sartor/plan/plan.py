@@ -26,7 +26,7 @@ class ExecutionPlan:
     activation         arithmetic of quantised linear layers: dynamic int8 (groups of 32;
                        outliers and the inputs of the head keep 16 bits), or fp32
     head_bits          weights that make the logits: 0 as the file has them; 2 to 8 quantises
-                       them again where they have more, which changes answers a little
+                       them again where they have more, which changes answers
     kv                 storage of keys and values
     block_size         tokens a state block; a power of two
     max_batch_tokens   token budget of one step (prompt chunks and decodes together)
