@@ -33,20 +33,28 @@ from sartor.bench import phases
 from sartor.bench.ceiling import PhaseWork
 from sartor.engine.load import load_text
 from sartor.errors import SartorError, UsageError
+from sartor.evaluation import run_evaluation
 from sartor.formats import open_checkpoint
 from sartor.hardware import Ceilings, Peak, available_cores, inventory
 from sartor.models import load_model
+from sartor.plan import ExecutionPlan
+from sartor.store import sartor_home
 
 CEILING_SECONDS = 0.5
 """Of each loop that looks for a ceiling."""
 
+FIXED = ("threads", "prefix_cache", "max_sequences", "max_batch_tokens", "max_context")
+"""Fields of the plan that drivers/run_sartor.py sets."""
+
 
 @dataclass(frozen=True)
 class Options:
-    """``peers`` by name, none for all; ``title`` of the model in the table."""
+    """``peers`` by name, none for all; ``title`` of the model in the table; ``plan``: fields of
+    Sartor's execution plan that are not as usual."""
 
     model: Path
     title: str
+    plan: Mapping[str, object]
     peers: tuple[str, ...]
     rounds: int
     batches: tuple[int, ...]
@@ -106,7 +114,7 @@ def start_driver(name: str, python: Path, options: Options) -> EngineProcess:
     return EngineProcess(command, log, options.timeout, threads)
 
 
-def load(engine: EngineProcess, folder: str, options: Options) -> dict[str, Any]:
+def load(engine: EngineProcess, folder: str, options: Options, **fields: object) -> dict[str, Any]:
     return engine.ask(
         "load",
         model=str(options.model.absolute()),
@@ -114,6 +122,7 @@ def load(engine: EngineProcess, folder: str, options: Options) -> dict[str, Any]
         threads=options.threads,
         sequences=max(options.batches, default=1),
         context=phases.CONTEXT,
+        **fields,
     )
 
 
@@ -127,7 +136,7 @@ def compare(options: Options) -> Comparison:
         say("loading sartor ...")
         own = stack.enter_context(start_driver(OWN, Path(sys.executable), options))
         engines[OWN] = own
-        facts[OWN] = {"title": "Sartor", **load(own, "", options)}
+        facts[OWN] = {"title": "Sartor", **load(own, "", options, plan=options.plan)}
         for peer in choose_peers(options.peers):
             say(f"loading {peer.name} ...")
             try:
@@ -147,7 +156,8 @@ def compare(options: Options) -> Comparison:
             tell=say,
         )
         limits = find_limits(own, options.batches, [before, ceilings(own)])
-    return Comparison(options.title, describe(options, facts[OWN]), facts, missing, samples, limits)
+    told = describe(options, facts[OWN]) | quality(options)
+    return Comparison(options.title, told, facts, missing, samples, limits)
 
 
 def ceilings(own: Engine) -> Ceilings | None:
@@ -195,6 +205,25 @@ def describe(options: Options, own: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def quality(options: Options) -> dict[str, Any]:
+    """How far Sartor's answers are from float32 on the same file, where the plan may move them."""
+    if not options.plan:
+        return {}
+    say("measuring the quality of Sartor's answers ...")
+    model, usual = options.model, ExecutionPlan(threads=options.threads)
+    found: dict[str, Any] = {}
+    for name, plan in (("mean_kl", usual.replace(**options.plan)), ("usual_mean_kl", usual)):
+        try:
+            report = run_evaluation(
+                model, options.title, plan, reference=model, cache=sartor_home() / "packed"
+            )
+        except SartorError as error:
+            say(f"no quality: {error}")
+            return {}
+        found[name] = float(f"{report.mean_kl:.3g}")
+    return found
+
+
 def save(comparison: Comparison, options: Options) -> None:
     """Writes what was asked for; the table goes to standard output in any case."""
     section = comparison.to_markdown()
@@ -216,6 +245,13 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     )
     parser.add_argument("model", type=Path, help="a .gguf file")
     parser.add_argument("--title", help="of the model in the table; else the file's name")
+    parser.add_argument(
+        "--plan",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="of Sartor's execution plan, as head_bits=4 (may be repeated)",
+    )
     parser.add_argument("--peers", default="", help="names with commas between; else all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", default="4,16,32", help="sequences that decode at once")
@@ -236,9 +272,11 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         raise UsageError("rounds, threads and batches must be at least 1")
     if not found.model.is_file():
         raise UsageError(f"{found.model} is no file; name a .gguf file")
+    plan = plan_fields(found.plan)
     return Options(
         found.model,
-        found.title or found.model.stem,
+        found.title or ", ".join([found.model.stem, *found.plan]),
+        plan,
         names,
         found.rounds,
         batches,
@@ -249,6 +287,21 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         found.json,
         found.write,
     )
+
+
+def plan_fields(given: Sequence[str]) -> dict[str, object]:
+    """Fields of the plan from FIELD=VALUE; UsageError for what it or this comparison forbids."""
+    fields: dict[str, object] = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        if name in FIXED:
+            raise UsageError(f"--plan {text}: the comparison sets {name}, the same for all engines")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    ExecutionPlan().replace(**fields)
+    return fields
 
 
 def main() -> int:

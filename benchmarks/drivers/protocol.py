@@ -15,7 +15,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Tokens = Sequence[int]
@@ -26,7 +26,8 @@ Answer = dict[str, Any]
 class Load:
     """What to load: a GGUF file, and where an engine reads none, a bf16 folder of the same weights.
 
-    ``sequences`` run at once at most, each of at most ``context`` tokens.
+    ``sequences`` run at once at most, each of at most ``context`` tokens. ``plan`` has fields of
+    Sartor's execution plan; other engines get none.
     """
 
     model: str
@@ -34,6 +35,7 @@ class Load:
     threads: int
     sequences: int
     context: int
+    plan: Answer = field(default_factory=dict)
 
 
 class Driver(ABC):

@@ -28,14 +28,16 @@ class SartorDriver(Driver):
             # Twice: while some of a batch decode, the prompts of the others must go on.
             max_batch_tokens=max(phases.PROMPT_TOKENS, 2 * request.sequences),
             max_context=request.context,
-        )
+        ).replace(**request.plan)
         path = Path(request.model)
         loaded = load(path, plan, path.stem, sartor_home() / "packed")
         self._engine: Engine = make_engine(loaded)
         used = loaded.plan
+        settings = [f"{used.backend} {used.isa}, {used.activation} x {used.kv} state"]
+        settings += [f"{field}={getattr(used, field)}" for field in request.plan]
         return {
             "version": __version__,
-            "settings": f"{used.backend} {used.isa}, {used.activation} x {used.kv} state",
+            "settings": ", ".join(settings),
             "bits_per_weight": loaded.bits_per_weight,
         }
 

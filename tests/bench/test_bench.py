@@ -56,7 +56,7 @@ class _Watch:
 def test_report_has_every_number(tiny_path: Path) -> None:
     if importlib.util.find_spec("sartor.backends.cpu._native") is None:
         pytest.skip("the native CPU backend is not built")
-    plan = ExecutionPlan(backend="cpu", threads=1)
+    plan = ExecutionPlan(backend="cpu", threads=1, head_bits=4)
     report = run_bench(tiny_path, "tiny", plan, batches=(16, 2), repeats=2, profile=True)
     found = report.to_json_dict()
     assert json.loads(json.dumps(found)) == found
@@ -67,6 +67,7 @@ def test_report_has_every_number(tiny_path: Path) -> None:
         assert low <= median <= high  # type: ignore[operator]
     assert (found["model"], found["device"], found["threads"]) == ("tiny", "cpu", 1)
     assert (found["activation"], found["kv"], found["repeats"]) == ("int8", "bf16", 2)
+    assert found["head_bits"] == 4
     assert found["isa"] == load_backend("cpu").devices()[0].isa
     assert found["machine"]
     assert 0 < float(str(found["decode_host_share"])) < 1

@@ -27,6 +27,15 @@ def test_options(model: Path) -> None:
     assert parse([str(model), "--batches", ""]).batches == ()
 
 
+def test_a_plan_has_a_title_of_its_own(model: Path) -> None:
+    assert parse([str(model)]).plan == {}
+    found = parse([str(model), "--plan", "head_bits=4", "--plan", "kv=fp16"])
+    assert found.plan == {"head_bits": 4, "kv": "fp16"}
+    assert found.title == "tiny, head_bits=4, kv=fp16"
+    named = parse([str(model), "--plan", "head_bits=4", "--title", "head in 4 bits"])
+    assert named.title == "head in 4 bits"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -34,6 +43,10 @@ def test_options(model: Path) -> None:
         (["--batches", "4,x"], "is no list of numbers"),
         (["--batches", "0"], "must be at least 1"),
         (["--rounds", "0"], "must be at least 1"),
+        (["--plan", "head_bits=9"], "head_bits is 9"),
+        (["--plan", "head_bits"], "head_bits is ''"),
+        (["--plan", "head=4"], "unknown field head"),
+        (["--plan", "threads=4"], "the comparison sets threads"),
     ],
 )
 def test_wrong_options(model: Path, arguments: list[str], message: str) -> None:
@@ -89,3 +102,13 @@ def test_sartor_alone(
     assert "not installed" in found["missing"]["llama_cpp"]
     assert found["bits_per_weight"] > 0
     assert capsys.readouterr().out in table.read_text()
+    assert "mean_kl" not in found
+    options = parse([*arguments, "--write", str(table), "--plan", "head_bits=4"])
+    compare.save(compare.compare(options), options)
+    fewer = json.loads(numbers.read_text())
+    assert fewer["engines"]["sartor"]["settings"].endswith("head_bits=4")
+    assert fewer["engines"]["sartor"]["weight_bytes"] < found["engines"]["sartor"]["weight_bytes"]
+    assert fewer["mean_kl"] > fewer["usual_mean_kl"] >= 0
+    text = table.read_text()
+    assert text.index("## tiny\n") < text.index("## tiny, head_bits=4\n")
+    assert f"- mean kl: {fewer['mean_kl']}" in text

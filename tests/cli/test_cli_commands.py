@@ -253,6 +253,19 @@ def test_eval(capsys: Capture, tiny: Path) -> None:
     assert "perplexity" in out
 
 
+def test_a_head_of_fewer_bits(capsys: Capture, tiny: Path) -> None:
+    same = ("--activation", "fp32", "--kv", "fp32", "--positions", 64, "--reference", tiny)
+    distances = [
+        run_json(capsys, "eval", tiny, *same, "--head-bits", bits)["mean_kl"] for bits in (0, 6, 3)
+    ]
+    assert distances[0] == 0 < distances[1] < distances[2]
+    code, out, _ = run(capsys, "eval", tiny, "--positions", 16, "--head-bits", 4)
+    assert code == 0
+    assert "head in 4 bits" in out
+    for command in (("run", tiny, "hello"), ("eval", tiny), ("bench", tiny), ("serve", tiny)):
+        assert "head_bits is 9; it must be 2 to 8" in fails(capsys, 2, *command, "--head-bits", 9)
+
+
 def test_conformance(capsys: Capture) -> None:
     found = run_json(capsys, "conformance", "--backend", "reference")
     assert found["right"] is True

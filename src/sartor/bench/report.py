@@ -46,6 +46,7 @@ class BenchReport:
     isa: str
     threads: int
     activation: str
+    head_bits: int
     kv: str
     block_size: int
     max_batch_tokens: int

@@ -85,6 +85,7 @@ def run_bench(
         isa=used.isa,
         threads=used.threads,
         activation=used.activation,
+        head_bits=used.head_bits,
         kv=used.kv,
         block_size=used.block_size,
         max_batch_tokens=used.max_batch_tokens,

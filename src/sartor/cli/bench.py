@@ -10,6 +10,7 @@ from sartor.cli import options
 from sartor.cli.screen import (
     PullProgress,
     Waiting,
+    arithmetic,
     print_facts,
     print_json,
     print_table,
@@ -40,6 +41,7 @@ def bench(
     device: options.Device = "auto",
     kv: options.Kv = "bf16",
     activation: options.Activation = "int8",
+    head_bits: options.HeadBits = 0,
     isa: options.Isa = "auto",
     json: options.Json = False,
 ) -> None:
@@ -53,6 +55,7 @@ def bench(
         device=device,
         kv=kv,
         activation=activation,
+        head_bits=head_bits,
         isa=isa,
     )
     stored = ModelStore().ensure(model, PullProgress())
@@ -85,7 +88,7 @@ def _print(report: BenchReport) -> None:
         (
             "run on",
             f"{report.device} {report.isa}, {report.threads} threads, "
-            f"{report.activation} x {report.kv} state",
+            f"{arithmetic(report.activation, report.kv, report.head_bits)}",
         ),
         ("load", f"{report.load_seconds:.2f} s"),
         ("peak memory", f"{report.peak_rss_mb:.0f} MB"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sartor.cli import options
-from sartor.cli.screen import PullProgress, Waiting, print_facts, print_json
+from sartor.cli.screen import PullProgress, Waiting, arithmetic, print_facts, print_json
 
 if TYPE_CHECKING:
     from sartor.evaluation.evaluate import EvaluationReport
@@ -34,6 +34,7 @@ def evaluate(
     device: options.Device = "auto",
     kv: options.Kv = "bf16",
     activation: options.Activation = "int8",
+    head_bits: options.HeadBits = 0,
     isa: options.Isa = "auto",
     json: options.Json = False,
 ) -> None:
@@ -47,6 +48,7 @@ def evaluate(
         device=device,
         kv=kv,
         activation=activation,
+        head_bits=head_bits,
         isa=isa,
     )
     store, progress = ModelStore(), PullProgress()
@@ -78,7 +80,11 @@ def evaluate(
 def _facts(report: EvaluationReport) -> list[tuple[str, str]]:
     facts = [
         ("model", f"{report.model}, {report.bits_per_weight:.2f} bits a weight"),
-        ("run on", f"{report.device} {report.isa}, {report.activation} x {report.kv} state"),
+        (
+            "run on",
+            f"{report.device} {report.isa}, "
+            f"{arithmetic(report.activation, report.kv, report.head_bits)}",
+        ),
         ("text", f"{report.text}, {report.positions} tokens in {report.seconds:.1f} s"),
         ("perplexity", f"{report.perplexity:.3f}"),
     ]

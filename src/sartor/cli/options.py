@@ -34,6 +34,14 @@ Kv = Annotated[str, typer.Option(help="Storage of keys and values: bf16, fp16 or
 Activation = Annotated[
     str, typer.Option(help="Arithmetic of quantised linear layers: int8 or fp32.")
 ]
+HeadBits = Annotated[
+    int,
+    typer.Option(
+        metavar="2-8",
+        help="Quantise the weights that make the logits again, to so many bits where they have "
+        "more: faster, at a cost that `sartor eval` tells; 0 keeps them.",
+    ),
+]
 Isa = Annotated[str, typer.Option(help="CPU instruction-set path: auto, portable, avx2 or avx512.")]
 
 
@@ -60,6 +68,7 @@ def make_plan(
     device: str,
     kv: str,
     activation: str,
+    head_bits: int,
     isa: str,
     **more: object,
 ) -> ExecutionPlan:
@@ -73,6 +82,7 @@ def make_plan(
         device=device,
         kv=kv,
         activation=activation,
+        head_bits=head_bits,
         isa=isa,
         **more,
     )

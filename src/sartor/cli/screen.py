@@ -58,6 +58,12 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
         print(f"{name.ljust(width)}  {value}".rstrip())
 
 
+def arithmetic(activation: str, kv: str, head_bits: int) -> str:
+    """What a plan computes in: these change answers."""
+    head = f", head in {head_bits} bits" if head_bits else ""
+    return f"{activation} x {kv} state{head}"
+
+
 def size(count: int) -> str:
     """Bytes as people write them: decimal units, three digits."""
     value = float(count)

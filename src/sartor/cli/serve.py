@@ -38,6 +38,7 @@ def serve(
     device: options.Device = "auto",
     kv: options.Kv = "bf16",
     activation: options.Activation = "int8",
+    head_bits: options.HeadBits = 0,
     isa: options.Isa = "auto",
 ) -> int:
     """Serve models over an OpenAI-compatible HTTP API."""
@@ -51,6 +52,7 @@ def serve(
         device=device,
         kv=kv,
         activation=activation,
+        head_bits=head_bits,
         isa=isa,
         max_sequences=max_sequences,
     )

@@ -13,6 +13,7 @@ from sartor.backends.base import Executable
 from sartor.backends.registry import choose
 from sartor.engine.encoder import Encoder
 from sartor.engine.engine import Engine
+from sartor.engine.head import requantize_head
 from sartor.engine.sizing import size_state
 from sartor.errors import UnsupportedError
 from sartor.graph import Capabilities, Program
@@ -32,8 +33,10 @@ class LoadedModel:
     """A model compiled for one device, its tokenizer, and its chat template where it has one.
 
     ``plan`` has every "auto" replaced; ``capabilities`` are those of what runs it;
-    ``bits_per_weight`` counts scales and offsets; ``identity`` is the checkpoint's. ``note`` is
-    one line for people where it does not run as models usually do (see ``engine/fallback``).
+    ``bits_per_weight``: all that is packed, scales and offsets too, over the checkpoint's weights.
+    ``model`` and ``identity`` are the checkpoint's; the executable's program may differ where the
+    plan has the head quantised again. ``note`` is one line for people where it does not run as
+    models usually do (see ``engine/fallback``).
     """
 
     name: str
@@ -89,8 +92,11 @@ def load(
         plan = plan.replace(backend=backend.name, device=device.name)
         capabilities = backend.capabilities(device.name)
         _check(capabilities, model.program, plan)
-        weights = backend.pack(model.program, model.source, plan, cache)
-        executable = backend.compile(model.program, weights, plan, device.name, taps)
+        program, source = requantize_head(model, plan.head_bits)
+        if source is model.source:  # it has no more bits than that
+            plan = plan.replace(head_bits=0)
+        weights = backend.pack(program, source, plan, cache)
+        executable = backend.compile(program, weights, plan, device.name, taps)
         tokenizer, template = text.result()
     return LoadedModel(
         name=name,
@@ -101,7 +107,8 @@ def load(
         plan=executable.plan,
         capabilities=capabilities,
         load_seconds=time.perf_counter() - started,
-        bits_per_weight=weights.bits_per_weight,
+        # A head of its own is no further weight of the model, but more bits for the same ones.
+        bits_per_weight=weights.bits_per_weight * program.size / model.program.size,
         identity=checkpoint.identity(),
     )
 

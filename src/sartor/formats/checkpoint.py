@@ -12,7 +12,7 @@ from sartor.errors import FormatError, SartorError, UsageError
 from sartor.formats.files import TensorInfo
 from sartor.formats.gguf import MAGIC, GgufCheckpoint
 from sartor.formats.safetensors import SafetensorsCheckpoint
-from sartor.ops.weights import Weight
+from sartor.ops.weights import Weight, WeightFormat
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -46,6 +46,10 @@ class Checkpoint(Protocol):
     def info(self, name: str) -> TensorInfo: ...
 
     def weight(self, name: str) -> Weight: ...
+
+    def format(self, name: str) -> WeightFormat:
+        """How :meth:`weight` gives a tensor; reads no more of it than that takes."""
+        ...
 
     def identity(self) -> str:
         """Changes when the files do; reads sizes, times and headers, not the weights."""

@@ -34,7 +34,7 @@ from sartor.formats.files import (
     dense_weight,
 )
 from sartor.formats.gguf_blocks import GGUF_TYPES, REMOVED_TYPES, GgufType, decode_blocks
-from sartor.ops.weights import Weight
+from sartor.ops.weights import DenseFormat, Weight, WeightFormat
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
@@ -429,6 +429,11 @@ class GgufCheckpoint:
             )
         shape = info.shape if len(info.shape) > 1 else (1, *info.shape)
         return decode_blocks(name, kind, part.file.view(info.offset, info.nbytes), shape)
+
+    def format(self, name: str) -> WeightFormat:
+        """The format of :meth:`weight`, from the header alone."""
+        kind = self._entry(name)[1].types[name]
+        return DenseFormat(kind.dense) if kind.dense else kind.format or self.weight(name).format
 
     def identity(self) -> str:
         """A digest of sizes, modification times and headers."""
