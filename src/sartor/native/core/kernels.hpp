@@ -134,6 +134,14 @@ struct ScanTask {
 };
 constexpr int64_t kScanFeatures = 64;  // of a task: its part of the state stays in the cache
 
+// The weight of a logit is 2^((x - top) * slope), or 0 below the cut, which is finite.
+struct Weighing {
+  float top = 0.0f, cut = 0.0f;
+  double slope = 1.0;
+};
+constexpr int64_t kSampleBlock = 256;  // logits
+constexpr int32_t kBuckets = 4096;     // and one for what is below them
+
 struct Kernels {
   const char* name;
   void (*quantize_rows)(const float* x, int64_t rows, int64_t k, int64_t x_stride, int8_t* codes,
@@ -175,10 +183,15 @@ struct Kernels {
   void (*rope)(const float* x, const float* cosines, const float* sines, int64_t heads,
                int64_t head_dim, int64_t dim, bool interleaved, float* out);
   void (*attention)(const AttentionTask& task);
-  int64_t (*argmax)(const float* x, int64_t n);
   float (*max)(const float* x, int64_t n);
-  // Sum of exp((x - top) * inverse_temperature); 16 lanes added in order, then the lanes.
-  double (*sum_exp)(const float* x, int64_t n, float top, float inverse_temperature);
+  void (*block_maxima)(const float* x, int64_t n, float* maxima);  // of kSampleBlock logits each
+  double (*sum_weights)(const float* x, int64_t n, const Weighing& w);
+  // Adds the weight of each logit, or 1 for it, to bucket (top - x) * scale, rounded to the nearest
+  // and kBuckets at most. Logits below the cut count for nothing.
+  void (*sort_into_buckets)(const float* x, int64_t n, const Weighing& w, float scale, bool count,
+                            double* buckets);
+  // Writes `first` + i for every x[i] in [low, high), rising; how many.
+  int64_t (*collect)(const float* x, int64_t n, float low, float high, int32_t first, int32_t* ids);
   void (*narrow)(const float* x, int64_t n, Storage storage, uint8_t* out);
   // Probes of the machine's ceilings (see probe.hpp); each returns operations or bytes done.
   double (*probe_int8)(int64_t iterations);

@@ -51,6 +51,11 @@ static inline F f_where_less(F x, F y, F a, F b) {
   return {_mm256_blendv_ps(b.lo, a.lo, _mm256_cmp_ps(x.lo, y.lo, _CMP_LT_OQ)),
           _mm256_blendv_ps(b.hi, a.hi, _mm256_cmp_ps(x.hi, y.hi, _CMP_LT_OQ))};
 }
+static inline uint32_t f_at_least(F x, F y) {
+  const int lo = _mm256_movemask_ps(_mm256_cmp_ps(x.lo, y.lo, _CMP_GE_OQ));
+  const int hi = _mm256_movemask_ps(_mm256_cmp_ps(x.hi, y.hi, _CMP_GE_OQ));
+  return static_cast<uint32_t>(lo | hi << 8);
+}
 static inline I i_set(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 static inline void i_store(int32_t* p, I a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lo);

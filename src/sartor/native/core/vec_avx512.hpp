@@ -37,6 +37,7 @@ static inline F f_exp2i(I n) {
 static inline F f_where_less(F x, F y, F a, F b) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_LT_OQ), b.v, a.v)};
 }
+static inline uint32_t f_at_least(F x, F y) { return _mm512_cmp_ps_mask(x.v, y.v, _CMP_GE_OQ); }
 static inline I i_set(int32_t x) { return {_mm512_set1_epi32(x)}; }
 static inline void i_store(int32_t* p, I a) { _mm512_storeu_si512(p, a.v); }
 static inline float f_sum(F a) { return _mm512_reduce_add_ps(a.v); }

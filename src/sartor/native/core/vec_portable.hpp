@@ -91,6 +91,12 @@ static inline F f_where_less(F x, F y, F a, F b) {
   SARTOR_EACH b.v[i] = x.v[i] < y.v[i] ? a.v[i] : b.v[i];
   return b;
 }
+// Bit i: x[i] >= y[i].
+static inline uint32_t f_at_least(F x, F y) {
+  uint32_t bits = 0;
+  SARTOR_EACH bits |= static_cast<uint32_t>(x.v[i] >= y.v[i]) << i;
+  return bits;
+}
 static inline I i_set(int32_t x) {
   I r;
   SARTOR_EACH r.v[i] = x;
