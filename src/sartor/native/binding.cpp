@@ -8,7 +8,10 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <ctime>
 #include <iterator>
 #include <stdexcept>
 #include <unordered_map>
@@ -255,6 +258,12 @@ nb::tuple samples_to_numpy(const std::vector<SampleResult>& samples) {
                         to_numpy(std::move(top_starts)));
 }
 
+double thread_seconds() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
 // The sampler without a model before it.
 struct PySampler {
   const Kernels* kernels;
@@ -282,6 +291,7 @@ struct PySampler {
     check_ids(history.data(), past[rows], vocab, "history");
     check_ids(bias_tokens.data(), biases[rows], vocab, "logit bias");
     std::vector<SampleResult> samples(static_cast<size_t>(rows));
+    std::vector<double> seconds(static_cast<size_t>(rows), HUGE_VAL);
     {
       nb::gil_scoped_release release;
       for (int i = 0; i < repeats; ++i)
@@ -295,10 +305,12 @@ struct PySampler {
           in.bias_tokens = bias_tokens.data() + biases[r];
           in.bias_values = bias_values.data() + biases[r];
           in.bias_length = biases[r + 1] - biases[r];
+          const double begun = thread_seconds();
           samples[index(r)] = sample(*kernels, in, scratch);
+          seconds[index(r)] = std::min(seconds[index(r)], thread_seconds() - begun);
         }
     }
-    return samples_to_numpy(samples);
+    return nb::make_tuple(samples_to_numpy(samples), to_numpy(std::move(seconds)));
   }
 };
 

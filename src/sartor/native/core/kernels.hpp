@@ -134,7 +134,7 @@ struct ScanTask {
 };
 constexpr int64_t kScanFeatures = 64;  // of a task: its part of the state stays in the cache
 
-// The weight of a logit is 2^((x - top) * slope), or 0 below the cut, which is finite.
+// The weight of a logit is 2^(16 (x - top) slope), or 0 below the cut, which is finite.
 struct Weighing {
   float top = 0.0f, cut = 0.0f;
   double slope = 1.0;

@@ -14,6 +14,7 @@ namespace {
 constexpr int32_t kLastId = std::numeric_limits<int32_t>::max();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr double kLog2E = 1.44269504088896340736;
+constexpr double kSlope = kLog2E / 16;  // of a weight, at temperature 1
 // In nats below the top: a million weights of e^-50 do not change a sum that begins with 1.
 constexpr float kReach = 50.0f;
 constexpr int64_t kHead = 64;        // tokens that are tried first, and often are enough
@@ -86,15 +87,16 @@ std::vector<Rank>& LogitRow::between(float low, float high) {
 std::vector<Rank>& LogitRow::at_least(float logit) { return between(logit, kInfinity); }
 
 void LogitRow::set_temperature(float temperature) {
-  weighing_.slope = kLog2E / temperature;
+  weighing_.slope = kSlope / temperature;
   weighing_.cut = std::max(top() - kReach * temperature, -FLT_MAX);
 }
 
 double LogitRow::weight(float logit) const {
   if (!(logit >= weighing_.cut)) return 0.0;
-  double power;
-  exp2_of<double, int64_t>((double{logit} - double{top()}) * weighing_.slope, power);
-  return power;
+  const double t[1] = {(double{logit} - double{top()}) * weighing_.slope};
+  double power[1];
+  exp2_of_16<double, int64_t, 1>(t, power);
+  return power[0];
 }
 
 Rank LogitRow::last_of_all() const { return rank_of(weighing_.cut, kLastId); }
@@ -127,16 +129,16 @@ Rank LogitRow::last_of_count(int64_t count) {
 Rank LogitRow::last_of_share(double share, Rank within) {
   const double sum = total(within), wanted = share * sum;
   // Tokens this far below the top have less than what is not wanted, all of them together.
-  const double reach = std::log2(static_cast<double>(size_) / (sum - wanted)) / weighing_.slope;
+  const double reach =
+      std::log2(static_cast<double>(size_) / (sum - wanted)) / (16 * weighing_.slope);
   const auto lowest = static_cast<float>(double{top()} - reach);
   return last_of_sum(wanted, false, std::max(std::nextafter(lowest, -kInfinity), weighing_.cut));
 }
 
 // The first token up to which the sum is as wanted, or the last of all. It is not below `lowest`.
 Rank LogitRow::last_of_sum(double wanted, bool count, float lowest) {
-  const int64_t tries = std::min(std::max(kHead, count ? static_cast<int64_t>(wanted) : 0),
-                                 blocks() / 2);
-  if (tries > 0 && (!count || static_cast<double>(tries) >= wanted)) {
+  for (const int64_t tries : {kHead, blocks() / 2}) {
+    if (tries < 1 || tries > blocks() / 2 || (count && static_cast<double>(tries) < wanted)) continue;
     double sum = 0;
     for (const Rank rank : head(tries))
       if ((sum += measure(rank, count)) >= wanted) return rank;

@@ -15,7 +15,6 @@ struct PenaltyInput {
   int64_t bias_length = 0;
 };
 
-// Its tables, of the size of the vocabulary, are zero between two rows.
 class Penalties {
  public:
   // Whether any logit was written to.
@@ -28,11 +27,12 @@ class Penalties {
     int32_t token;
     float before;
   };
+  void count(const PenaltyInput& in);
   void penalise(const PenaltyInput& in, float* logits);
-  void change(float* logits, int32_t token, float after);
 
-  std::vector<uint64_t> seen_;    // a bit a token: a long history is counted within the first cache
-  std::vector<int32_t> written_;  // of each token
+  // Zero between two rows. A bit a token, so that a long history is marked within the first cache.
+  std::vector<uint64_t> seen_;
+  std::vector<int32_t> written_;
   std::vector<Change> changes_;
 };
 

@@ -18,6 +18,9 @@ static inline void f_store(float* p, F a) {
   _mm256_storeu_ps(p, a.lo);
   _mm256_storeu_ps(p + 8, a.hi);
 }
+static inline void f_widen(const float* p, double* out) {
+  for (int i = 0; i < 16; i += 4) _mm256_storeu_pd(out + i, _mm256_cvtps_pd(_mm_loadu_ps(p + i)));
+}
 static inline F f_set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 #define SARTOR_BINARY(name, op) \
   static inline F name(F a, F b) { return {op(a.lo, b.lo), op(a.hi, b.hi)}; }

@@ -15,6 +15,10 @@ struct Q {
 
 static inline F f_load(const float* p) { return {_mm512_loadu_ps(p)}; }
 static inline void f_store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
+static inline void f_widen(const float* p, double* out) {
+  _mm512_storeu_pd(out, _mm512_cvtps_pd(_mm256_loadu_ps(p)));
+  _mm512_storeu_pd(out + 8, _mm512_cvtps_pd(_mm256_loadu_ps(p + 8)));
+}
 static inline F f_set(float x) { return {_mm512_set1_ps(x)}; }
 static inline F f_add(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
 static inline F f_sub(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }

@@ -21,6 +21,7 @@ static inline F f_load(const float* p) {
   return r;
 }
 static inline void f_store(float* p, F a) { std::memcpy(p, a.v, 64); }
+static inline void f_widen(const float* p, double* out) { SARTOR_EACH out[i] = p[i]; }
 static inline F f_set(float x) {
   F r;
   SARTOR_EACH r.v[i] = x;
