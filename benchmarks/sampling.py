@@ -130,9 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     floors = [size * 4 / bandwidth * 1000 for size in vocabularies]
     print(f"{'floor: the row read once':36}" + "".join(f"{floor:10.3f}" for floor in floors))
     for case in CASES:
-        times = (
-            milliseconds(make_rows(case, size), isa, options.rounds) for size in vocabularies
-        )
+        times = (milliseconds(make_rows(case, size), isa, options.rounds) for size in vocabularies)
         print(f"{case.name:36}" + "".join(f"{time:10.3f}" for time in times), flush=True)
 
 

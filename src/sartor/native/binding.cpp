@@ -282,9 +282,9 @@ struct PySampler {
             "sampler: arrays do not fit the rows");
     const int32_t *past = history_starts.data(), *biases = bias_starts.data();
     for (int64_t r = 0; r < rows; ++r)
-      require(0 <= past[r] && past[r] <= past[r + 1] && 0 <= biases[r] &&
-                  biases[r] <= biases[r + 1],
-              "sampler: lists do not lie end to end");
+      require(
+          0 <= past[r] && past[r] <= past[r + 1] && 0 <= biases[r] && biases[r] <= biases[r + 1],
+          "sampler: lists do not lie end to end");
     require(past[rows] <= static_cast<int64_t>(history.size()) &&
                 biases[rows] <= static_cast<int64_t>(bias_tokens.size()),
             "sampler: lists end past their values");
@@ -612,7 +612,9 @@ NB_MODULE(_native, m) {
   nb::class_<PySampler>(m, "Sampler")
       .def(
           "__init__",
-          [](PySampler* self, const std::string& isa) { new (self) PySampler{kernels_of(isa), {}}; },
+          [](PySampler* self, const std::string& isa) {
+            new (self) PySampler{kernels_of(isa), {}};
+          },
           "isa"_a)
       .def("run", &PySampler::run, "logits"_a, "sampling"_a, "history"_a, "history_starts"_a,
            "bias_tokens"_a, "bias_starts"_a, "bias_values"_a, "repeats"_a = 1);

@@ -140,7 +140,7 @@ struct Weighing {
   double slope = 1.0;
 };
 constexpr int64_t kSampleBlock = 256;  // logits
-constexpr int32_t kBuckets = 4096;     // and one for what is below them
+constexpr int32_t kBuckets = 4096;     // and kLanes that end the list
 
 struct Kernels {
   const char* name;
@@ -186,8 +186,8 @@ struct Kernels {
   float (*max)(const float* x, int64_t n);
   void (*block_maxima)(const float* x, int64_t n, float* maxima);  // of kSampleBlock logits each
   double (*sum_weights)(const float* x, int64_t n, const Weighing& w);
-  // Adds the weight of each logit, or 1 for it, to bucket (top - x) * scale, rounded to the nearest
-  // and kBuckets at most. Logits below the cut count for nothing.
+  // Adds the weight of each logit, or 1 for it, to bucket (top - x) * scale, rounded to the
+  // nearest. That of the cut is kBuckets at most; logits below it add nothing.
   void (*sort_into_buckets)(const float* x, int64_t n, const Weighing& w, float scale, bool count,
                             double* buckets);
   // Writes `first` + i for every x[i] in [low, high), rising; how many.

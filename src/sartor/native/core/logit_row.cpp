@@ -17,9 +17,10 @@ constexpr double kLog2E = 1.44269504088896340736;
 constexpr double kSlope = kLog2E / 16;  // of a weight, at temperature 1
 // In nats below the top: a million weights of e^-50 do not change a sum that begins with 1.
 constexpr float kReach = 50.0f;
-constexpr int64_t kHead = 64;        // tokens that are tried first, and often are enough
-constexpr size_t kManyRanks = 4096;  // to sort
-constexpr size_t kFewRanks = 64;
+constexpr int64_t kHead = 64;      // tokens that are tried first, and often are enough
+constexpr int64_t kManyMore = 16;  // tokens in place of one
+constexpr int64_t kFewRanks = 64;  // to sort
+constexpr size_t kAll = std::numeric_limits<size_t>::max();
 
 // Floats as integers in the same order.
 uint32_t ordered(float x) {
@@ -51,7 +52,6 @@ LogitRow::LogitRow(const Kernels& kernels, const float* logits, int64_t size, Ro
     : kernels_(&kernels), logits_(logits), size_(size), scratch_(&scratch) {
   scratch.maxima.resize(static_cast<size_t>((size + kSampleBlock - 1) / kSampleBlock));
   scratch.sums.resize(scratch.maxima.size());
-  scratch.head.clear();
   kernels.block_maxima(logits, size, scratch.maxima.data());
   weighing_.top = *std::max_element(scratch.maxima.begin(), scratch.maxima.end());
 }
@@ -70,21 +70,21 @@ int32_t LogitRow::argmax() const {
   return 0;  // nothing but NaN
 }
 
-std::vector<Rank>& LogitRow::between(float low, float high) {
+std::vector<Rank>& LogitRow::between(float low, float high, size_t limit) {
   std::vector<Rank>& ranks = scratch_->ranks;
   ranks.clear();
-  for (int64_t b = 0; b < blocks(); ++b) {
+  for (int64_t b = 0; b < blocks() && ranks.size() <= limit; ++b) {
     if (!(scratch_->maxima[static_cast<size_t>(b)] >= low)) continue;
     int32_t ids[kSampleBlock];
     const int64_t begin = b * kSampleBlock;
-    const int64_t found = kernels_->collect(logits_ + begin, length(b), low, high,
-                                            static_cast<int32_t>(begin), ids);
+    const int64_t found =
+        kernels_->collect(logits_ + begin, length(b), low, high, static_cast<int32_t>(begin), ids);
     for (int64_t i = 0; i < found; ++i) ranks.push_back(rank_of(logits_[ids[i]], ids[i]));
   }
   return ranks;
 }
 
-std::vector<Rank>& LogitRow::at_least(float logit) { return between(logit, kInfinity); }
+std::vector<Rank>& LogitRow::at_least(float logit) { return between(logit, kInfinity, kAll); }
 
 void LogitRow::set_temperature(float temperature) {
   weighing_.slope = kSlope / temperature;
@@ -106,20 +106,17 @@ Rank LogitRow::last_with_weight(double least) const {
   return std::min(last_of_all(), rank_of(least_float(top(), holds), kLastId));
 }
 
-// As many blocks as tokens are wanted have a maximum of at least the cut, so there are enough.
-const std::vector<Rank>& LogitRow::head(int64_t count) {
-  std::vector<Rank>& head = scratch_->head;
-  if (static_cast<int64_t>(head.size()) >= count) return head;
+// The first tokens, at least as many as blocks are asked for: so many have a maximum as high. None
+// where ties make it far more.
+std::vector<Rank>& LogitRow::head(int64_t tokens) {
   std::vector<float>& falling = scratch_->falling;
   falling = scratch_->maxima;
-  const auto last = falling.begin() + count - 1;
+  const auto last = falling.begin() + tokens - 1;
   std::nth_element(falling.begin(), last, falling.end(), std::greater<float>());
-  std::vector<Rank>& found = at_least(std::max(*last, -FLT_MAX));
-  head.clear();
-  if (found.size() > kManyRanks) return head;
-  std::swap(head, found);
-  std::sort(head.begin(), head.end());
-  return head;
+  const auto limit = static_cast<size_t>(kManyMore * tokens);
+  std::vector<Rank>& ranks = between(std::max(*last, -FLT_MAX), kInfinity, limit);
+  if (ranks.size() > limit) ranks.clear();
+  return ranks;
 }
 
 Rank LogitRow::last_of_count(int64_t count) {
@@ -137,14 +134,16 @@ Rank LogitRow::last_of_share(double share, Rank within) {
 
 // The first token up to which the sum is as wanted, or the last of all. It is not below `lowest`.
 Rank LogitRow::last_of_sum(double wanted, bool count, float lowest) {
-  for (const int64_t tries : {kHead, blocks() / 2}) {
-    if (tries < 1 || tries > blocks() / 2 || (count && static_cast<double>(tries) < wanted)) continue;
+  for (const int64_t tokens : {kHead, blocks() / 2}) {
+    if (tokens < 1 || tokens > blocks() || (count && static_cast<double>(tokens) < wanted))
+      continue;
+    std::vector<Rank>& ranks = head(tokens);
     double sum = 0;
-    for (const Rank rank : head(tries))
-      if ((sum += measure(rank, count)) >= wanted) return rank;
+    for (const Rank rank : ranks) sum += measure(rank, count);
+    if (!ranks.empty() && sum >= wanted) return last_in_list(ranks, 0.0, wanted, count);
   }
   std::vector<double>& buckets = scratch_->buckets;
-  buckets.assign(kBuckets + 1, 0.0);
+  buckets.assign(kBuckets + kLanes, 0.0);
   Weighing weighing = weighing_;
   weighing.cut = lowest;
   const float scale = std::min(static_cast<float>(kBuckets) / (top() - lowest), FLT_MAX);
@@ -163,7 +162,8 @@ Rank LogitRow::last_of_sum(double wanted, bool count, float lowest) {
       };
       const auto place = static_cast<float>(bucket);
       const float high = bucket ? up_to(place - 1) : kInfinity;
-      return last_in_list(between(std::max(up_to(place), lowest), high), before, wanted, count);
+      std::vector<Rank>& list = between(std::max(up_to(place), lowest), high, kAll);
+      return last_in_list(list, before, wanted, count);
     }
     before = sum;
   }
@@ -174,7 +174,7 @@ Rank LogitRow::last_in_list(std::vector<Rank>& list, double before, double wante
                             bool count) const {
   auto begin = list.begin(), end = list.end();
   if (!std::is_sorted(begin, end)) {  // as ties are
-    while (end - begin > static_cast<int64_t>(kFewRanks)) {
+    while (end - begin > kFewRanks) {
       const auto middle = begin + (end - begin) / 2;
       std::nth_element(begin, middle, end);
       double sum = before;

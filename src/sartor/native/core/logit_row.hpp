@@ -23,7 +23,7 @@ inline int32_t id_of(Rank rank) { return static_cast<int32_t>(rank); }
 struct RowScratch {
   std::vector<float> maxima, falling;  // of the blocks
   std::vector<double> sums, buckets;
-  std::vector<Rank> head, ranks;
+  std::vector<Rank> ranks;
 };
 
 class LogitRow {
@@ -58,8 +58,9 @@ class LogitRow {
   double weight(float logit) const;
   double measure(Rank rank, bool count) const { return count ? 1.0 : weight(logit_of(rank)); }
   double sum_block(int64_t block, Rank last) const;
-  std::vector<Rank>& between(float low, float high);
-  const std::vector<Rank>& head(int64_t count);
+  // Ranks of the tokens with a logit in [low, high); not all of them where there are over `limit`.
+  std::vector<Rank>& between(float low, float high, size_t limit);
+  std::vector<Rank>& head(int64_t tokens);
   Rank last_of_sum(double wanted, bool count, float lowest);
   Rank last_in_list(std::vector<Rank>& list, double before, double wanted, bool count) const;
 

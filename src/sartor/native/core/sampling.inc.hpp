@@ -79,7 +79,8 @@ static double sum_weights(const float* x, int64_t n, const Weighing& w) {
 static void sort_into_buckets(const float* x, int64_t n, const Weighing& w, float scale, bool count,
                               double* buckets) {
   const F cut = f_set(w.cut), top = f_set(w.top), s = f_set(scale);
-  const F last = f_set(static_cast<float>(kBuckets));
+  // What is below the buckets adds 0 somewhere: a lane each has its place, lest they wait in line.
+  const F last = f_add(f_set(static_cast<float>(kBuckets)), f_load(kIndex));
   for (int64_t i = 0; i < n; i += kRun) {
     const Run run(x + i, n - i);
     if (!run.reaches(cut)) continue;
@@ -116,7 +117,7 @@ static int64_t collect(const float* x, int64_t n, float low, float high, int32_t
         continue;
       }
       SARTOR_UNROLL  // nothing to guess wrong
-      for (int lane = 0; lane < 16; ++lane) {
+          for (int lane = 0; lane < 16; ++lane) {
         ids[found] = id + lane;
         found += bits >> lane & 1;
       }
