@@ -8,7 +8,10 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <ctime>
 #include <iterator>
 #include <stdexcept>
 #include <unordered_map>
@@ -18,6 +21,7 @@
 #include "packing.hpp"
 #include "probe.hpp"
 #include "recording.hpp"
+#include "sampler.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -232,6 +236,78 @@ void check_ids(const int32_t* ids, int64_t count, int64_t vocab, const char* wha
                               " is outside the vocabulary of " + std::to_string(vocab));
 }
 
+// What was drawn, as arrays: tokens, log probabilities, and the alternatives of each row.
+nb::tuple samples_to_numpy(const std::vector<SampleResult>& samples) {
+  std::vector<int32_t> ids, top_ids, top_starts{0};
+  std::vector<float> logprobs, top_logprobs;
+  for (const SampleResult& sample : samples) {
+    ids.push_back(sample.token);
+    logprobs.push_back(sample.logprob);
+    top_ids.insert(top_ids.end(), sample.top_tokens.begin(), sample.top_tokens.end());
+    top_logprobs.insert(top_logprobs.end(), sample.top_logprobs.begin(), sample.top_logprobs.end());
+    top_starts.push_back(static_cast<int32_t>(top_ids.size()));
+  }
+  return nb::make_tuple(to_numpy(std::move(ids)), to_numpy(std::move(logprobs)),
+                        to_numpy(std::move(top_ids)), to_numpy(std::move(top_logprobs)),
+                        to_numpy(std::move(top_starts)));
+}
+
+double thread_seconds() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+// The sampler without a model before it.
+struct PySampler {
+  const Kernels* kernels;
+  SamplerScratch scratch;
+
+  nb::tuple run(InOut<float> logits, In<uint8_t> sampling, In<int32_t> history,
+                In<int32_t> history_starts, In<int32_t> bias_tokens, In<int32_t> bias_starts,
+                In<float> bias_values, int repeats) {
+    require(logits.ndim() == 2 && logits.shape(1) > 0, "sampler: logits are [rows, vocab]");
+    const auto rows = static_cast<int64_t>(logits.shape(0));
+    const auto vocab = static_cast<int64_t>(logits.shape(1));
+    require(static_cast<int64_t>(sampling.size()) == rows * int64_t{sizeof(SamplingRow)} &&
+                static_cast<int64_t>(history_starts.size()) == rows + 1 &&
+                static_cast<int64_t>(bias_starts.size()) == rows + 1 &&
+                bias_tokens.size() == bias_values.size(),
+            "sampler: arrays do not fit the rows");
+    const int32_t *past = history_starts.data(), *biases = bias_starts.data();
+    for (int64_t r = 0; r < rows; ++r)
+      require(
+          0 <= past[r] && past[r] <= past[r + 1] && 0 <= biases[r] && biases[r] <= biases[r + 1],
+          "sampler: lists do not lie end to end");
+    require(past[rows] <= static_cast<int64_t>(history.size()) &&
+                biases[rows] <= static_cast<int64_t>(bias_tokens.size()),
+            "sampler: lists end past their values");
+    check_ids(history.data(), past[rows], vocab, "history");
+    check_ids(bias_tokens.data(), biases[rows], vocab, "logit bias");
+    std::vector<SampleResult> samples(static_cast<size_t>(rows));
+    std::vector<double> seconds(static_cast<size_t>(rows), HUGE_VAL);
+    {
+      nb::gil_scoped_release release;
+      for (int i = 0; i < repeats; ++i)
+        for (int64_t r = 0; r < rows; ++r) {
+          SampleInput in;
+          in.logits = logits.data() + r * vocab;
+          in.vocab = vocab;
+          in.row = reinterpret_cast<const SamplingRow*>(sampling.data())[r];
+          in.history = history.data() + past[r];
+          in.history_length = past[r + 1] - past[r];
+          in.bias_tokens = bias_tokens.data() + biases[r];
+          in.bias_values = bias_values.data() + biases[r];
+          in.bias_length = biases[r + 1] - biases[r];
+          const double begun = thread_seconds();
+          samples[index(r)] = sample(*kernels, in, scratch);
+          seconds[index(r)] = std::min(seconds[index(r)], thread_seconds() - begun);
+        }
+    }
+    return nb::make_tuple(samples_to_numpy(samples), to_numpy(std::move(seconds)));
+  }
+};
+
 // The arrays are checked, and belong to the caller.
 StepInput make_step(const PyExecutor& self, const In<int32_t>& tokens, const In<int32_t>& positions,
                     const In<int32_t>& starts, const In<int32_t>& contexts,
@@ -361,15 +437,6 @@ nb::tuple run_step(PyExecutor& self, const StepInput& step) {
     nb::gil_scoped_release release;
     result = self.executor.run(step);
   }
-  std::vector<int32_t> ids, top_ids, top_starts{0};
-  std::vector<float> logprobs, top_logprobs;
-  for (const SampleResult& sample : result.samples) {
-    ids.push_back(sample.token);
-    logprobs.push_back(sample.logprob);
-    top_ids.insert(top_ids.end(), sample.top_tokens.begin(), sample.top_tokens.end());
-    top_logprobs.insert(top_logprobs.end(), sample.top_logprobs.begin(), sample.top_logprobs.end());
-    top_starts.push_back(static_cast<int32_t>(top_ids.size()));
-  }
   nb::list taps;
   for (size_t t = 0; t < result.taps.size(); ++t) {
     const auto rows = static_cast<size_t>(result.tap_rows[t]);
@@ -378,9 +445,8 @@ nb::tuple run_step(PyExecutor& self, const StepInput& step) {
   }
   const size_t width =
       step.sequences ? result.embeddings.size() / static_cast<size_t>(step.sequences) : 0;
-  return nb::make_tuple(to_numpy(std::move(ids)), to_numpy(std::move(logprobs)),
-                        to_numpy(std::move(top_ids)), to_numpy(std::move(top_logprobs)),
-                        to_numpy(std::move(top_starts)), taps,
+  const nb::tuple samples = samples_to_numpy(result.samples);
+  return nb::make_tuple(samples[0], samples[1], samples[2], samples[3], samples[4], taps,
                         to_numpy(std::move(result.embeddings),
                                  {width ? static_cast<size_t>(step.sequences) : 0, width}));
 }
@@ -568,5 +634,14 @@ NB_MODULE(_native, m) {
       "pool"_a, "isa"_a, "own_cores"_a, "seconds"_a,
       "Bytes/s read; then of int8, fp32 and bf16: operations/s, clock in Hz, operations a cycle of "
       "a core at most.");
+  nb::class_<PySampler>(m, "Sampler")
+      .def(
+          "__init__",
+          [](PySampler* self, const std::string& isa) {
+            new (self) PySampler{kernels_of(isa), {}};
+          },
+          "isa"_a)
+      .def("run", &PySampler::run, "logits"_a, "sampling"_a, "history"_a, "history_starts"_a,
+           "bias_tokens"_a, "bias_starts"_a, "bias_values"_a, "repeats"_a = 1);
   m.def("uniform", &sartor::uniform, "seed"_a, "choice"_a, "position"_a);
 }

@@ -76,6 +76,27 @@ class Program:
         fields: dict[str, Any],
     ) -> None: ...
 
+class Sampler:
+    """The sampler alone; it may write to ``logits``, but leaves them as they were."""
+
+    def __init__(self, isa: str) -> None: ...
+    def run(
+        self,
+        logits: Any,
+        sampling: Any,
+        history: Any,
+        history_starts: Any,
+        bias_tokens: Any,
+        bias_starts: Any,
+        bias_values: Any,
+        repeats: int = 1,
+    ) -> tuple[tuple[Any, Any, Any, Any, Any], Any]:
+        """Samples every row ``repeats`` times, in turns.
+
+        Tokens, their log probabilities, alternatives, theirs, where those of a row start; and
+        the least seconds of the thread's clock that each row took.
+        """
+
 class Executor:
     def __init__(self, program: Program, pool: ThreadPool, isa: str) -> None: ...
     def block_bytes(self, group: int) -> int: ...

@@ -529,7 +529,7 @@ void Executor::load_adapter(int32_t number, Adapter adapter) {
 }
 
 void Executor::sample_rows(const Instruction& n, const StepInput& step, StepResult& result) {
-  const float* logits = value(n.inputs[0]);
+  float* logits = value(n.inputs[0]);
   result.samples.resize(index(step.outputs));
   pool_->run(step.outputs, [&](int64_t r, int thread) {
     SampleInput in;

@@ -149,6 +149,13 @@ constexpr int64_t kScanFeatures = 64;  // of a task: its part of the state stays
 struct PeakWidths {
   double int8 = 0, fp32 = 0, bf16 = 0;
 };
+// The weight of a logit is 2^(16 (x - top) slope), or 0 below the cut, which is finite.
+struct Weighing {
+  float top = 0.0f, cut = 0.0f;
+  double slope = 1.0;
+};
+constexpr int64_t kSampleBlock = 256;  // logits
+constexpr int32_t kBuckets = 4096;     // and kLanes that end the list
 
 struct Kernels {
   const char* name;
@@ -192,10 +199,15 @@ struct Kernels {
   void (*rope)(const float* x, const float* cosines, const float* sines, int64_t heads,
                int64_t head_dim, int64_t dim, bool interleaved, float* out);
   void (*attention)(const AttentionTask& task);
-  int64_t (*argmax)(const float* x, int64_t n);
   float (*max)(const float* x, int64_t n);
-  // Sum of exp((x - top) * inverse_temperature); 16 lanes added in order, then the lanes.
-  double (*sum_exp)(const float* x, int64_t n, float top, float inverse_temperature);
+  void (*block_maxima)(const float* x, int64_t n, float* maxima);  // of kSampleBlock logits each
+  double (*sum_weights)(const float* x, int64_t n, const Weighing& w);
+  // Adds the weight of each logit, or 1 for it, to bucket (top - x) * scale, rounded to the
+  // nearest. That of the cut is kBuckets at most; logits below it add nothing.
+  void (*sort_into_buckets)(const float* x, int64_t n, const Weighing& w, float scale, bool count,
+                            double* buckets);
+  // Writes `first` + i for every x[i] in [low, high), rising; how many.
+  int64_t (*collect)(const float* x, int64_t n, float low, float high, int32_t first, int32_t* ids);
   void (*narrow)(const float* x, int64_t n, Storage storage, uint8_t* out);
   // Probes of the machine's ceilings (see probe.hpp); each returns operations or bytes done, 0
   // where the processor has no such arithmetic. An iteration also goes through `links` of a chain.

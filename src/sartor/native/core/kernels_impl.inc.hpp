@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "cpu_features.hpp"
+#include "exp2.hpp"
 #include "kernels.hpp"
 #include "probe_parts.hpp"
 
@@ -38,6 +39,7 @@ static const float kIndex[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 1
 #include "attention.inc.hpp"
 #include "recurrent.inc.hpp"
 #include "probe.inc.hpp"
+#include "sampling.inc.hpp"
 #endif
 // clang-format on
 
@@ -63,9 +65,11 @@ static const Kernels kTable = {SARTOR_STRING(SARTOR_ISA),
                                gated_activation,
                                rope,
                                attention,
-                               argmax,
                                max_of,
-                               sum_exp,
+                               block_maxima,
+                               sum_weights,
+                               sort_into_buckets,
+                               collect,
                                narrow,
                                probe_int8,
                                probe_fp32,

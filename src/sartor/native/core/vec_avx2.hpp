@@ -23,6 +23,9 @@ static inline void f_store(float* p, F a) {
   _mm256_storeu_ps(p, a.lo);
   _mm256_storeu_ps(p + 8, a.hi);
 }
+static inline void f_widen(const float* p, double* out) {
+  for (int i = 0; i < 16; i += 4) _mm256_storeu_pd(out + i, _mm256_cvtps_pd(_mm_loadu_ps(p + i)));
+}
 static inline F f_set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 #define SARTOR_BINARY(name, op) \
   static inline F name(F a, F b) { return {op(a.lo, b.lo), op(a.hi, b.hi)}; }
@@ -55,6 +58,11 @@ static inline F f_exp2i(I n) {
 static inline F f_where_less(F x, F y, F a, F b) {
   return {_mm256_blendv_ps(b.lo, a.lo, _mm256_cmp_ps(x.lo, y.lo, _CMP_LT_OQ)),
           _mm256_blendv_ps(b.hi, a.hi, _mm256_cmp_ps(x.hi, y.hi, _CMP_LT_OQ))};
+}
+static inline uint32_t f_at_least(F x, F y) {
+  const int lo = _mm256_movemask_ps(_mm256_cmp_ps(x.lo, y.lo, _CMP_GE_OQ));
+  const int hi = _mm256_movemask_ps(_mm256_cmp_ps(x.hi, y.hi, _CMP_GE_OQ));
+  return static_cast<uint32_t>(lo | hi << 8);
 }
 static inline I i_set(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 static inline void i_store(int32_t* p, I a) {

@@ -27,6 +27,10 @@ struct A {
 
 static inline F f_load(const float* p) { return {_mm512_loadu_ps(p)}; }
 static inline void f_store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
+static inline void f_widen(const float* p, double* out) {
+  _mm512_storeu_pd(out, _mm512_cvtps_pd(_mm256_loadu_ps(p)));
+  _mm512_storeu_pd(out + 8, _mm512_cvtps_pd(_mm256_loadu_ps(p + 8)));
+}
 static inline F f_set(float x) { return {_mm512_set1_ps(x)}; }
 static inline F f_add(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
 static inline F f_sub(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -49,6 +53,7 @@ static inline F f_exp2i(I n) {
 static inline F f_where_less(F x, F y, F a, F b) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_LT_OQ), b.v, a.v)};
 }
+static inline uint32_t f_at_least(F x, F y) { return _mm512_cmp_ps_mask(x.v, y.v, _CMP_GE_OQ); }
 static inline I i_set(int32_t x) { return {_mm512_set1_epi32(x)}; }
 static inline void i_store(int32_t* p, I a) { _mm512_storeu_si512(p, a.v); }
 static inline float f_sum(F a) { return _mm512_reduce_add_ps(a.v); }

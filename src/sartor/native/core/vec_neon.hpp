@@ -33,6 +33,13 @@ static inline void f_store(float* p, F x) {
   vst1q_f32(p + 8, x.c);
   vst1q_f32(p + 12, x.d);
 }
+static inline void f_widen(const float* p, double* out) {
+  for (int i = 0; i < 16; i += 4) {
+    const float32x4_t four = vld1q_f32(p + i);
+    vst1q_f64(out + i, vcvt_f64_f32(vget_low_f32(four)));
+    vst1q_f64(out + i + 2, vcvt_high_f64_f32(four));
+  }
+}
 static inline F f_set(float x) {
   const float32x4_t all = vdupq_n_f32(x);
   return {all, all, all, all};
@@ -78,6 +85,15 @@ static inline F f_where_less(F x, F y, F yes, F no) {
   return each<F>([](float32x4_t p, float32x4_t q, float32x4_t r,
                     float32x4_t s) { return vbslq_f32(vcltq_f32(p, q), r, s); },
                  x, y, yes, no);
+}
+// Bit i: x[i] >= y[i].
+static inline uint32_t f_at_least(F x, F y) {
+  const uint32_t each[4] = {1, 2, 4, 8};
+  const uint32x4_t weight = vld1q_u32(each);
+  const auto bits = [weight](float32x4_t p, float32x4_t q) {
+    return vaddvq_u32(vandq_u32(vcgeq_f32(p, q), weight));
+  };
+  return bits(x.a, y.a) | bits(x.b, y.b) << 4 | bits(x.c, y.c) << 8 | bits(x.d, y.d) << 12;
 }
 static inline I i_set(int32_t x) {
   const int32x4_t all = vdupq_n_s32(x);

@@ -26,6 +26,7 @@ static inline F f_load(const float* p) {
   return r;
 }
 static inline void f_store(float* p, F a) { std::memcpy(p, a.v, 64); }
+static inline void f_widen(const float* p, double* out) { SARTOR_EACH out[i] = p[i]; }
 static inline F f_set(float x) {
   F r;
   SARTOR_EACH r.v[i] = x;
@@ -95,6 +96,12 @@ static inline F f_exp2i(I n) {
 static inline F f_where_less(F x, F y, F a, F b) {
   SARTOR_EACH b.v[i] = x.v[i] < y.v[i] ? a.v[i] : b.v[i];
   return b;
+}
+// Bit i: x[i] >= y[i].
+static inline uint32_t f_at_least(F x, F y) {
+  uint32_t bits = 0;
+  SARTOR_EACH bits |= static_cast<uint32_t>(x.v[i] >= y.v[i]) << i;
+  return bits;
 }
 static inline I i_set(int32_t x) {
   I r;
