@@ -4,6 +4,7 @@
 // set must never be merged by the linker into the path of an older machine.
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.hpp"
 
@@ -31,7 +32,9 @@ static const float kIndex[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 1
 #include "elementwise.inc.hpp"
 #include "linear.inc.hpp"
 #if !defined(SARTOR_LINEAR_ONLY)
+#include "kv_write.inc.hpp"
 #include "attention.inc.hpp"
+#include "attention_lanes.inc.hpp"
 #include "recurrent.inc.hpp"
 #include "probe.inc.hpp"
 #endif
@@ -59,6 +62,8 @@ static const Kernels kTable = {SARTOR_STRING(SARTOR_ISA),
                                gated_activation,
                                rope,
                                attention,
+                               attention_merge,
+                               write_kv,
                                argmax,
                                max_of,
                                sum_exp,
