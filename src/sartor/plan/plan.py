@@ -32,7 +32,7 @@ class ExecutionPlan:
     max_context        longest prompt + output; 0 takes the model's own limit
     state_bytes        memory for sequence state (KV cache); 0 sizes it from free memory
     prefix_cache       share the state of equal prefixes
-    isa                CPU instruction-set path: "auto", "portable", "avx2", "avx512", "amx"
+    isa                CPU instruction-set path: "auto", "portable", "avx2", "avx512", "avx512bf16", "amx"
     """
 
     backend: str = "auto"
@@ -51,7 +51,7 @@ class ExecutionPlan:
     def __post_init__(self) -> None:
         _choice("activation", self.activation, ("int8", "fp32"))
         _choice("kv", self.kv, ("bf16", "fp16", "fp32"))
-        _choice("isa", self.isa, ("auto", "portable", "avx2", "avx512", "amx"))
+        _choice("isa", self.isa, ("auto", "portable", "avx2", "avx512", "avx512bf16", "amx"))
         _at_least("threads", self.threads, 0)
         _at_least("max_batch_tokens", self.max_batch_tokens, 1)
         _at_least("max_sequences", self.max_sequences, 1)

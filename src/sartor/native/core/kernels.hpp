@@ -255,6 +255,8 @@ inline Matrix Matrix::expert(int64_t index) const {
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();  // null where the build has no x86 paths
 const Kernels* avx512_kernels();
+const Kernels* avx512bf16_kernels();
+void attention_tiles(const AttentionTask& task);  // of amx_kernels()
 const Kernels* amx_kernels();  // null also where the system does not grant the tiles
 
 }  // namespace sartor

@@ -203,6 +203,7 @@ const Kernels* amx_kernels() {
     Kernels kernels = *avx512_kernels();
     kernels.name = "amx";
     kernels.arrange_rows = amx::arrange_tiles;
+    kernels.attention = attention_tiles;
     kernels.linear_int8 = amx::linear_int8_tiles;
     kernels.probe_int8 = amx::probe_tiles;
     return kernels;

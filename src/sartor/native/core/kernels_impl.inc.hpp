@@ -30,17 +30,24 @@ static const float kIndex[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 1
 // clang-format off
 #include SARTOR_VEC
 #include "elementwise.inc.hpp"
+#if !defined(SARTOR_ATTENTION_ONLY)
 #include "linear.inc.hpp"
+#endif
 #if !defined(SARTOR_LINEAR_ONLY)
-#include "kv_write.inc.hpp"
 #include "attention.inc.hpp"
+#if defined(__AVX512BF16__)
+#include "attention_bf16.inc.hpp"
+#endif
 #include "attention_lanes.inc.hpp"
+#if !defined(SARTOR_ATTENTION_ONLY)
+#include "kv_write.inc.hpp"
 #include "recurrent.inc.hpp"
 #include "probe.inc.hpp"
 #endif
+#endif
 // clang-format on
 
-#if !defined(SARTOR_LINEAR_ONLY)
+#if !defined(SARTOR_LINEAR_ONLY) && !defined(SARTOR_ATTENTION_ONLY)
 static const Kernels kTable = {SARTOR_STRING(SARTOR_ISA),
                                quantize_rows,
                                quantize_residual,
