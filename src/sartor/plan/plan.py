@@ -37,7 +37,7 @@ class ExecutionPlan:
     max_context        longest prompt + output; 0 takes the model's own limit
     state_bytes        memory for sequence state (KV cache); 0 sizes it from free memory
     prefix_cache       share the state of equal prefixes
-    isa                CPU instruction-set path: "auto", "portable", "avx2", "avx512", "avx512bf16", "amx"
+    isa                CPU instruction-set path, one of ISAS; "auto" takes the best
     """
 
     backend: str = "auto"

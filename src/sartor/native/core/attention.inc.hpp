@@ -61,6 +61,12 @@ static inline void clear_record(float* record, int64_t stride) {
 static inline void merge(float* record, const float* sums, float part_top, float part_total,
                          int64_t stride) {
   if (!(part_top > -__builtin_inff())) return;  // the row sees nothing of it
+  if (!(record[stride] > -__builtin_inff())) {
+    std::memcpy(record, sums, static_cast<size_t>(stride) * 4);
+    record[stride] = part_top;
+    record[stride + 1] = part_total;
+    return;
+  }
   const float top = part_top > record[stride] ? part_top : record[stride];
   const float old_keep = exp2_one(record[stride] - top), keep = exp2_one(part_top - top);
   const F a = f_set(old_keep), b = f_set(keep);
@@ -165,21 +171,30 @@ static inline void load_queries(const AttentionTask& t, int64_t q_stride,
   }
 }
 
+// Where runs of `count` positions lie, from `begin` on, each `bytes` behind the one before in its
+// block.
+static inline void find_runs(const AttentionTask& t, const uint8_t* pages, int64_t stride,
+                             int64_t begin, int64_t count, int64_t bytes, int64_t runs,
+                             const uint8_t** found) {
+  const int64_t in_block = t.layout.block_size / count;
+  int64_t block = begin / t.layout.block_size, run = begin % t.layout.block_size / count;
+  for (int64_t i = 0; i < runs; ++i) {
+    found[i] = pages + t.block_table[block] * stride + run * bytes;
+    if (++run == in_block) {
+      run = 0;
+      ++block;
+    }
+  }
+}
+
 // Where positions [from, to) of a segment lie; what follows the last is what is read next.
-static inline void find_segment(const AttentionTask& t, int64_t segment, Segment& s) {
-  const int64_t size = t.layout.block_size, chunk = t.layout.chunk();
-  const int64_t begin = segment * kAttentionSegment;
-  for (int64_t g = s.group_begin(); g < s.group_end(); ++g) {
-    const int64_t position = begin + g * kLanes;
-    s.groups[g] = t.keys + t.block_table[position / size] * t.key_stride +
-                  position % size / kLanes * t.layout.group_bytes();
-  }
-  for (int64_t c = s.chunk_begin(); c < s.chunk_end(); ++c) {
-    const int64_t position = begin + c * chunk;
-    s.chunks[c] = t.values + t.block_table[position / size] * t.value_stride +
-                  position % size / chunk * t.layout.chunk_bytes();
-  }
-  s.groups[s.group_end()] = s.chunks[s.chunk_begin()];
+static inline void find_segment(const AttentionTask& t, int64_t begin, Segment& s) {
+  const int64_t groups = s.group_begin(), chunks = s.chunk_begin(), chunk = t.layout.chunk();
+  find_runs(t, t.keys, t.key_stride, begin + groups * kLanes, kLanes, t.layout.group_bytes(),
+            s.group_end() - groups, s.groups + groups);
+  find_runs(t, t.values, t.value_stride, begin + chunks * chunk, chunk, t.layout.chunk_bytes(),
+            s.chunk_end() - chunks, s.chunks + chunks);
+  s.groups[s.group_end()] = s.chunks[chunks];
   s.chunks[s.chunk_end()] = s.chunks[s.chunk_end() - 1];
 }
 
@@ -215,7 +230,7 @@ static void attend(const AttentionTask& t) {
       return s.from < s.to;
     };
     if (!narrow_to(0, rows - 1)) continue;
-    find_segment(t, segment, s);
+    find_segment(t, whole.begin, s);
     for (int64_t first = 0; first < rows; first += Unit::kRows) {
       const int64_t count = rows - first < Unit::kRows ? rows - first : Unit::kRows;
       if (!narrow_to(first, first + count - 1)) continue;

@@ -18,6 +18,9 @@ static void write_tokens(const KvWriteTask& t) {
   constexpr int64_t kPack = kStorage == Storage::kBf16 ? 2 : 1;
   const KvLayout& layout = t.layout;
   const int64_t step = layout.step_bytes(), chunk = layout.chunk();
+  // A key has a cache line for each step: ask for all of them before the first store waits.
+  for (int64_t s = 0; s < layout.key_steps(); ++s)
+    __builtin_prefetch(t.keys + t.at / kLanes * layout.group_bytes() + s * step, 1);
   for (int64_t i = 0; i < t.count; ++i) {
     const int64_t at = t.at + i;
     Element lanes[kLanes];
