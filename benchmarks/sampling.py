@@ -1,8 +1,9 @@
 """What it costs the CPU to choose a token, in milliseconds a row on one core.
 
-Beside each time stands a floor: the bytes of the row, read once at the speed at which one core
+Above the times stands a floor: the bytes of the row, read once at the speed at which one core
 streams memory. The rows are sampled in turns and together do not fit the core's own cache, so a
-row comes from further away, as it does after the step that made it.
+row comes from further away, as it does after the step that made it. Where that is a cache that
+the cores share, a time may be below the floor.
 
     python benchmarks/sampling.py [--vocab 49152,151936,262144] [--isa PATH] [--rounds N]
 

@@ -236,6 +236,9 @@ Instruction make_instruction(int op, const std::string& name, std::vector<int32_
 }
 
 void check_ids(const int32_t* ids, int64_t count, int64_t vocab, const char* what) {
+  uint32_t largest = 0;  // negative ones are very large: one comparison each, for long histories
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, static_cast<uint32_t>(ids[i]));
+  if (largest < vocab) return;
   for (int64_t i = 0; i < count; ++i)
     if (ids[i] < 0 || ids[i] >= vocab)
       throw std::out_of_range(std::string(what) + ": token id " + std::to_string(ids[i]) +
