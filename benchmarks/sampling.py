@@ -1,8 +1,9 @@
 """What it costs the CPU to choose a token, in milliseconds a row on one core.
 
-Beside each time stands a floor: the bytes of the row, read once at the speed at which one core
+Above the times stands a floor: the bytes of the row, read once at the speed at which one core
 streams memory. The rows are sampled in turns and together do not fit the core's own cache, so a
-row comes from further away, as it does after the step that made it.
+row comes from further away, as it does after the step that made it. Where that is a cache that
+the cores share, a time may be below the floor.
 
     python benchmarks/sampling.py [--vocab 49152,151936,262144] [--isa PATH] [--rounds N]
 
@@ -115,13 +116,25 @@ def milliseconds(rows: Rows, isa: str, rounds: int) -> float:
     return float(seconds.mean()) * 1000
 
 
+def count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def counts(text: str) -> list[int]:
+    return [count(part) for part in text.split(",")]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--vocab", default="49152,151936,262144", help="sizes, by commas")
+    parser.add_argument(
+        "--vocab", type=counts, default=[49152, 151936, 262144], help="sizes, by commas"
+    )
     parser.add_argument("--isa", choices=_native.usable_paths(), help="instruction-set path")
-    parser.add_argument("--rounds", type=int, default=20, help="of each case")
+    parser.add_argument("--rounds", type=count, default=20, help="of each case")
     options = parser.parse_args(arguments)
-    vocabularies = [int(size) for size in options.vocab.split(",")]
+    vocabularies = options.vocab
     isa = options.isa or _native.usable_paths()[0]
     pool = _native.ThreadPool(1)
     bandwidth, _, _ = _native.measure_ceilings(pool, isa, 0.5)

@@ -162,6 +162,19 @@ def test_rows_without_a_finite_top_give_the_lowest_of_the_largest(temperature: f
         assert one_row([0.0, 1.0, inf, 2.0, inf], **given_)[0] == 2
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_broken_logits_still_give_tokens_of_the_vocabulary(path: str) -> None:
+    rng = np.random.default_rng(0)
+    logits, batch = logits_of("normal", 60, 700, rng), random_batch(60, 700, rng)
+    logits[rng.random(logits.shape) < 0.05] = np.nan
+    logits[rng.random(logits.shape) < 0.001] = np.inf
+    batch.sampling["logprobs"] = 30
+    output = run_native(path, logits, batch)
+    for tokens in (output.tokens, output.top_tokens.values):
+        assert len(tokens)
+        assert np.all((tokens >= 0) & (tokens < 700))
+
+
 def test_the_ends_of_the_filters_are_kept() -> None:
     # Four equal tokens: min-p 1 keeps all, top-p 1/2 two, top-k 3 three.
     for filters, kept in (({"min_p": 1}, 4), ({"top_p": 0.5}, 2), ({"top_k": 3}, 3)):

@@ -1,6 +1,6 @@
 // The Python face of the core: arrays in, arrays out; no logic of its own.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
+#include "binding.hpp"
+
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -9,9 +9,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <ctime>
 #include <iterator>
 #include <stdexcept>
 #include <unordered_map>
@@ -21,37 +19,9 @@
 #include "packing.hpp"
 #include "probe.hpp"
 #include "recording.hpp"
-#include "sampler.hpp"
 
-namespace nb = nanobind;
 using namespace nb::literals;
 using namespace sartor;
-
-namespace {
-
-template <typename T>
-using In = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
-template <typename T>
-using InOut = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
-template <typename T>
-using Out = nb::ndarray<nb::numpy, T, nb::c_contig>;
-
-template <typename T>
-Out<T> to_numpy(std::vector<T>&& values, std::vector<size_t> shape) {
-  auto* kept = new std::vector<T>(std::move(values));
-  nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
-  return Out<T>(kept->data(), shape.size(), shape.data(), owner);
-}
-
-template <typename T>
-Out<T> to_numpy(std::vector<T>&& values) {
-  const size_t count = values.size();
-  return to_numpy(std::move(values), {count});
-}
-
-void require(bool holds, const char* what) {
-  if (!holds) throw std::invalid_argument(what);
-}
 
 const Kernels* kernels_of(const std::string& isa) {
   const Kernels* kernels = select_kernels(isa);
@@ -59,6 +29,18 @@ const Kernels* kernels_of(const std::string& isa) {
     throw std::invalid_argument("instruction-set path '" + isa + "' cannot run on this machine");
   return kernels;
 }
+
+void check_ids(const int32_t* ids, int64_t count, int64_t vocab, const char* what) {
+  uint32_t largest = 0;  // negative ones are very large: one comparison each, for long histories
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, static_cast<uint32_t>(ids[i]));
+  if (largest < vocab) return;
+  for (int64_t i = 0; i < count; ++i)
+    if (ids[i] < 0 || ids[i] >= vocab)
+      throw std::out_of_range(std::string(what) + ": token id " + std::to_string(ids[i]) +
+                              " is outside the vocabulary of " + std::to_string(vocab));
+}
+
+namespace {
 
 Storage storage_of(const std::string& name) {
   if (name == "fp32") return Storage::kFp32;
@@ -228,85 +210,6 @@ Instruction make_instruction(int op, const std::string& name, std::vector<int32_
   }
   return n;
 }
-
-void check_ids(const int32_t* ids, int64_t count, int64_t vocab, const char* what) {
-  for (int64_t i = 0; i < count; ++i)
-    if (ids[i] < 0 || ids[i] >= vocab)
-      throw std::out_of_range(std::string(what) + ": token id " + std::to_string(ids[i]) +
-                              " is outside the vocabulary of " + std::to_string(vocab));
-}
-
-// What was drawn, as arrays: tokens, log probabilities, and the alternatives of each row.
-nb::tuple samples_to_numpy(const std::vector<SampleResult>& samples) {
-  std::vector<int32_t> ids, top_ids, top_starts{0};
-  std::vector<float> logprobs, top_logprobs;
-  for (const SampleResult& sample : samples) {
-    ids.push_back(sample.token);
-    logprobs.push_back(sample.logprob);
-    top_ids.insert(top_ids.end(), sample.top_tokens.begin(), sample.top_tokens.end());
-    top_logprobs.insert(top_logprobs.end(), sample.top_logprobs.begin(), sample.top_logprobs.end());
-    top_starts.push_back(static_cast<int32_t>(top_ids.size()));
-  }
-  return nb::make_tuple(to_numpy(std::move(ids)), to_numpy(std::move(logprobs)),
-                        to_numpy(std::move(top_ids)), to_numpy(std::move(top_logprobs)),
-                        to_numpy(std::move(top_starts)));
-}
-
-double thread_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
-// The sampler without a model before it.
-struct PySampler {
-  const Kernels* kernels;
-  SamplerScratch scratch;
-
-  nb::tuple run(InOut<float> logits, In<uint8_t> sampling, In<int32_t> history,
-                In<int32_t> history_starts, In<int32_t> bias_tokens, In<int32_t> bias_starts,
-                In<float> bias_values, int repeats) {
-    require(logits.ndim() == 2 && logits.shape(1) > 0, "sampler: logits are [rows, vocab]");
-    const auto rows = static_cast<int64_t>(logits.shape(0));
-    const auto vocab = static_cast<int64_t>(logits.shape(1));
-    require(static_cast<int64_t>(sampling.size()) == rows * int64_t{sizeof(SamplingRow)} &&
-                static_cast<int64_t>(history_starts.size()) == rows + 1 &&
-                static_cast<int64_t>(bias_starts.size()) == rows + 1 &&
-                bias_tokens.size() == bias_values.size(),
-            "sampler: arrays do not fit the rows");
-    const int32_t *past = history_starts.data(), *biases = bias_starts.data();
-    for (int64_t r = 0; r < rows; ++r)
-      require(
-          0 <= past[r] && past[r] <= past[r + 1] && 0 <= biases[r] && biases[r] <= biases[r + 1],
-          "sampler: lists do not lie end to end");
-    require(past[rows] <= static_cast<int64_t>(history.size()) &&
-                biases[rows] <= static_cast<int64_t>(bias_tokens.size()),
-            "sampler: lists end past their values");
-    check_ids(history.data(), past[rows], vocab, "history");
-    check_ids(bias_tokens.data(), biases[rows], vocab, "logit bias");
-    std::vector<SampleResult> samples(static_cast<size_t>(rows));
-    std::vector<double> seconds(static_cast<size_t>(rows), HUGE_VAL);
-    {
-      nb::gil_scoped_release release;
-      for (int i = 0; i < repeats; ++i)
-        for (int64_t r = 0; r < rows; ++r) {
-          SampleInput in;
-          in.logits = logits.data() + r * vocab;
-          in.vocab = vocab;
-          in.row = reinterpret_cast<const SamplingRow*>(sampling.data())[r];
-          in.history = history.data() + past[r];
-          in.history_length = past[r + 1] - past[r];
-          in.bias_tokens = bias_tokens.data() + biases[r];
-          in.bias_values = bias_values.data() + biases[r];
-          in.bias_length = biases[r + 1] - biases[r];
-          const double begun = thread_seconds();
-          samples[index(r)] = sample(*kernels, in, scratch);
-          seconds[index(r)] = std::min(seconds[index(r)], thread_seconds() - begun);
-        }
-    }
-    return nb::make_tuple(samples_to_numpy(samples), to_numpy(std::move(seconds)));
-  }
-};
 
 // The arrays are checked, and belong to the caller.
 StepInput make_step(const PyExecutor& self, const In<int32_t>& tokens, const In<int32_t>& positions,
@@ -634,14 +537,5 @@ NB_MODULE(_native, m) {
       "pool"_a, "isa"_a, "own_cores"_a, "seconds"_a,
       "Bytes/s read; then of int8, fp32 and bf16: operations/s, clock in Hz, operations a cycle of "
       "a core at most.");
-  nb::class_<PySampler>(m, "Sampler")
-      .def(
-          "__init__",
-          [](PySampler* self, const std::string& isa) {
-            new (self) PySampler{kernels_of(isa), {}};
-          },
-          "isa"_a)
-      .def("run", &PySampler::run, "logits"_a, "sampling"_a, "history"_a, "history_starts"_a,
-           "bias_tokens"_a, "bias_starts"_a, "bias_values"_a, "repeats"_a = 1);
-  m.def("uniform", &sartor::uniform, "seed"_a, "choice"_a, "position"_a);
+  bind_sampler(m);
 }

@@ -1,4 +1,4 @@
-"""Types of the native module (src/sartor/native/binding.cpp)."""
+"""Types of the native module (src/sartor/native/binding*.cpp)."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -11,10 +11,10 @@
 
 namespace sartor {
 
-// D and L are double and int64_t, or vectors of as many. For t within [-60, 60]; relative error
+// D and W are double and uint64_t, or vectors of as many. For t within [-60, 60]; relative error
 // below 1e-13, and none for whole 16 t. Static: code for a wide instruction set must not be merged
 // into that of an older machine.
-template <typename D, typename L, int N>
+template <typename D, typename W, int N>
 static inline void exp2_of_16(const D (&t)[N], D (&power)[N]) {
   D shifted[N], r[N], p[N];
   SARTOR_CHAINS shifted[i] = t[i] + 0x1.8p48;  // the nearest whole 16 t stands in its low bits
@@ -30,7 +30,7 @@ static inline void exp2_of_16(const D (&t)[N], D (&power)[N]) {
   SARTOR_CHAINS p[i] = p[i] * p[i];
   SARTOR_CHAINS p[i] = p[i] * p[i];
   SARTOR_CHAINS {
-    L whole, bits;
+    W whole, bits;
     std::memcpy(&whole, &shifted[i], sizeof(D));
     std::memcpy(&bits, &p[i], sizeof(D));
     bits += whole << 52;

@@ -95,7 +95,7 @@ double LogitRow::weight(float logit) const {
   if (!(logit >= weighing_.cut)) return 0.0;
   const double t[1] = {(double{logit} - double{top()}) * weighing_.slope};
   double power[1];
-  exp2_of_16<double, int64_t, 1>(t, power);
+  exp2_of_16<double, uint64_t, 1>(t, power);
   return power[0];
 }
 
@@ -154,7 +154,7 @@ Rank LogitRow::last_of_sum(double wanted, bool count, float lowest) {
   double before = 0;
   for (int32_t bucket = 0; bucket <= kBuckets; ++bucket) {
     const double sum = before + buckets[static_cast<size_t>(bucket)];
-    if (sum >= wanted) {
+    if (sum > before && sum >= wanted) {
       const auto up_to = [&](float place) {  // the least logit of the buckets up to there
         return least_float(top(), [&](float x) {
           return std::nearbyint(std::min((top() - x) * scale, float{kBuckets})) <= place;
@@ -217,14 +217,14 @@ double LogitRow::total(Rank last) {
 
 int32_t LogitRow::draw(Rank last, double part) {
   const double target = part * total(last);
-  double before = 0;
-  int64_t block = -1;
-  for (int64_t b = 0; b < blocks(); ++b) {
+  double before = 0, within = 0;
+  int64_t block = 0;
+  for (int64_t b = 0; b < blocks() && !(before + within > target); ++b) {
     const double sum = scratch_->sums[static_cast<size_t>(b)];
     if (sum == 0.0) continue;
-    if (block >= 0) before += scratch_->sums[static_cast<size_t>(block)];
+    before += within;
+    within = sum;
     block = b;
-    if (before + sum > target) break;
   }
   int32_t token = 0;
   for (int64_t i = block * kSampleBlock; i < block * kSampleBlock + length(block); ++i) {

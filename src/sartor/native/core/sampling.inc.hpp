@@ -5,13 +5,13 @@
 
 #if defined(__AVX512F__)
 typedef double Doubles __attribute__((vector_size(64)));
-typedef int64_t Longs __attribute__((vector_size(64)));
+typedef uint64_t Words __attribute__((vector_size(64)));
 #elif defined(__AVX2__)
 typedef double Doubles __attribute__((vector_size(32)));
-typedef int64_t Longs __attribute__((vector_size(32)));
+typedef uint64_t Words __attribute__((vector_size(32)));
 #else
 typedef double Doubles __attribute__((vector_size(16)));
-typedef int64_t Longs __attribute__((vector_size(16)));
+typedef uint64_t Words __attribute__((vector_size(16)));
 #endif
 constexpr int kChains = 4;  // vectors that are worked on side by side
 constexpr int kDoubles = sizeof(Doubles) / sizeof(double);
@@ -50,7 +50,7 @@ static inline void weigh(const float* x, const Weighing& w, Doubles (&weights)[k
   std::memcpy(logits, wide, sizeof(wide));
   SARTOR_UNROLL
   for (int i = 0; i < kChains; ++i) t[i] = (logits[i] - top) * slope;
-  exp2_of_16<Doubles, Longs, kChains>(t, weights);
+  exp2_of_16<Doubles, Words, kChains>(t, weights);
   SARTOR_UNROLL
   for (int i = 0; i < kChains; ++i) weights[i] = logits[i] >= cut ? weights[i] : Doubles{};
 }
@@ -85,8 +85,11 @@ static void sort_into_buckets(const float* x, int64_t n, const Weighing& w, floa
     const Run run(x + i, n - i);
     if (!run.reaches(cut)) continue;
     int32_t index[kRun];
-    for (int l = 0; l < kRun; l += 16)
-      i_store(index + l, i_from(f_min(f_mul(f_sub(top, f_load(run.at + l)), s), last)));
+    for (int l = 0; l < kRun; l += 16) {
+      const F place = f_mul(f_sub(top, f_load(run.at + l)), s);
+      // Never negative, though it would be above a top that is wrong where there is NaN.
+      i_store(index + l, i_from(f_max(f_min(place, last), f_set(0.0f))));
+    }
     double measure[kRun];
     if (count) {
       for (int l = 0; l < kRun; ++l) measure[l] = run.at[l] >= w.cut ? 1.0 : 0.0;
