@@ -44,6 +44,14 @@ HeadBits = Annotated[
 ]
 Isa = Annotated[str, typer.Option(help="CPU instruction-set path: auto, portable, avx2 or avx512.")]
 
+Tune = Annotated[
+    bool,
+    typer.Option(
+        help="Use the kernels that were fastest here (`sartor tune`; an idle server measures "
+        "too); changes no answer."
+    ),
+]
+
 
 def adapters(named: list[str] | None) -> dict[str, Path]:
     """Adapters given as NAME=FOLDER. Raises UsageError."""

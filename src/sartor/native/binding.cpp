@@ -401,7 +401,8 @@ NB_MODULE(_native, m) {
   m.attr("LANES") = kLanes;
   m.attr("ROW_TOPS") = nb::cast(std::vector<int64_t>(std::begin(kRowTops), std::end(kRowTops)));
   m.attr("TASK_ROWS") = kTaskRows;
-  m.def("most_blocks", &most_blocks, "rows"_a, "Column blocks that a task of so many rows may have.");
+  m.def("most_blocks", &most_blocks, "rows"_a,
+        "Column blocks that a task of so many rows may have.");
   m.def(
       "linear_traits",
       [](const std::string& isa) {

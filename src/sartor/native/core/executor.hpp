@@ -215,10 +215,10 @@ class Executor {
   // How a linear instruction multiplies the rows of a bucket; changes no result. Rows of
   // kGroupedLinear and kHeadLinear are all that its matrices see: tokens times slots.
   void set_variant(int64_t instruction, int64_t bucket, const LinearVariant& variant);
-  // Seconds that linear instructions take in a variant, one after the other, over `tokens` rows of
-  // random values: quantising, arranging and multiplying. Between steps only.
-  double time_linears(const std::vector<int64_t>& instructions, int64_t tokens,
-                      const LinearVariant& variant);
+  // Seconds that each of some linear instructions takes in a variant, one after the other, over
+  // `tokens` rows of random values: quantising, arranging and multiplying. Between steps only.
+  std::vector<double> time_linears(const std::vector<int64_t>& instructions, int64_t tokens,
+                                   const LinearVariant& variant);
 
   int64_t state_bytes() const;
   int64_t scratch_bytes() const;

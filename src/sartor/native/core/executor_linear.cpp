@@ -147,8 +147,8 @@ std::vector<Executor::Arranged> Executor::arrange(const std::vector<const Matrix
     const QuantizedRows from = quantized_.rows(runs[r].begin, quantized_stride_);
     QuantizedRows left;
     if (refined) left = residual_.rows(runs[r].begin, quantized_stride_);
-    kernels_->arrange_rows(*area.matrix, from, refined ? &left : nullptr, runs[r].count,
-                           variant, rows_of(area, r).first);
+    kernels_->arrange_rows(*area.matrix, from, refined ? &left : nullptr, runs[r].count, variant,
+                           rows_of(area, r).first);
   };
   const int64_t tasks = static_cast<int64_t>(areas.size()) * count;
   if (rows * quantized_stride_ <= kInlineWork)
@@ -172,8 +172,8 @@ void Executor::linear(const Instruction& n, const StepInput& step) {
     const Matrix& m = program_.matrices[index(n.matrices[i])];
     const Product product{&m, {value(n.outputs[i]), m.n, vector(n, i)}};
     if (m.permutation)
-      multiply(kNoValue, permuted(m, x, count, width), count, width, n.residual_threshold,
-               how, {product});
+      multiply(kNoValue, permuted(m, x, count, width), count, width, n.residual_threshold, how,
+               {product});
     else plain.push_back(product);
   }
   if (!plain.empty()) multiply(n.inputs[0], x, count, width, n.residual_threshold, how, plain);
@@ -284,7 +284,8 @@ void Executor::adapt(const Instruction& n, const StepInput& step) {
       const auto& [down, up] = found->second;
       const int64_t height = run.end - run.begin;
       float* inner = low_rank_.floats(height * down.n + 16);
-      multiply(kNoValue, x + run.begin * width, height, width, -1.0f, {}, {{&down, {inner, down.n}}});
+      multiply(kNoValue, x + run.begin * width, height, width, -1.0f, {},
+               {{&down, {inner, down.n}}});
       LinearOutput out{value(n.outputs[i]) + run.begin * up.n, up.n, nullptr, true};
       multiply(kNoValue, inner, height, down.n, -1.0f, {}, {{&up, out}});
     }
@@ -306,12 +307,12 @@ void Executor::set_variant(int64_t instruction, int64_t bucket, const LinearVari
   variants_[index(instruction)][index(bucket)] = variant;
 }
 
-double Executor::time_linears(const std::vector<int64_t>& instructions, int64_t tokens,
-                              const LinearVariant& variant) {
+std::vector<double> Executor::time_linears(const std::vector<int64_t>& instructions, int64_t tokens,
+                                           const LinearVariant& variant) {
   using Clock = std::chrono::steady_clock;
   StepInput step;
   step.tokens = step.outputs = step.sequences = tokens;
-  double seconds = 0;
+  std::vector<double> seconds;
   for (const int64_t i : instructions) {
     const Instruction& n = program_.instructions.at(index(i));
     if (n.op != Op::kLinear && n.op != Op::kGroupedLinear && n.op != Op::kHeadLinear)
@@ -329,7 +330,7 @@ double Executor::time_linears(const std::vector<int64_t>& instructions, int64_t 
     pool_->run(pool_->threads(), [](int64_t, int) {});  // in a step the threads are awake
     const auto begin = Clock::now();
     n.op == Op::kLinear ? linear(n, step) : grouped_linear(n, step);
-    seconds += std::chrono::duration<double>(Clock::now() - begin).count();
+    seconds.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
     set_variant(i, bucket, before);
   }
   return seconds;

@@ -174,8 +174,8 @@ static void linear_int8_tiles(const Matrix& w, int64_t block_begin, int64_t bloc
   LinearOutput rest = out;
   rest.data += whole * out.stride;
   avx512_kernels()->linear_int8(w, block_begin, block_end,
-                                {x.data + whole * x.stride, x.stride, x.count - whole},
-                                variant, rest, scratch);
+                                {x.data + whole * x.stride, x.stride, x.count - whole}, variant,
+                                rest, scratch);
 }
 
 // The system grants a process the tile registers when it asks (Linux, arch_prctl(2)).
