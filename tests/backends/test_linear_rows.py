@@ -1,14 +1,16 @@
-"""A linear layer's row has the same bits alone and among any number of others, on every path."""
+"""A linear layer's row has the same bits alone and among any number of others, on every path and
+in every variant."""
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from sartor.backends.cpu import _native
-from sartor.backends.registry import load_backend
+from sartor.backends.cpu.backend import CpuBackend, CpuExecutable
 from sartor.graph import Batch, Builder, Program, Ragged, SamplingParams
 from sartor.ops.functions import linear
 from sartor.ops.weights import (
@@ -22,6 +24,15 @@ from sartor.plan import ExecutionPlan
 
 INPUTS, OUTPUTS, ROWS = 672, 150, 70  # nearly three panels, a column block in part
 COUNTS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 23, 31, 33, 64, 67, 70)
+# Streams, tiles, column blocks a task and rows a task: each with those that it may meet.
+VARIANTS = (
+    (1, True, 0, 64),
+    (0, False, 0, 64),
+    (1, False, 3, 16),
+    (0, True, 1, 48),
+    (0, False, 8, 32),
+    (0, True, 10, 16),
+)
 RNG = np.random.default_rng(3)
 VALUES = RNG.standard_normal((OUTPUTS, INPUTS)).astype(np.float32)
 
@@ -100,22 +111,69 @@ def _batch(count: int) -> Batch:
     )
 
 
+def _executable(rows: np.ndarray, weight: Weight, isa: str) -> CpuExecutable:
+    """One linear layer over rows that tokens stand for."""
+    backend = CpuBackend()
+    plan = ExecutionPlan(backend="cpu", device="cpu", isa=isa, threads=2)
+    packed = backend.pack(_program(), _Source(dense("embed", rows), weight), plan, None)
+    executable = backend.compile(_program(), packed, plan, "cpu", ("linear",))
+    executable.allocate_state([])
+    return executable
+
+
+def _run(executable: CpuExecutable, count: int) -> np.ndarray:
+    return executable.collect(executable.submit(_batch(count))).taps["linear"]
+
+
 @pytest.mark.parametrize("isa", _native.usable_paths())
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_row_does_not_depend_on_the_rows_beside_it(name: str, isa: str) -> None:
-    program, weight = _program(), FORMATS[name]()
+    weight = FORMATS[name]()
     rows = RNG.standard_normal((ROWS, INPUTS)).astype(np.float32)
     rows[::3, 40:45] *= 40  # outliers, which keep 16 bits, in some rows only
     rows[5, 64:320] = 0
-    backend = load_backend("cpu")
-    plan = ExecutionPlan(backend="cpu", device="cpu", isa=isa, threads=2)
-    packed = backend.pack(program, _Source(dense("embed", rows), weight), plan, None)
-    executable = backend.compile(program, packed, plan, "cpu", ("linear",))
-    executable.allocate_state([])
-    results = {c: executable.collect(executable.submit(_batch(c))).taps["linear"] for c in COUNTS}
+    executable = _executable(rows, weight, isa)
+    results = {count: _run(executable, count) for count in COUNTS}
     executable.close()
     whole = results[ROWS]
     wanted = linear(rows, weight, activation="int8")
     np.testing.assert_allclose(whole, wanted, atol=2e-4 * np.abs(wanted).max())
     for count, result in results.items():
         assert np.array_equal(result, whole[ROWS - count :]), f"{count} rows"
+
+
+@pytest.mark.parametrize("isa", _native.usable_paths())
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_variant_changes_a_bit(name: str, isa: str) -> None:
+    rows = RNG.standard_normal((ROWS, INPUTS)).astype(np.float32)
+    rows[1::3, 70:75] *= 40
+    executable = _executable(rows, FORMATS[name](), isa)
+    index = [node.op for node in executable.program.nodes].index("linear")
+    for count in (1, 2, 3, 4, 8, 9, 16, 25, 33, 64, 70):
+        bucket = bisect.bisect_left(_native.ROW_TOPS, count)
+        wanted = _run(executable, count)
+        for variant in VARIANTS:
+            if variant[2] > _native.most_blocks(min(variant[3], [*_native.ROW_TOPS, 64][bucket])):
+                continue
+            executable._native.set_variant(index, bucket, variant)
+            found = _run(executable, count)
+            assert np.array_equal(found, wanted), f"{count} rows, variant {variant}"
+    executable.close()
+
+
+def test_a_variant_that_does_not_fit_its_task_is_refused() -> None:
+    executable = _executable(np.ones((ROWS, INPUTS), np.float32), FORMATS["4g32"](), "portable")
+    index = [node.op for node in executable.program.nodes].index("linear")
+    executable._native.set_variant(index, 6, (0, True, _native.most_blocks(64), 64))
+    for bucket, variant in (
+        (6, (0, True, _native.most_blocks(64) + 1, 64)),
+        (6, (0, True, 0, 24)),
+        (6, (0, True, 0, 80)),
+        (0, (2, True, 0, 64)),
+        (8, (0, True, 0, 64)),
+    ):
+        with pytest.raises(ValueError, match="variant"):
+            executable._native.set_variant(index, bucket, variant)
+    with pytest.raises(ValueError, match="variant"):
+        executable._native.set_variant(len(executable.program.nodes), 0, (0, True, 0, 64))
+    executable.close()

@@ -162,3 +162,50 @@ class Probed(Protocol):
         self, device: str, seconds: float = 0.5, *, threads: int = 0, isa: str = "auto"
     ) -> Ceilings:
         """Takes ``seconds`` for each loop; ``threads`` and ``isa`` as in a plan."""
+
+
+@dataclass(frozen=True)
+class KernelTiming:
+    """What a linear layer took in one variant of its kernel, measured on this machine.
+
+    ``activation``: int8, int16 (all inputs keep 16 bits) or fp32; ``format``, ``n`` and ``k``: of
+    its matrices (``n`` of all of a group); ``experts``: matrices to choose from; ``rows``: that
+    they multiply; ``variant``: what differs from the default, by the backend's own names.
+    ``seconds``: quantising and multiplying, once. ``chosen``: the one in use for such rows.
+    """
+
+    operator: str
+    activation: str
+    format: str
+    n: int
+    k: int
+    experts: int
+    rows: int
+    threads: int
+    variant: dict[str, int]
+    seconds: float
+    chosen: bool = False
+
+    @property
+    def layer(self) -> tuple[object, ...]:
+        """All but the variant and what came of it."""
+        return (
+            *(self.operator, self.activation, self.format, self.n, self.k),
+            *(self.experts, self.rows, self.threads),
+        )
+
+
+@runtime_checkable
+class Tunable(Protocol):
+    """An executable that chooses among variants of its kernels by timing them. Variants give the
+    same bits; ``sartor tune`` and idle servers call this, never the way to a first token."""
+
+    def tuned_from(self, folder: Path, *, again: bool = False) -> None:
+        """Uses what is stored there and keeps there what will be measured; takes a few
+        milliseconds. ``again`` measures what is stored once more."""
+
+    def tune(self, seconds: float) -> bool:
+        """Measures between two steps, for about ``seconds``; True when nothing is left to do."""
+
+    def timings(self) -> list[KernelTiming]:
+        """What is known of this executable's layers."""

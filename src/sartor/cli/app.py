@@ -13,6 +13,7 @@ from sartor.cli.evaluate import evaluate
 from sartor.cli.models import list_models, pull, remove, show
 from sartor.cli.run import run
 from sartor.cli.serve import serve
+from sartor.cli.tune import tune
 
 app = typer.Typer(
     name="sartor",
@@ -28,6 +29,7 @@ app.command()(show)
 app.command("rm")(remove)
 app.command()(devices)
 app.command()(bench)
+app.command()(tune)
 app.command("eval")(evaluate)
 app.command()(conformance)
 

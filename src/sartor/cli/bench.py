@@ -43,6 +43,7 @@ def bench(
     activation: options.Activation = "int8",
     head_bits: options.HeadBits = 0,
     isa: options.Isa = "auto",
+    tune: options.Tune = True,
     json: options.Json = False,
 ) -> None:
     """Measure how fast a model reads and writes."""
@@ -57,6 +58,7 @@ def bench(
         activation=activation,
         head_bits=head_bits,
         isa=isa,
+        tune=tune,
     )
     stored = ModelStore().ensure(model, PullProgress())
     waiting = Waiting(f"measuring {stored.name} ...")

@@ -46,6 +46,14 @@ Isa = Annotated[
     str, typer.Option(help="CPU instruction-set path (see `sartor devices`); auto takes the best.")
 ]
 
+Tune = Annotated[
+    bool,
+    typer.Option(
+        help="Use the kernels that were fastest here (`sartor tune`; an idle server measures "
+        "too); changes no answer."
+    ),
+]
+
 
 def adapters(named: list[str] | None) -> dict[str, Path]:
     """Adapters given as NAME=FOLDER. Raises UsageError."""

@@ -40,6 +40,7 @@ def serve(
     activation: options.Activation = "int8",
     head_bits: options.HeadBits = 0,
     isa: options.Isa = "auto",
+    tune: options.Tune = True,
 ) -> int:
     """Serve models over an OpenAI-compatible HTTP API."""
     from sartor.serving.server import serve as run_server
@@ -55,6 +56,7 @@ def serve(
         head_bits=head_bits,
         isa=isa,
         max_sequences=max_sequences,
+        tune=tune,
     )
     return run_server(
         models,

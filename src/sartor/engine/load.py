@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sartor.backends.base import Executable
+from sartor.backends.base import Executable, Tunable
 from sartor.backends.registry import choose
 from sartor.engine.encoder import Encoder
 from sartor.engine.engine import Engine
@@ -72,9 +72,10 @@ def load(
 ) -> LoadedModel:
     """Opens a checkpoint, packs its weights and compiles its program.
 
-    ``cache`` is the folder of packed files, None for none; ``taps`` name nodes whose results
-    batches may ask for. An architecture that has no model file runs through ``transformers``,
-    where that is installed. Errors name what is missing, damaged or not supported.
+    ``cache`` is the folder of packed files, None for none; what was measured of kernels lies
+    beside it, in ``tuned``. ``taps`` name nodes whose results batches may ask for. An architecture
+    that has no model file runs through ``transformers``, where that is installed. Errors name
+    what is missing, damaged or not supported.
     """
     from sartor.formats import open_checkpoint
     from sartor.models import UnknownArchitectureError, load_model
@@ -97,6 +98,8 @@ def load(
             plan = plan.replace(head_bits=0)
         weights = backend.pack(program, source, plan, cache)
         executable = backend.compile(program, weights, plan, device.name, taps)
+        if cache is not None and plan.tune and isinstance(executable, Tunable):
+            executable.tuned_from(cache.with_name("tuned"))
         tokenizer, template = text.result()
     return LoadedModel(
         name=name,

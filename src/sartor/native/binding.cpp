@@ -211,6 +211,13 @@ Instruction make_instruction(int op, const std::string& name, std::vector<int32_
   return n;
 }
 
+// streams, tiles, task_blocks, task_rows.
+using Variant = std::tuple<int32_t, bool, int32_t, int32_t>;
+
+LinearVariant variant_of(const Variant& v) {
+  return {std::get<0>(v), std::get<1>(v), std::get<2>(v), std::get<3>(v)};
+}
+
 // The arrays are checked, and belong to the caller.
 StepInput make_step(const PyExecutor& self, const In<int32_t>& tokens, const In<int32_t>& positions,
                     const In<int32_t>& starts, const In<int32_t>& contexts,
@@ -361,6 +368,17 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);
   m.attr("CHUNK") = kChunk;
   m.attr("LANES") = kLanes;
+  m.attr("ROW_TOPS") = nb::cast(std::vector<int64_t>(std::begin(kRowTops), std::end(kRowTops)));
+  m.attr("TASK_ROWS") = kTaskRows;
+  m.def("most_blocks", &most_blocks, "rows"_a,
+        "Column blocks that a task of so many rows may have.");
+  m.def(
+      "linear_traits",
+      [](const std::string& isa) {
+        const LinearTraits& traits = kernels_of(isa)->linear;
+        return std::make_tuple(traits.streams, traits.direct_rows, traits.tiles);
+      },
+      "isa"_a, "Streams of few rows, how many rows are few, and whether there are tile registers.");
   m.def("usable_paths", &usable_paths, "Instruction-set paths that run here, best first.");
 
   nb::class_<ThreadPool>(m, "ThreadPool")
@@ -517,6 +535,21 @@ NB_MODULE(_native, m) {
       .def_prop_ro("scratch_bytes", [](const PyExecutor& e) { return e.executor.scratch_bytes(); })
       .def(
           "profile", [](PyExecutor& e, bool on) { e.executor.profile(on); }, "on"_a)
+      .def(
+          "set_variant",
+          [](PyExecutor& e, int64_t instruction, int64_t bucket, const Variant& variant) {
+            e.executor.set_variant(instruction, bucket, variant_of(variant));
+          },
+          "instruction"_a, "bucket"_a, "variant"_a)
+      .def(
+          "time_linears",
+          [](PyExecutor& e, const std::vector<int64_t>& instructions, int64_t rows,
+             const Variant& variant) {
+            require(rows > 0, "time_linears: no rows");
+            nb::gil_scoped_release release;
+            return e.executor.time_linears(instructions, rows, variant_of(variant));
+          },
+          "instructions"_a, "rows"_a, "variant"_a)
       .def("seconds", [](const PyExecutor& e) {
         std::vector<std::pair<std::string, double>> out;
         const auto& seconds = e.executor.seconds();

@@ -38,6 +38,8 @@ class ExecutionPlan:
     state_bytes        memory for sequence state (KV cache); 0 sizes it from free memory
     prefix_cache       share the state of equal prefixes
     isa                CPU instruction-set path, one of ISAS; "auto" takes the best
+    tune               use the kernel variants that were fastest on this machine, and let an idle
+                       server measure those that are not known; changes no answer
     """
 
     backend: str = "auto"
@@ -53,6 +55,7 @@ class ExecutionPlan:
     state_bytes: int = 0
     prefix_cache: bool = True
     isa: str = "auto"
+    tune: bool = True
 
     def __post_init__(self) -> None:
         _choice("activation", self.activation, ("int8", "fp32"))

@@ -27,6 +27,7 @@ from sartor.engine.request import Chunk
 from sartor.errors import CapacityError, SartorError, UsageError
 from sartor.models import Model
 from sartor.serving.channel import Receiver, Sender
+from sartor.serving.idle import IdleTuning
 from sartor.serving.messages import (
     Abort,
     AdapterLoaded,
@@ -196,12 +197,19 @@ def _turn(
     inbox: Receiver[ToWorker],
     outbox: Sender[FromWorker],
     pulse: Pulse,
+    tuning: IdleTuning,
 ) -> None:
-    """The loop: take what came, one step of each engine that has work, send what it gave."""
+    """The loop: take what came, one step of each engine that has work, send what it gave; or
+    measure kernels for a while, when nobody has asked for long."""
     while not pulse.stopping.is_set():
         busy = any(running.engine.has_work for running in models.values())
-        for message in inbox.receive(0.0 if busy else _IDLE_SECONDS):
+        messages = inbox.receive(0.0 if busy or tuning.due() else _IDLE_SECONDS)
+        for message in messages:
             _take(message, models, outbox)
+        if busy or messages:
+            tuning.busy()
+        elif tuning.due():
+            tuning.slice()
         for name, running in models.items():
             if running.engine.has_work:
                 chunks = running.engine.step()
@@ -226,7 +234,8 @@ def run(config: WorkerConfig) -> int:
             return 1
         pulse.watch()
         outbox.send(Ready(inbox.address, tuple(hosted)))
-        _turn(models, inbox, outbox, pulse)
+        tuning = IdleTuning(running.engine.executable for running in models.values())
+        _turn(models, inbox, outbox, pulse, tuning)
     except Exception as error:
         # The engine's state is in doubt: end, so that the gateway starts a sound worker and
         # replays. Its rule about repeated deaths then finds the request that is to blame.

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from sartor.backends.base import Device, MemoryUse, PackedWeights, WeightSource
+from sartor.backends.base import Device, KernelTiming, MemoryUse, PackedWeights, WeightSource
 from sartor.backends.cpu import _native
 from sartor.backends.cpu.custom import CustomKernel, custom_kernels, fused_operators
 from sartor.backends.cpu.packing import PackedMatrix, pack_matrix
+from sartor.backends.cpu.tuned import TunedDevice, TunedStore
+from sartor.backends.cpu.tuning import Traits, Tuner, linear_layers
 from sartor.backends.cpu.weights import CpuWeights, pack
 from sartor.errors import CapacityError, UsageError
 from sartor.graph import (
@@ -185,6 +187,8 @@ class CpuExecutable:
         self._next_handle = 0
         self._last_tokens = np.zeros(0, np.int32)
         self._allocated = not program.states
+        self._tuned: TunedStore | None = None
+        self._tuner: Tuner | None = None
 
     def block_bytes(self, group: int) -> int:
         return int(self._native.block_bytes(group))
@@ -281,6 +285,35 @@ class CpuExecutable:
     def seconds(self) -> list[tuple[str, float]]:
         """Seconds by node since profiling began, in program order."""
         return list(self._native.seconds())
+
+    def tuned_from(self, folder: Path, *, again: bool = False) -> None:
+        device = TunedDevice.here(self.plan.isa, self.plan.threads)
+        self._tuned = TunedStore(folder, device)
+        self._tuner = None
+        if again or self._tuned.path.exists():
+            self._tuner = self._make_tuner(again=again)
+
+    def tune(self, seconds: float) -> bool:
+        if self._tuner is None:
+            self._tuner = self._make_tuner()
+        return self._tuner.run(seconds)
+
+    def timings(self) -> list[KernelTiming]:
+        return [] if self._tuner is None else self._tuner.timings()
+
+    def _make_tuner(self, *, again: bool = False) -> Tuner:
+        logits = logits_linear(self._fused)
+
+        def activation(index: int, matrix: PackedMatrix) -> str:
+            found = self._arithmetic(matrix)
+            whole = found == "int8" and logits in self._fused.nodes[index].outputs
+            return "int16" if whole else found
+
+        layers = linear_layers(
+            self._fused, self._weights.matrices, activation, frozenset(self._custom)
+        )
+        traits = Traits(*_native.linear_traits(self.plan.isa))
+        return Tuner(self._native, layers, traits, self.plan.threads, self._tuned, again=again)
 
     def close(self) -> None:
         self._native.allocate_state([0] * len(self.program.groups()))

@@ -52,6 +52,7 @@ uint8_t* Buffer::zeroed(int64_t bytes) {
 Executor::Executor(ProgramInfo program, std::shared_ptr<ThreadPool> pool, const Kernels* kernels)
     : program_(std::move(program)), pool_(std::move(pool)), kernels_(kernels) {
   plan_buffers();
+  variants_.resize(program_.instructions.size());
   const auto threads = index(pool_->threads());
   sampler_scratch_.resize(threads);
   int64_t scratch = linear_scratch();

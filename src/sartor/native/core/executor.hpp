@@ -5,7 +5,9 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -23,6 +25,14 @@ constexpr int64_t kInlineWork =
 
 inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 inline size_t index(int64_t i) { return static_cast<size_t>(i); }
+
+// Numbers of rows that share a variant: up to each of these, and all above the last.
+constexpr int64_t kRowTops[] = {1, 2, 4, 8, 16, 32, 64};
+constexpr size_t kRowBuckets = std::size(kRowTops) + 1;
+inline size_t row_bucket(int64_t rows) {
+  return index(std::lower_bound(std::begin(kRowTops), std::end(kRowTops), rows) -
+               std::begin(kRowTops));
+}
 
 enum class Op : int32_t {
   kEmbedding,
@@ -202,6 +212,14 @@ class Executor {
   void load_adapter(int32_t number, Adapter adapter);
   void drop_adapter(int32_t number) { adapters_.erase(number); }
 
+  // How a linear instruction multiplies the rows of a bucket; changes no result. Rows of
+  // kGroupedLinear and kHeadLinear are all that its matrices see: tokens times slots.
+  void set_variant(int64_t instruction, int64_t bucket, const LinearVariant& variant);
+  // Seconds that each of some linear instructions takes in a variant, one after the other, over
+  // `tokens` rows of random values: quantising, arranging and multiplying. Between steps only.
+  std::vector<double> time_linears(const std::vector<int64_t>& instructions, int64_t tokens,
+                                   const LinearVariant& variant);
+
   int64_t state_bytes() const;
   int64_t scratch_bytes() const;
   // Seconds spent in each instruction since profiling was switched on; empty when it is off.
@@ -242,10 +260,15 @@ class Executor {
   };
   void linear(const Instruction& instruction, const StepInput& step);
   void multiply(int32_t value, const float* x, int64_t rows, int64_t width, float threshold,
-                const std::vector<Product>& products);
+                const LinearVariant& variant, const std::vector<Product>& products);
+  const LinearVariant& variant(const Instruction& n, int64_t rows) const {
+    return variants_[index(&n - program_.instructions.data())][row_bucket(rows)];
+  }
+  // Random values, and experts, for time_linears.
+  void fill_inputs(const Instruction& n, int64_t rows);
   // Rows of x with their features in the order of a matrix's columns.
   const float* permuted(const Matrix& m, const float* x, int64_t rows, int64_t width);
-  int64_t blocks_a_task(int64_t blocks, int64_t rows) const;
+  int64_t blocks_a_task(int64_t blocks, int64_t rows, const LinearVariant& variant) const;
   // Neighbouring rows that one task takes.
   struct RowRun {
     int64_t begin, count;
@@ -254,7 +277,8 @@ class Executor {
   // Without rows where a matrix does not take codes.
   using Arranged = std::vector<ArrangedRows>;
   std::vector<Arranged> arrange(const std::vector<const Matrix*>& matrices,
-                                const std::vector<RowRun>& runs, bool refined);
+                                const std::vector<RowRun>& runs, bool refined,
+                                const LinearVariant& variant);
   void grouped_linear(const Instruction& instruction, const StepInput& step);
   void adapt(const Instruction& instruction, const StepInput& step);
   bool rounds(const Matrix& m) const { return program_.int8_activations && m.integer_codes(); }
@@ -324,6 +348,7 @@ class Executor {
   Buffer gathered_, products_, low_rank_, arranged_, parts_;
   std::unordered_map<int32_t, Adapter> adapters_;
   int64_t quantized_stride_ = 0;
+  std::vector<std::array<LinearVariant, kRowBuckets>> variants_;  // of each instruction
   bool profiling_ = false;
   std::vector<double> seconds_;
 };

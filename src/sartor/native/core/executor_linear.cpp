@@ -1,5 +1,7 @@
 // Linear layers of a step: plain, of experts, and what adapters add.
+#include <chrono>
 #include <cstring>
+#include <stdexcept>
 
 #include "executor.hpp"
 
@@ -60,14 +62,14 @@ const float* Executor::permuted(const Matrix& m, const float* x, int64_t count, 
 }
 
 void Executor::multiply(int32_t v, const float* x, int64_t count, int64_t width, float threshold,
-                        const std::vector<Product>& products) {
+                        const LinearVariant& variant, const std::vector<Product>& products) {
   int64_t blocks = 0;
   for (const Product& product : products) {
     blocks += product.matrix->blocks();
     if (rounds(*product.matrix)) quantize(v, x, count, width, threshold);
   }
-  const int64_t row_tasks = (count + kTaskRows - 1) / kTaskRows;
-  const int64_t block_step = blocks_a_task(blocks * row_tasks, count);
+  const int64_t row_tasks = (count + variant.task_rows - 1) / variant.task_rows;
+  const int64_t block_step = blocks_a_task(blocks * row_tasks, count, variant);
   std::vector<int64_t> first_task;
   int64_t column_tasks = 0;
   for (const Product& product : products) {
@@ -75,11 +77,11 @@ void Executor::multiply(int32_t v, const float* x, int64_t count, int64_t width,
     column_tasks += (product.matrix->blocks() + block_step - 1) / block_step;
   }
   std::vector<RowRun> runs;
-  for (int64_t row = 0; row < count; row += kTaskRows)
-    runs.push_back({row, std::min<int64_t>(kTaskRows, count - row)});
+  for (int64_t row = 0; row < count; row += variant.task_rows)
+    runs.push_back({row, std::min<int64_t>(variant.task_rows, count - row)});
   std::vector<const Matrix*> matrices;
   for (const Product& product : products) matrices.push_back(product.matrix);
-  const std::vector<Arranged> arranged = arrange(matrices, runs, threshold >= 0.0f);
+  const std::vector<Arranged> arranged = arrange(matrices, runs, threshold >= 0.0f, variant);
   pool_->run(column_tasks * row_tasks, [&](int64_t task, int thread) {
     const int64_t column = task / row_tasks;
     const auto r = index(task % row_tasks);
@@ -92,21 +94,23 @@ void Executor::multiply(int32_t v, const float* x, int64_t count, int64_t width,
     LinearOutput out = products[p].out;
     out.data += run.begin * out.stride;
     if (rounds(m))
-      kernels_->linear_int8(m, begin, end, arranged[p][r], out,
+      kernels_->linear_int8(m, begin, end, arranged[p][r], variant, out,
                             thread_scratch_[index(thread)].floats(0));
     else kernels_->linear_fp32(m, begin, end, x + run.begin * width, width, run.count, out);
   });
 }
 
 // Enough tasks for every thread to end at about the same time.
-int64_t Executor::blocks_a_task(int64_t blocks, int64_t rows) const {
+int64_t Executor::blocks_a_task(int64_t blocks, int64_t rows, const LinearVariant& variant) const {
+  if (variant.task_blocks > 0) return variant.task_blocks;
   const int64_t share = blocks / (pool_->threads() * 8);
   if (rows <= kFewRows) return std::clamp<int64_t>(share, 1, 32);
   return std::clamp<int64_t>(share / 2 * 2, 2, kTaskBlocks);
 }
 
 std::vector<Executor::Arranged> Executor::arrange(const std::vector<const Matrix*>& matrices,
-                                                  const std::vector<RowRun>& runs, bool refined) {
+                                                  const std::vector<RowRun>& runs, bool refined,
+                                                  const LinearVariant& variant) {
   // Where the tiles of each run begin: the last may have more rows than are left.
   std::vector<int64_t> slots;
   int64_t rows = 0;
@@ -143,7 +147,7 @@ std::vector<Executor::Arranged> Executor::arrange(const std::vector<const Matrix
     const QuantizedRows from = quantized_.rows(runs[r].begin, quantized_stride_);
     QuantizedRows left;
     if (refined) left = residual_.rows(runs[r].begin, quantized_stride_);
-    kernels_->arrange_rows(*area.matrix, from, refined ? &left : nullptr, runs[r].count,
+    kernels_->arrange_rows(*area.matrix, from, refined ? &left : nullptr, runs[r].count, variant,
                            rows_of(area, r).first);
   };
   const int64_t tasks = static_cast<int64_t>(areas.size()) * count;
@@ -162,16 +166,17 @@ void Executor::linear(const Instruction& n, const StepInput& step) {
   const int64_t count = rows(n.outputs[0], step), width = width_of(n.inputs[0]);
   if (count == 0) return;
   const float* x = value(n.inputs[0]);
+  const LinearVariant& how = variant(n, count);
   std::vector<Product> plain;
   for (size_t i = 0; i < n.matrices.size(); ++i) {
     const Matrix& m = program_.matrices[index(n.matrices[i])];
     const Product product{&m, {value(n.outputs[i]), m.n, vector(n, i)}};
     if (m.permutation)
-      multiply(kNoValue, permuted(m, x, count, width), count, width, n.residual_threshold,
+      multiply(kNoValue, permuted(m, x, count, width), count, width, n.residual_threshold, how,
                {product});
     else plain.push_back(product);
   }
-  if (!plain.empty()) multiply(n.inputs[0], x, count, width, n.residual_threshold, plain);
+  if (!plain.empty()) multiply(n.inputs[0], x, count, width, n.residual_threshold, how, plain);
 }
 
 // Rows are put in the order of their experts, multiplied, and put back: a row's result does not
@@ -214,20 +219,21 @@ void Executor::grouped_linear(const Instruction& n, const StepInput& step) {
   if (int8) quantize(kNoValue, gathered, count, k, n.residual_threshold);
   quantized_value_ = refined_value_ = kNoValue;
 
+  const LinearVariant& how = variant(n, count);
   std::vector<RowRun> runs;
   std::vector<int64_t> experts;
   for (const ExpertRows& g : groups)
-    for (int64_t row = g.begin; row < g.begin + g.count; row += kTaskRows) {
-      runs.push_back({row, std::min<int64_t>(kTaskRows, g.begin + g.count - row)});
+    for (int64_t row = g.begin; row < g.begin + g.count; row += how.task_rows) {
+      runs.push_back({row, std::min<int64_t>(how.task_rows, g.begin + g.count - row)});
       experts.push_back(g.expert);
     }
   const auto run_count = static_cast<int64_t>(runs.size());
-  const int64_t block_step = blocks_a_task(all.blocks() * run_count, count);
+  const int64_t block_step = blocks_a_task(all.blocks() * run_count, count, how);
   const int64_t column_tasks = (all.blocks() + block_step - 1) / block_step;
   const float* bias = vector(n, 0);
   float* products = products_.floats(count * width + 16);
   float* result = value(n.outputs[0]);
-  const Arranged arranged = arrange({&all}, runs, n.residual_threshold >= 0.0f)[0];
+  const Arranged arranged = arrange({&all}, runs, n.residual_threshold >= 0.0f, how)[0];
   pool_->run(run_count * column_tasks, [&](int64_t task, int thread) {
     const RowRun& run = runs[index(task / column_tasks)];
     const int64_t expert = experts[index(task / column_tasks)];
@@ -237,7 +243,7 @@ void Executor::grouped_linear(const Instruction& n, const StepInput& step) {
     const LinearOutput out{products + run.begin * width, width,
                            bias ? bias + expert * width : nullptr};
     if (int8)
-      kernels_->linear_int8(m, begin, end, arranged[index(task / column_tasks)], out,
+      kernels_->linear_int8(m, begin, end, arranged[index(task / column_tasks)], how, out,
                             thread_scratch_[index(thread)].floats(0));
     else kernels_->linear_fp32(m, begin, end, gathered + run.begin * k, k, run.count, out);
     const int64_t first = begin * kLanes, columns = std::min(width, end * kLanes) - first;
@@ -278,10 +284,72 @@ void Executor::adapt(const Instruction& n, const StepInput& step) {
       const auto& [down, up] = found->second;
       const int64_t height = run.end - run.begin;
       float* inner = low_rank_.floats(height * down.n + 16);
-      multiply(kNoValue, x + run.begin * width, height, width, -1.0f, {{&down, {inner, down.n}}});
+      multiply(kNoValue, x + run.begin * width, height, width, -1.0f, {},
+               {{&down, {inner, down.n}}});
       LinearOutput out{value(n.outputs[i]) + run.begin * up.n, up.n, nullptr, true};
-      multiply(kNoValue, inner, height, down.n, -1.0f, {{&up, out}});
+      multiply(kNoValue, inner, height, down.n, -1.0f, {}, {{&up, out}});
     }
+  }
+}
+
+void Executor::set_variant(int64_t instruction, int64_t bucket, const LinearVariant& variant) {
+  const int64_t buckets = kRowBuckets;
+  if (instruction < 0 || instruction >= static_cast<int64_t>(variants_.size()) || bucket < 0 ||
+      bucket >= buckets)
+    throw std::invalid_argument("variant: no such instruction or bucket of rows");
+  // The totals of a task lie in its thread's scratch.
+  const int64_t top = bucket + 1 < buckets ? kRowTops[bucket] : kTaskRows;
+  const int64_t rows = std::min<int64_t>(variant.task_rows, top);
+  if (variant.task_rows < 16 || variant.task_rows > kTaskRows || variant.task_rows % 16 ||
+      variant.task_blocks < 0 || variant.task_blocks > most_blocks(rows) ||
+      (variant.streams != 0 && variant.streams != 1))
+    throw std::invalid_argument("variant: out of range for that many rows");
+  variants_[index(instruction)][index(bucket)] = variant;
+}
+
+std::vector<double> Executor::time_linears(const std::vector<int64_t>& instructions, int64_t tokens,
+                                           const LinearVariant& variant) {
+  using Clock = std::chrono::steady_clock;
+  StepInput step;
+  step.tokens = step.outputs = step.sequences = tokens;
+  std::vector<double> seconds;
+  for (const int64_t i : instructions) {
+    const Instruction& n = program_.instructions.at(index(i));
+    if (n.op != Op::kLinear && n.op != Op::kGroupedLinear && n.op != Op::kHeadLinear)
+      throw std::invalid_argument(n.name + " is no linear layer");
+    for (const auto* values : {&n.inputs, &n.outputs})
+      for (const int32_t v : *values)
+        slots_[index(slot_of_[index(v)])].floats(tokens * width_of(v) + 16);
+    fill_inputs(n, tokens);
+    quantized_value_ = refined_value_ = kNoValue;
+    const Matrix& first = program_.matrices[index(n.matrices[0])];
+    const int64_t slots = n.op == Op::kLinear ? 1 : width_of(n.outputs[0]) / first.n;
+    const auto bucket = static_cast<int64_t>(row_bucket(tokens * slots));
+    const LinearVariant before = variants_[index(i)][index(bucket)];
+    set_variant(i, bucket, variant);
+    pool_->run(pool_->threads(), [](int64_t, int) {});  // in a step the threads are awake
+    const auto begin = Clock::now();
+    n.op == Op::kLinear ? linear(n, step) : grouped_linear(n, step);
+    seconds.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
+    set_variant(i, bucket, before);
+  }
+  return seconds;
+}
+
+void Executor::fill_inputs(const Instruction& n, int64_t rows) {
+  uint32_t state = 1;
+  const auto next = [&state] { return (state = state * 1664525u + 1013904223u) >> 8; };
+  float* x = value(n.inputs[0]);
+  for (int64_t i = 0; i < rows * width_of(n.inputs[0]); ++i)
+    x[i] = static_cast<float>(next()) * 0x1p-23f - 1.0f;
+  if (n.op != Op::kGroupedLinear) return;
+  const int64_t experts = program_.matrices[index(n.matrices[0])].experts;
+  const int64_t chosen = width_of(n.inputs[1]);
+  auto* ids = reinterpret_cast<int32_t*>(value(n.inputs[1]));
+  for (int64_t t = 0; t < rows; ++t) {
+    const int64_t first = next() % experts;
+    for (int64_t j = 0; j < chosen; ++j)
+      ids[t * chosen + j] = static_cast<int32_t>((first + j) % experts);
   }
 }
 

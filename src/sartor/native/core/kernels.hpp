@@ -17,7 +17,7 @@ constexpr int kChunk = 32;       // input features that share an activation scal
 constexpr int kPanelChunks = 8;  // chunks whose codes are unpacked together
 constexpr int64_t kPanelBytes = kPanelChunks * kChunk * kLanes;
 constexpr int kTaskRows = 64;   // rows that one task multiplies, at most,
-constexpr int kTaskBlocks = 8;  // and column blocks, where panels are unpacked for them
+constexpr int kTaskBlocks = 8;  // and column blocks, where panels are unpacked for so many rows
 
 // A packed weight matrix [n, k]. Padding: n to 16 columns, k to `k_padded`.
 //
@@ -63,6 +63,21 @@ struct QuantizedRows {
 struct ArrangedRows {
   const int32_t* data = nullptr;
   int64_t stride = 0, count = 0;
+};
+
+// One of the ways to multiply that give the same bits. Which is fastest depends on the machine, the
+// matrix and the number of rows; the values here are right where nothing was measured.
+struct LinearVariant {
+  int32_t streams = 0;      // column blocks that few rows read at once: 1, or 0 for the path's own
+  bool tiles = true;        // tile registers, where the path has them
+  int32_t task_blocks = 0;  // column blocks a task; 0: by the number of threads
+  int32_t task_rows = kTaskRows;  // rows a task, at most; a multiple of 16
+};
+
+// What variants a path has.
+struct LinearTraits {
+  int32_t streams = 1, direct_rows = 1;  // `streams` matters to so many rows
+  bool tiles = false;
 };
 
 // Where a linear kernel writes: rows of `stride` floats; columns are absolute.
@@ -198,14 +213,15 @@ struct Kernels {
                             int8_t* residual_codes, float* residual_scales, int32_t* half_sums,
                             int64_t stride);
   // Quantised rows, with what their codes left over or null, in the order in which linear_int8
-  // walks through them, for any matrix that arrange_alike() says is like w. Done once, and not by
-  // every task. arranged: arranged_rows(rows) times arranged_ints() int32.
+  // walks through them in the same variant, for any matrix that arrange_alike() says is like w.
+  // Done once, and not by every task. arranged: arranged_rows(rows) times arranged_ints() int32.
   void (*arrange_rows)(const Matrix& w, const QuantizedRows& x, const QuantizedRows* residual,
-                       int64_t rows, int32_t* arranged);
-  // Column blocks [block_begin, block_end) of w: at most kTaskBlocks where there are more than
-  // kFewRows rows, and at most kTaskRows of these. scratch: linear_scratch() floats.
+                       int64_t rows, const LinearVariant& variant, int32_t* arranged);
+  // Column blocks [block_begin, block_end) of w, most_blocks(rows) at most. scratch:
+  // linear_scratch() floats.
   void (*linear_int8)(const Matrix& w, int64_t block_begin, int64_t block_end,
-                      const ArrangedRows& x, const LinearOutput& out, float* scratch);
+                      const ArrangedRows& x, const LinearVariant& variant, const LinearOutput& out,
+                      float* scratch);
   void (*linear_fp32)(const Matrix& w, int64_t block_begin, int64_t block_end, const float* x,
                       int64_t x_stride, int64_t rows, const LinearOutput& out);
   void (*dequantize_row)(const Matrix& w, int64_t row, float scale, float* out);
@@ -248,9 +264,11 @@ struct Kernels {
   double (*probe_bf16)(int64_t iterations, int64_t links);
   double (*probe_read)(const uint8_t* data, int64_t bytes, int streams);
   PeakWidths peak_widths;
+  LinearTraits linear;
 };
 
 constexpr int64_t kFewRows = 2;       // rows that no path multiplies from unpacked panels
+constexpr int64_t kMostBlocks = 512;  // column blocks of a task, whatever the rows
 constexpr int64_t kEntryInts = 16;    // int32 that a row takes, at most, for a chunk
 constexpr int64_t kBlocksAtOnce = 4;  // column blocks that a path unpacks together, at most
 
@@ -275,6 +293,10 @@ inline bool arrange_alike(const Matrix& a, const Matrix& b) {
 }
 inline int64_t linear_scratch() {
   return kBlocksAtOnce * kPanelBytes / 4 + kTaskRows * kTaskBlocks * kLanes;
+}
+// Column blocks that a task may have: their totals lie in the scratch.
+inline int64_t most_blocks(int64_t rows) {
+  return rows <= kFewRows ? kMostBlocks : kTaskRows * kTaskBlocks / ((rows + 15) / 16 * 16);
 }
 
 inline int64_t Matrix::code_bytes() const {

@@ -132,17 +132,17 @@ static void amx_rows(const Matrix& w, int64_t block_begin, int64_t block_end, co
 }
 
 // Rows that go in tiles of 16; the AVX-512 path takes the rest.
-static int64_t tiles_of(const Matrix& w, int64_t rows) {
+static int64_t tiles_of(const Matrix& w, int64_t rows, const LinearVariant& variant) {
   // Bytes around a low zero point do not fit a signed byte; no format has one.
   const bool fits = w.has_offset || w.bits < 8 || w.zero >= 128;
-  if (w.group == 16 || !fits) return 0;
+  if (!variant.tiles || w.group == 16 || !fits) return 0;
   return rows / kTileRows + (rows % kTileRows > kLeastRows);
 }
 
 static void arrange_tiles(const Matrix& w, const QuantizedRows& x, const QuantizedRows* residual,
-                          int64_t rows, int32_t* arranged) {
+                          int64_t rows, const LinearVariant& variant, int32_t* arranged) {
   const int64_t stride = arranged_ints(w.k_padded, residual != nullptr);
-  const int64_t whole = tiles_of(w, rows) * kTileRows;
+  const int64_t whole = tiles_of(w, rows, variant) * kTileRows;
   for (int64_t row = 0; row < whole; row += kTileRows)
     arrange_tile<kTileRows>(w, x, residual, row, rows - row, arranged + row * stride);
   if (whole >= rows) return;
@@ -156,12 +156,13 @@ static void arrange_tiles(const Matrix& w, const QuantizedRows& x, const Quantiz
   QuantizedRows rest_residual;
   if (residual) rest_residual = after(*residual);
   avx512_kernels()->arrange_rows(w, rest, residual ? &rest_residual : nullptr, rows - whole,
-                                 arranged + whole * stride);
+                                 variant, arranged + whole * stride);
 }
 
 static void linear_int8_tiles(const Matrix& w, int64_t block_begin, int64_t block_end,
-                              const ArrangedRows& x, const LinearOutput& out, float* scratch) {
-  const int64_t tiles = tiles_of(w, x.count), whole = tiles * kTileRows;
+                              const ArrangedRows& x, const LinearVariant& variant,
+                              const LinearOutput& out, float* scratch) {
+  const int64_t tiles = tiles_of(w, x.count, variant), whole = tiles * kTileRows;
   if (tiles > 0) {
     static const TileConfig config;
     _tile_loadconfig(&config);
@@ -173,8 +174,8 @@ static void linear_int8_tiles(const Matrix& w, int64_t block_begin, int64_t bloc
   LinearOutput rest = out;
   rest.data += whole * out.stride;
   avx512_kernels()->linear_int8(w, block_begin, block_end,
-                                {x.data + whole * x.stride, x.stride, x.count - whole}, rest,
-                                scratch);
+                                {x.data + whole * x.stride, x.stride, x.count - whole}, variant,
+                                rest, scratch);
 }
 
 // The system grants a process the tile registers when it asks (Linux, arch_prctl(2)).
@@ -193,6 +194,7 @@ const Kernels* amx_kernels() {
     kernels.arrange_rows = amx::arrange_tiles;
     kernels.attention = attention_tiles;
     kernels.linear_int8 = amx::linear_int8_tiles;
+    kernels.linear.tiles = true;
     kernels.probe_int8 = amx::probe_tiles<false>;
     kernels.peak_widths.int8 = 2048;  // a tile product in 16 cycles
     kernels.probe_bf16 = amx::probe_tiles<true>;

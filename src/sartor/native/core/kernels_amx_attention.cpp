@@ -127,8 +127,7 @@ class Tiles {
       count = multiply(
           run, runs - r,
           [&](int64_t, int64_t u, int64_t i) {
-            if (rows <= kHalf)
-              prefetch_lines(s.chunks[begin + i + 1] + (r + u) * bytes, chunk / 2);
+            if (rows <= kHalf) prefetch_lines(s.chunks[begin + i + 1] + (r + u) * bytes, chunk / 2);
             return s.chunks[begin + i] + (r + u) * bytes;
           },
           sums + r * kLanes, layout_.value_stride());

@@ -89,7 +89,8 @@ static const Kernels kTable = {SARTOR_STRING(SARTOR_ISA),
                                probe_fp32,
                                probe_bf16,
                                probe_read,
-                               kPeakWidths};
+                               kPeakWidths,
+                               {kStreams, kDirectRows, false}};
 #endif
 
 }  // namespace SARTOR_ISA

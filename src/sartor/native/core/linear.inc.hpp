@@ -257,7 +257,7 @@ static void panel_tile(const Matrix& w, int64_t block, const TileEntry<kTileRows
 
 #if !defined(SARTOR_LINEAR_ONLY)
 static void arrange_rows(const Matrix& w, const QuantizedRows& x, const QuantizedRows* residual,
-                         int64_t rows, int32_t* arranged) {
+                         int64_t rows, const LinearVariant&, int32_t* arranged) {
   const int64_t stride = arranged_ints(w.k_padded, residual != nullptr);
   for (int64_t row = 0; row < rows;) {
     const int64_t left = rows - row, count = tile_rows(left);
@@ -290,16 +290,17 @@ static void direct_blocks(const Matrix& w, int64_t block, const ArrangedRows& x,
 // Several column blocks at once are several streams, which a core reads faster than one.
 template <int kBits, bool kHalves, bool kOffset>
 static void direct_rows(const Matrix& w, int64_t block_begin, int64_t block_end,
-                        const ArrangedRows& x, int64_t row, const LinearOutput& out) {
+                        const ArrangedRows& x, int64_t row, const LinearVariant& variant,
+                        const LinearOutput& out) {
   int64_t block = block_begin;
-  for (; block + kStreams <= block_end; block += kStreams)
+  for (; variant.streams != 1 && block + kStreams <= block_end; block += kStreams)
     direct_blocks<kBits, kHalves, kOffset, kStreams>(w, block, x, row, out);
   for (; block < block_end; ++block)
     direct_blocks<kBits, kHalves, kOffset, 1>(w, block, x, row, out);
 }
 
 using DirectFunction = void (*)(const Matrix&, int64_t, int64_t, const ArrangedRows&, int64_t,
-                                const LinearOutput&);
+                                const LinearVariant&, const LinearOutput&);
 #define SARTOR_BITS(bits)                                                \
   {                                                                      \
     {direct_rows<bits, false, false>, direct_rows<bits, false, true>}, { \
@@ -341,7 +342,8 @@ static void panel_rows(const Matrix& w, int64_t block_begin, int64_t block_end,
 }
 
 static void linear_int8(const Matrix& w, int64_t block_begin, int64_t block_end,
-                        const ArrangedRows& x, const LinearOutput& out, float* scratch) {
+                        const ArrangedRows& x, const LinearVariant& variant,
+                        const LinearOutput& out, float* scratch) {
   using PanelFunction = void (*)(const Matrix&, int64_t, int64_t, const ArrangedRows&, int64_t,
                                  const LinearOutput&, float*);
   constexpr int kNarrow = kWideCodesCostMore ? 7 : 8;  // bits of a code
@@ -358,6 +360,6 @@ static void linear_int8(const Matrix& w, int64_t block_begin, int64_t block_end,
                                                        row / kTileRows, out, scratch);
   if (row < x.count)
     kDirectFunctions[code_kind(w)][w.group == 16][w.has_offset](w, block_begin, block_end, x, row,
-                                                                out);
+                                                                variant, out);
 }
 #endif
