@@ -42,7 +42,7 @@ def test_help_lists_the_commands(capsys: Capture) -> None:
     for arguments in ((), ("--help",), ("-h",)):
         code, out, err = run(capsys, *arguments)
         assert (code, err) == (0, "")
-        for command in ("run", "serve", "pull", "list", "show", "rm", "devices", "eval"):
+        for command in ("run", "serve", "pull", "list", "show", "rm", "devices", "tune", "eval"):
             assert f"\n  {command} " in out
 
 
@@ -241,6 +241,21 @@ def test_bench(capsys: Capture, tiny: Path) -> None:
         *("(prompt_512)", "(decode)", "(batch_2)"),
     ]
     assert any(line[:1] == ["lm_head"] and line[6].endswith("%") for line in lines)
+
+
+def test_tune(capsys: Capture, tiny: Path, home: Path) -> None:
+    found = run_json(capsys, "tune", tiny, "--threads", 1)
+    chosen = [timing for timing in found["timings"] if timing["chosen"]]
+    assert {timing["operator"] for timing in chosen} == {"linear", "linear_group"}
+    assert {1, 2, 4, 8, 16, 32, 64, 128} >= {timing["rows"] for timing in chosen} >= {1, 16}
+    assert len(list((home / "tuned").iterdir())) == 1
+    code, out, _ = run(capsys, "tune", tiny, "--threads", 1)
+    assert code == 0
+    assert f" now, {len(chosen)} before" in out
+    code, out, _ = run(capsys, "tune", tiny, "--threads", 1, "--again")
+    assert code == 0
+    assert " now, 0 before" in out
+    assert "reference" in fails(capsys, 2, "tune", tiny, "--backend", "reference")
 
 
 def test_eval(capsys: Capture, tiny: Path) -> None:

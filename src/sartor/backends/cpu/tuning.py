@@ -161,6 +161,11 @@ class Job:
     def bucket(self) -> int:
         return bisect.bisect_left(_native.ROW_TOPS, self.rows)
 
+    @property
+    def weight(self) -> float:
+        """Its part of the budget: more rows take longer, but less than in proportion."""
+        return 1 + self.rows / 32
+
     def layer(self, threads: int) -> tuple[object, ...]:
         """As :attr:`KernelTiming.layer`."""
         x = self.layers
@@ -299,10 +304,12 @@ class Tuner:
     # The generators yield, before each pass, the seconds that it will take.
 
     def _measure_all(self) -> Iterator[float]:
-        for index, job in enumerate(self._jobs):
+        open_weight = sum(job.weight for job in self._jobs)
+        for job in self._jobs:
             rows, seconds = self._seconds.get(job.layers, (job.rows, 0.0))
             if seconds * job.rows / rows <= self._slice:
-                yield from self._measure(job, self._left / (len(self._jobs) - index))
+                yield from self._measure(job, self._left * job.weight / open_weight)
+            open_weight -= job.weight
 
     def _measure(self, job: Job, share: float) -> Iterator[float]:
         """Screens all candidates, then compares the best of them in turns."""
