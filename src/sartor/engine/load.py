@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sartor.models import Model, UnknownArchitectureError
     from sartor.text.template import ChatTemplate
     from sartor.text.tokenizer import Tokenizer
+    from sartor.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def load(
         return _load_fallback(checkpoint, unknown, plan, name, taps, started)
     # A large vocabulary takes as long as the weights, and packing leaves the interpreter free.
     with ThreadPoolExecutor(1) as pool:
-        text = pool.submit(load_text, checkpoint)
+        text = pool.submit(load_text, checkpoint, cache)
         backend, device = choose(plan.backend, plan.device)
         plan = plan.replace(backend=backend.name, device=device.name)
         capabilities = backend.capabilities(device.name)
@@ -163,15 +164,36 @@ def make_encoder(loaded: LoadedModel) -> Encoder:
     return Encoder(executable, context_length=loaded.context_length)
 
 
-def load_text(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None]:
-    """The tokenizer of a checkpoint, and its chat template where it has one."""
+def load_text(
+    checkpoint: Checkpoint, cache: Path | None = None
+) -> tuple[Tokenizer, ChatTemplate | None]:
+    """The tokenizer of a checkpoint, and its chat template where it has one.
+
+    ``cache`` is the folder of packed files; the vocabulary of a GGUF file is kept there.
+    """
     from sartor.text.template import template_from_folder, template_from_gguf
     from sartor.text.tokenizer import tokenizer_from_folder, tokenizer_from_gguf
 
     if checkpoint.kind == "gguf":
         metadata = checkpoint.metadata
-        return tokenizer_from_gguf(metadata), template_from_gguf(metadata)
+        vocabulary = _vocabulary(checkpoint, cache)
+        tokenizer = tokenizer_from_gguf(metadata, vocabulary)
+        return tokenizer, template_from_gguf(metadata, vocabulary)
     return tokenizer_from_folder(checkpoint.path), template_from_folder(checkpoint.path)
+
+
+def _vocabulary(checkpoint: Checkpoint, cache: Path | None) -> Vocabulary:
+    from sartor.text.tokenizer import vocabulary_from_gguf
+    from sartor.text.vocabulary import load_vocabulary, save_vocabulary, vocabulary_path
+
+    if cache is None:
+        return vocabulary_from_gguf(checkpoint.metadata)
+    path = vocabulary_path(cache, checkpoint.identity())
+    vocabulary = load_vocabulary(path)
+    if vocabulary is None:
+        vocabulary = vocabulary_from_gguf(checkpoint.metadata)
+        save_vocabulary(path, vocabulary)
+    return vocabulary
 
 
 def _check(capabilities: Capabilities, program: Program, plan: ExecutionPlan) -> None:

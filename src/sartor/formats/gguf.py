@@ -17,6 +17,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -434,6 +435,10 @@ class GgufCheckpoint:
         """A digest of sizes, modification times and headers."""
         if not self._files:
             raise SartorError(f"{self.path}: the checkpoint is closed")
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> str:
         prints = [part.file.fingerprint(part.header_bytes) for part in self._files]
         return hashlib.sha256("".join(prints).encode()).hexdigest()
 

@@ -129,7 +129,7 @@ def open_served_model(
             makes = "text" if model.program.samples else "embeddings"
         except UnknownArchitectureError as unknown:
             context, vocab_size = describe_fallback(checkpoint, unknown, plan)
-        tokenizer, template = load_text(checkpoint)
+        tokenizer, template = load_text(checkpoint, cache)
         identity = f"{checkpoint.identity()} {plan.numerics()}"
     finally:
         checkpoint.close()
