@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from sartor.cli import options
+from sartor.cli.arguments import Option
 from sartor.cli.screen import PullProgress, Waiting, print_facts, print_json, print_table
 
 if TYPE_CHECKING:
@@ -17,12 +16,10 @@ def bench(
     model: options.Model,
     batch: Annotated[
         list[int] | None,
-        typer.Option(help="Sequences that decode at once (may be repeated).  [default: 16]"),
+        Option(help="Sequences that decode at once (may be repeated). [default: 16]"),
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Measurements of each; medians are shown.")] = 5,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Show the time of each operator too.")
-    ] = False,
+    repeats: Annotated[int, Option(help="Measurements of each; medians are shown.")] = 5,
+    profile: Annotated[bool, Option(help="Show the time of each operator too.")] = False,
     threads: options.Threads = 0,
     context: options.Context = 0,
     backend: options.Backend = "auto",

@@ -9,9 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from sartor.cli import options
+from sartor.cli.arguments import Option
 from sartor.cli.screen import Waiting, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -20,14 +19,14 @@ if TYPE_CHECKING:
 
 def conformance(
     backend: Annotated[
-        str, typer.Option(help="Backend name; auto takes all that have a device here.")
+        str, Option(help="Backend name; auto takes all that have a device here.")
     ] = "auto",
     isa: options.Isa = "auto",
     json: options.Json = False,
     every: Annotated[
-        bool, typer.Option("--all", help="Show every case, not only a line an operator.")
+        bool, Option(name="--all", help="Show every case, not only a line an operator.")
     ] = False,
-    wrong: Annotated[bool, typer.Option("--wrong", help="Show only what is wrong.")] = False,
+    wrong: Annotated[bool, Option(help="Show only what is wrong.")] = False,
 ) -> int:
     """Hold the operators of backends to the reference.
 

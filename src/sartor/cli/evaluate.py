@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from sartor.cli import options
+from sartor.cli.arguments import Option
 from sartor.cli.screen import PullProgress, Waiting, print_facts, print_json
 
 if TYPE_CHECKING:
@@ -18,16 +17,15 @@ def evaluate(
     model: options.Model,
     reference: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Compare with this model, run in fp32, or with `transformers` on the same one.",
-            show_default=False,
         ),
     ] = None,
     text: Annotated[
         Path | None,
-        typer.Option(help="A UTF-8 text instead of the bundled page.", show_default=False),
+        Option(help="A UTF-8 text instead of the bundled page."),
     ] = None,
-    positions: Annotated[int, typer.Option(min=2, help="Tokens of the text to use.")] = 512,
+    positions: Annotated[int, Option(minimum=2, help="Tokens of the text to use.")] = 512,
     threads: options.Threads = 0,
     context: options.Context = 0,
     backend: options.Backend = "auto",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from sartor.cli.arguments import Option
 from sartor.cli.options import Json, Model, Models
 from sartor.cli.screen import PullProgress, print_facts, print_json, print_table, say, size
 
@@ -29,7 +28,7 @@ def pull(models: Models, json: Json = False) -> None:
 def list_models(
     json: Json = False,
     everything: Annotated[
-        bool, typer.Option("--all", help="The catalogue's models too, here or not.")
+        bool, Option(name="--all", help="The catalogue's models too, here or not.")
     ] = False,
 ) -> None:
     """List the models on this machine."""

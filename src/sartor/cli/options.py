@@ -5,36 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from sartor.cli.arguments import Argument, Option
 
 if TYPE_CHECKING:
     from sartor.plan import ExecutionPlan
 
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="A catalogue name, source or path.", show_default=False),
+    Argument(metavar="MODEL", help="A catalogue name, source or path."),
 ]
 Models = Annotated[
     list[str],
-    typer.Argument(
-        metavar="MODEL...", help="Catalogue names, sources or paths.", show_default=False
-    ),
+    Argument(metavar="MODEL...", help="Catalogue names, sources or paths."),
 ]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object, and nothing else there.")
-]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0 uses every core.")]
+Json = Annotated[bool, Option(help="Print one JSON object, and nothing else there.")]
+Threads = Annotated[int, Option(help="CPU threads; 0 uses every core.")]
 Context = Annotated[
     int,
-    typer.Option(help="Longest prompt + answer in tokens; 0 takes the model's own limit."),
+    Option(help="Longest prompt + answer in tokens; 0 takes the model's own limit."),
 ]
-Backend = Annotated[str, typer.Option(help="Backend name (see `sartor devices`).")]
-Device = Annotated[str, typer.Option(help="Device name (see `sartor devices`).")]
-Kv = Annotated[str, typer.Option(help="Storage of keys and values: bf16, fp16 or fp32.")]
-Activation = Annotated[
-    str, typer.Option(help="Arithmetic of quantised linear layers: int8 or fp32.")
-]
-Isa = Annotated[str, typer.Option(help="CPU instruction-set path: auto, portable, avx2 or avx512.")]
+Backend = Annotated[str, Option(help="Backend name (see `sartor devices`).")]
+Device = Annotated[str, Option(help="Device name (see `sartor devices`).")]
+Kv = Annotated[str, Option(help="Storage of keys and values: bf16, fp16 or fp32.")]
+Activation = Annotated[str, Option(help="Arithmetic of quantised linear layers: int8 or fp32.")]
+Isa = Annotated[str, Option(help="CPU instruction-set path: auto, portable, avx2 or avx512.")]
 
 
 def adapters(named: list[str] | None) -> dict[str, Path]:
