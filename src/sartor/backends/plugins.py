@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from importlib.machinery import PathFinder
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,8 +40,10 @@ def _may_exist(group: str) -> bool:
             continue  # no such folder: Python passes over it, too
         for name in names:
             if name.endswith(_METADATA):
-                with contextlib.suppress(OSError):  # most packages declare nothing
-                    file = os.path.join(folder, name, "entry_points.txt")
-                    if header in Path(file).read_bytes():
-                        return True
+                try:
+                    with open(os.path.join(folder, name, "entry_points.txt"), "rb") as file:
+                        if header in file.read():
+                            return True
+                except OSError:
+                    continue  # most packages declare nothing
     return False

@@ -16,7 +16,7 @@ from sartor.engine.engine import Engine
 from sartor.engine.sizing import size_state
 from sartor.errors import UnsupportedError
 from sartor.graph import Capabilities, Program
-from sartor.hardware import inventory
+from sartor.hardware import memory
 from sartor.plan import ExecutionPlan
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def load(
     from sartor.models import UnknownArchitectureError, load_model
 
     started = time.perf_counter()
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, cache)
     try:
         model = load_model(checkpoint)
     except UnknownArchitectureError as unknown:
@@ -145,7 +145,7 @@ def make_engine(loaded: LoadedModel) -> Engine:
         [executable.block_bytes(group.index) for group in groups],
         loaded.plan,
         loaded.context_length,
-        inventory().available_bytes if free is None else free,
+        memory()[1] if free is None else free,
     )
     return Engine(
         executable,

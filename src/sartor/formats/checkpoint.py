@@ -53,20 +53,21 @@ class Checkpoint(Protocol):
     def close(self) -> None: ...
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, cache: Path | None = None) -> Checkpoint:
     """Opens a ``.gguf`` file, or a folder with config.json and safetensors, or with one GGUF.
 
-    Reads headers only. Errors: :class:`UsageError` when ``path`` is no checkpoint,
-    :class:`FormatError` when it is a damaged one, each naming file and tensor or key.
+    Reads headers only; what makes the next opening quicker is kept in the folder ``cache``.
+    Errors: :class:`UsageError` when ``path`` is no checkpoint, :class:`FormatError` when it is a
+    damaged one, each naming file and tensor or key.
     """
     if os.path.isdir(path):
-        return _open_folder(path)
+        return _open_folder(path, cache)
     if not os.path.exists(path):
         raise UsageError(f"{path}: no such file or folder; check the path")
     if not os.path.isfile(path):
         raise UsageError(f"{path}: not a regular file")
     if path.suffix.lower() == ".gguf" or _first_bytes(path) == MAGIC:
-        return GgufCheckpoint(path)
+        return GgufCheckpoint(path, cache)
     if path.suffix.lower() in _PICKLES:
         raise UsageError(_pickle_message(path))
     if path.suffix == ".safetensors":
@@ -74,7 +75,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     raise UsageError(f"{path}: neither a GGUF file nor a checkpoint folder")
 
 
-def _open_folder(folder: Path) -> Checkpoint:
+def _open_folder(folder: Path, cache: Path | None) -> Checkpoint:
     has_config = (folder / "config.json").exists()
     has_safetensors = any(folder.glob("*.safetensors")) or any(
         folder.glob("*.safetensors.index.json")
@@ -92,7 +93,7 @@ def _open_folder(folder: Path) -> Checkpoint:
         if "-of-" not in file.name or "-00001-of-" in file.name
     )
     if len(ggufs) == 1:
-        return GgufCheckpoint(ggufs[0])
+        return GgufCheckpoint(ggufs[0], cache)
     if ggufs:
         names = ", ".join(file.name for file in ggufs)
         raise UsageError(f"{folder}: holds {len(ggufs)} GGUF files; name one of {names}")

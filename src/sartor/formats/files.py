@@ -31,9 +31,11 @@ def is_shape(lengths: Sequence[int]) -> bool:
     It bounds the arithmetic on what files claim, and numpy refuses an empty shape, too, when its
     other dimensions overflow.
     """
-    if len(lengths) > _MAX_DIMENSIONS or any(not 0 <= length < _MAX_SIZE for length in lengths):
+    if len(lengths) > _MAX_DIMENSIONS:
         return False
-    return math.prod(max(length, 1) for length in lengths) < _MAX_SIZE
+    if lengths and not 0 <= min(lengths) <= max(lengths) < _MAX_SIZE:
+        return False
+    return math.prod([length or 1 for length in lengths]) < _MAX_SIZE
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ structure; it is read with U+FFFD in its place, so that whatever prints or encod
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import re
 import struct
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Literal, Self
 
 import numpy as np
@@ -35,7 +36,10 @@ from sartor.formats.files import (
     dense_weight,
 )
 from sartor.formats.gguf_blocks import GGUF_TYPES, REMOVED_TYPES, GgufType, decode_blocks
+from sartor.formats.packed import SUFFIX, PackedFile, write_packed
 from sartor.ops.weights import Weight
+
+_LOG = logging.getLogger(__name__)
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
@@ -57,6 +61,10 @@ _SCALARS = {
     12: "<f8",
 }
 _MAX_DIMENSIONS = 4
+_RECORDS = [struct.Struct(f"<{n}QIQ") for n in range(_MAX_DIMENSIONS + 1)]
+"""What follows the name and the number of dimensions of a tensor: lengths, type, offset."""
+_LONG = 1024
+"""Strings of an array that is long enough to remember where it ends."""
 _MAX_KEY = 65535  # the format's own limit
 _MAX_STRING = 64 << 20  # no single metadata string is near this; a damaged length is
 _SMALLEST_PAIR = 8 + 1 + 4 + 1
@@ -113,7 +121,10 @@ class GgufMetadata(Mapping[str, object]):
 
 @dataclass(frozen=True)
 class GgufFile:
-    """One parsed file of a checkpoint; ``header_bytes`` end where the tensor data begins."""
+    """One parsed file of a checkpoint; ``header_bytes`` end where the tensor data begins.
+
+    ``ends``: where each long array of strings in the metadata ends, by where it starts.
+    """
 
     file: MappedFile
     version: int
@@ -121,15 +132,22 @@ class GgufFile:
     tensors: tuple[TensorInfo, ...]
     types: Mapping[str, GgufType]
     header_bytes: int
+    ends: Mapping[int, int]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes when size, time or header do."""
+        return self.file.fingerprint(self.header_bytes)
 
 
 class _HeaderReader:
     """A cursor over the header that never passes the end of the file."""
 
-    def __init__(self, file: MappedFile) -> None:
+    def __init__(self, file: MappedFile, ends: Mapping[int, int]) -> None:
         self.file = file
         self.at = 0
         self.subject = "header"
+        self.ends = dict(ends)
 
     def error(self, reason: str) -> FormatError:
         return FormatError(f"{self.file.path}: {self.subject}: {reason}")
@@ -152,6 +170,9 @@ class _HeaderReader:
     def number(self, layout: struct.Struct) -> int:
         value: int = layout.unpack_from(self.file.data, self.skip(layout.size))[0]
         return value
+
+    def numbers(self, layout: struct.Struct) -> tuple[int, ...]:
+        return layout.unpack_from(self.file.data, self.skip(layout.size))
 
     def count(self, things: str, smallest: int) -> int:
         """A 64-bit count of things of at least ``smallest`` bytes each."""
@@ -219,13 +240,19 @@ class _HeaderReader:
 
     def skip_strings(self, count: int) -> None:
         """The hot loop of opening: one length read a string, checked as it goes."""
-        data, at, length_at = memoryview(self.file.data), self.at, _U64.unpack_from
-        try:
-            for _ in range(count):
-                at += 8 + length_at(data, at)[0]
-        except (struct.error, OverflowError, IndexError):
-            at = self.file.size + 1
-        self.skip(at - self.at)
+        start = self.at
+        end = self.ends.get(start)
+        if end is None:
+            data, at, length_at = memoryview(self.file.data), start, _U64.unpack_from
+            try:
+                for _ in range(count):
+                    at += 8 + length_at(data, at)[0]
+            except (struct.error, OverflowError, IndexError):
+                at = self.file.size + 1
+            end = at
+        self.skip(end - start)
+        if count >= _LONG:
+            self.ends[start] = end
 
 
 @dataclass(frozen=True)
@@ -239,12 +266,13 @@ class _TensorRecord:
     offset: int
 
 
-def read_header(file: MappedFile) -> GgufFile:
+def read_header(file: MappedFile, ends: Mapping[int, int] = MappingProxyType({})) -> GgufFile:
     """Parses and checks the header of one file.
 
+    ``ends`` of the same header, where it was read before, spare the walk over its strings.
     Errors: :class:`FormatError` naming the file and the key or tensor.
     """
-    reader = _HeaderReader(file)
+    reader = _HeaderReader(file, ends)
     if file.data[:4] != MAGIC:
         raise reader.error(f"starts with {file.data[:4]!r}, not {MAGIC!r}: this is no GGUF file")
     reader.skip(4)
@@ -265,7 +293,34 @@ def read_header(file: MappedFile) -> GgufFile:
     tensors = tuple(_place(reader, record, start, alignment) for record in records)
     _refuse_overlaps(reader, tensors)
     types = {record.name: record.type for record in records}
-    return GgufFile(file, version, metadata, tensors, types, min(start, file.size))
+    header_bytes = min(start, file.size)
+    return GgufFile(file, version, metadata, tensors, types, header_bytes, reader.ends)
+
+
+def _read_header_again(file: MappedFile, cache: Path) -> GgufFile:
+    """As :func:`read_header`, with what a file in ``cache`` remembers of the same header.
+
+    That it is the same shows afterwards, by its fingerprint; if not, it is read without help.
+    """
+    digest = hashlib.sha256(f"GGUF header\n{file.path.resolve()}".encode(errors="surrogateescape"))
+    path = cache / f"{digest.hexdigest()[:40]}{SUFFIX}"
+    if path.exists():
+        try:
+            known = PackedFile.open(path)
+            ends = known.meta.get("ends")
+            found = read_header(file, dict(ends) if isinstance(ends, list) else {})
+            if known.meta.get("fingerprint") == found.fingerprint:
+                return found
+        except (SartorError, ValueError, TypeError):
+            pass  # damaged, or the header is another one by now
+    header = read_header(file)
+    if header.ends:
+        try:
+            meta = {"fingerprint": header.fingerprint, "ends": list(header.ends.items())}
+            write_packed(path, meta, {})
+        except SartorError as error:
+            _LOG.warning("the next start is slower: %s", error)
+    return header
 
 
 def _read_pairs(reader: _HeaderReader, count: int) -> dict[str, object]:
@@ -291,8 +346,9 @@ def _read_records(reader: _HeaderReader, count: int) -> list[_TensorRecord]:
         dimensions = reader.number(_U32)
         if not 1 <= dimensions <= _MAX_DIMENSIONS:
             raise reader.error(f"{dimensions} dimensions; 1 to {_MAX_DIMENSIONS} are allowed")
-        shape = tuple(reader.number(_U64) for _ in range(dimensions))[::-1]
-        kind = _tensor_type(reader, reader.number(_U32))
+        *lengths, number, offset = reader.numbers(_RECORDS[dimensions])
+        shape = tuple(lengths[::-1])
+        kind = _tensor_type(reader, number)
         if shape[-1] % kind.block:
             raise reader.error(
                 f"rows of {shape[-1]} weights are not a multiple of {kind.name}'s block of "
@@ -304,7 +360,7 @@ def _read_records(reader: _HeaderReader, count: int) -> list[_TensorRecord]:
                 f"shape {shape} as {kind.name} takes {nbytes} bytes; the file has "
                 f"{reader.file.size}, it is truncated or damaged"
             )
-        records[name] = _TensorRecord(name, shape, kind, nbytes, reader.number(_U64))
+        records[name] = _TensorRecord(name, shape, kind, nbytes, offset)
     return list(records.values())
 
 
@@ -349,13 +405,15 @@ class GgufCheckpoint:
 
     kind: Literal["gguf"] = "gguf"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, cache: Path | None = None) -> None:
         """Opens ``path``, and the rest of its set when it is the first of several files.
 
+        ``cache`` is a folder for what makes the next opening quicker, None for none.
         Errors: :class:`FormatError` (damaged), :class:`UsageError` (no such file, or not the
         first of a set), each naming the file.
         """
-        first = read_header(MappedFile.open(path))
+        file = MappedFile.open(path)
+        first = read_header(file) if cache is None else _read_header_again(file, cache)
         self.path = path
         self.metadata: Mapping[str, object] = first.metadata
         architecture = self.metadata.get("general.architecture")
@@ -439,7 +497,7 @@ class GgufCheckpoint:
 
     @cached_property
     def _identity(self) -> str:
-        prints = [part.file.fingerprint(part.header_bytes) for part in self._files]
+        prints = [part.fingerprint for part in self._files]
         return hashlib.sha256("".join(prints).encode()).hexdigest()
 
     @property

@@ -120,7 +120,7 @@ def open_served_model(
 
     SartorError (FormatError, UnsupportedError, UsageError) says what is wrong with it.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, cache)
     makes: Makes = "text"
     try:
         try:
