@@ -106,6 +106,12 @@ class MappedFile:
             )
         return np.frombuffer(self.data, np.uint8, nbytes, offset)
 
+    def forget(self) -> None:
+        """Lets go of the pages that were read: views bring back what they need from the system's
+        cache. Else a process that packs a model would be charged for all of its source too."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.data.madvise(mmap.MADV_DONTNEED)
+
     def fingerprint(self, header_bytes: int) -> str:
         """Changes when size, time or the first ``header_bytes`` bytes do."""
         digest = hashlib.sha256(f"{self.size} {self.mtime_ns} ".encode())

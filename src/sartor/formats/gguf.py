@@ -478,6 +478,7 @@ class GgufCheckpoint:
         Errors: :class:`UnsupportedTensorError` for a type without a decoder.
         """
         info, part = self._entry(name)
+        part.file.forget()  # tensors that were read before
         kind = part.types[name]
         if kind.dense:
             return dense_weight(info, part.file, kind.dense)
