@@ -94,7 +94,7 @@ def near(word: str, known: Sequence[str]) -> str:
     """A hint at names that are spelled nearly like ``word``; "" where there are none."""
     import difflib
 
-    found = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    found = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     return f" (did you mean {' or '.join(map(repr, found))}?)" if found else ""
 
 
