@@ -4,6 +4,7 @@
 #   make run PROMPT="..." MODEL=gemma3:1b   another prompt, another model
 #   make test                               the whole test suite (ARGS="tests/cli -x": a part)
 #   make lint, make format                  check the style, mend it
+#   make arm64                              build the core for ARM64, prove it in an emulator
 #   make clean                              remove what was built and set up
 
 MODEL ?= smollm2:135m
@@ -30,7 +31,7 @@ REQUIREMENTS := $(BIN)/python -c 'import sys, tomllib; \
 STAMPS := .venv/stamps-$(shell pwd | cksum | cut -d' ' -f1)
 NATIVE := $(shell find src/sartor/native)
 
-.PHONY: run test lint format clean setup
+.PHONY: run test lint format arm64 clean setup
 
 run: setup
 	@$(BIN)/sartor run "$$MODEL" "$$PROMPT"
@@ -51,6 +52,16 @@ format: $(STAMPS)/test
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	find src/sartor/native -name '*.?pp' -exec $(BIN)/clang-format -i {} +
+
+# Debian and Ubuntu: apt-get install g++-aarch64-linux-gnu qemu-user. The runner is one static file:
+# with the cases beside it, it runs on any ARM64 Linux.
+ARM64 := build/replay-arm64
+arm64: setup
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S src/sartor/native -B $(ARM64) \
+		-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_EXE_LINKER_FLAGS=-static -DSARTOR_PYTHON=OFF
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build $(ARM64) --target sartor_replay
+	@$(BIN)/python -m sartor.backends.record $(ARM64)/cases.bin
+	qemu-aarch64 $(ARM64)/sartor_replay $(ARM64)/cases.bin
 
 clean:
 	rm -rf .venv build

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -21,29 +22,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines import DRIVERS, EngineError, EngineProcess
+import msgspec
+from engines import DRIVERS, Engine, EngineError, EngineProcess
 from make_models import write_folder
 from peers import Peer, choose_peers, default_environments, install, interpreter
 from results import OWN, Comparison, Limits, with_section
 from rounds import Prompts, Workload, run_rounds
 
 from sartor.bench import phases
+from sartor.bench.ceiling import PhaseWork
 from sartor.engine.load import load_text
 from sartor.errors import SartorError, UsageError
+from sartor.evaluation import run_evaluation
 from sartor.formats import open_checkpoint
-from sartor.hardware import available_cores, inventory
+from sartor.hardware import Ceilings, Peak, available_cores, inventory
 from sartor.models import load_model
+from sartor.plan import ExecutionPlan
+from sartor.store import sartor_home
 
 CEILING_SECONDS = 0.5
 """Of each loop that looks for a ceiling."""
 
+FIXED = ("threads", "prefix_cache", "max_sequences", "max_batch_tokens", "max_context")
+"""Fields of the plan that drivers/run_sartor.py sets."""
+
 
 @dataclass(frozen=True)
 class Options:
-    """``peers`` by name, none for all; ``title`` of the model in the table."""
+    """``peers`` by name, none for all; ``title`` of the model in the table; ``plan``: fields of
+    Sartor's execution plan that are not as usual."""
 
     model: Path
     title: str
+    plan: Mapping[str, object]
     peers: tuple[str, ...]
     rounds: int
     batches: tuple[int, ...]
@@ -103,7 +114,7 @@ def start_driver(name: str, python: Path, options: Options) -> EngineProcess:
     return EngineProcess(command, log, options.timeout, threads)
 
 
-def load(engine: EngineProcess, folder: str, options: Options) -> dict[str, Any]:
+def load(engine: EngineProcess, folder: str, options: Options, **fields: object) -> dict[str, Any]:
     return engine.ask(
         "load",
         model=str(options.model.absolute()),
@@ -111,6 +122,7 @@ def load(engine: EngineProcess, folder: str, options: Options) -> dict[str, Any]
         threads=options.threads,
         sequences=max(options.batches, default=1),
         context=phases.CONTEXT,
+        **fields,
     )
 
 
@@ -124,7 +136,7 @@ def compare(options: Options) -> Comparison:
         say("loading sartor ...")
         own = stack.enter_context(start_driver(OWN, Path(sys.executable), options))
         engines[OWN] = own
-        facts[OWN] = {"title": "Sartor", **load(own, "", options)}
+        facts[OWN] = {"title": "Sartor", **load(own, "", options, plan=options.plan)}
         for peer in choose_peers(options.peers):
             say(f"loading {peer.name} ...")
             try:
@@ -143,32 +155,39 @@ def compare(options: Options) -> Comparison:
             prompts,
             tell=say,
         )
-        limits = find_limits(options, facts[OWN], [before, ceilings(own)])
-    return Comparison(options.title, describe(options, facts[OWN]), facts, missing, samples, limits)
+        limits = find_limits(own, options.batches, [before, ceilings(own)])
+    told = describe(options, facts[OWN]) | quality(options)
+    return Comparison(options.title, told, facts, missing, samples, limits)
 
 
-def ceilings(own: EngineProcess) -> dict[str, Any]:
+def ceilings(own: Engine) -> Ceilings | None:
     try:
-        return own.ask("ceilings", seconds=CEILING_SECONDS)
+        return msgspec.convert(own.ask("ceilings", seconds=CEILING_SECONDS), Ceilings)
     except EngineError as error:
         say(f"no ceilings: {error}")
-        return {}
+        return None
 
 
 def find_limits(
-    options: Options, work: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]
+    own: Engine, batches: Sequence[int], measured: Sequence[Ceilings | None]
 ) -> Limits | None:
-    """The better of two measurements; None where the ceilings are not of these threads."""
-    usable = [found for found in measured if found.get("threads") == options.threads]
-    if not usable or "weights" not in work:
+    """The better of several measurements; None where there are none."""
+    usable = [found for found in measured if found is not None]
+    if not usable:
         return None
-    return Limits(
-        max(found["read_bytes_per_s"] for found in usable),
-        max(found["int8_ops_per_s"] for found in usable),
-        work["weights"],
-        work["head_weights"],
-        work["weight_bytes"],
+    work = msgspec.convert(own.ask("work", batches=list(batches)), dict[str, PhaseWork])
+    best = dataclasses.replace(
+        usable[0],
+        read_bytes_per_s=max(found.read_bytes_per_s for found in usable),
+        int8=max((found.int8 for found in usable), key=_speed),
+        fp32=max((found.fp32 for found in usable), key=_speed),
+        bf16=max((found.bf16 for found in usable if found.bf16), key=_speed, default=None),
     )
+    return Limits(best, work)
+
+
+def _speed(peak: Peak) -> float:
+    return peak.ops_per_s
 
 
 def describe(options: Options, own: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,6 +203,25 @@ def describe(options: Options, own: Mapping[str, Any]) -> dict[str, Any]:
         "threads": options.threads,
         "rounds": options.rounds,
     }
+
+
+def quality(options: Options) -> dict[str, Any]:
+    """How far Sartor's answers are from float32 on the same file, where the plan may move them."""
+    if not options.plan:
+        return {}
+    say("measuring the quality of Sartor's answers ...")
+    model, usual = options.model, ExecutionPlan(threads=options.threads)
+    found: dict[str, Any] = {}
+    for name, plan in (("mean_kl", usual.replace(**options.plan)), ("usual_mean_kl", usual)):
+        try:
+            report = run_evaluation(
+                model, options.title, plan, reference=model, cache=sartor_home() / "packed"
+            )
+        except SartorError as error:
+            say(f"no quality: {error}")
+            return {}
+        found[name] = float(f"{report.mean_kl:.3g}")
+    return found
 
 
 def save(comparison: Comparison, options: Options) -> None:
@@ -207,6 +245,13 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     )
     parser.add_argument("model", type=Path, help="a .gguf file")
     parser.add_argument("--title", help="of the model in the table; else the file's name")
+    parser.add_argument(
+        "--plan",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="of Sartor's execution plan, as head_bits=4 (may be repeated)",
+    )
     parser.add_argument("--peers", default="", help="names with commas between; else all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", default="4,16,32", help="sequences that decode at once")
@@ -227,9 +272,11 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         raise UsageError("rounds, threads and batches must be at least 1")
     if not found.model.is_file():
         raise UsageError(f"{found.model} is no file; name a .gguf file")
+    plan = plan_fields(found.plan)
     return Options(
         found.model,
-        found.title or found.model.stem,
+        found.title or ", ".join([found.model.stem, *found.plan]),
+        plan,
         names,
         found.rounds,
         batches,
@@ -240,6 +287,21 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         found.json,
         found.write,
     )
+
+
+def plan_fields(given: Sequence[str]) -> dict[str, object]:
+    """Fields of the plan from FIELD=VALUE; UsageError for what it or this comparison forbids."""
+    fields: dict[str, object] = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        if name in FIXED:
+            raise UsageError(f"--plan {text}: the comparison sets {name}, the same for all engines")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    ExecutionPlan().replace(**fields)
+    return fields
 
 
 def main() -> int:

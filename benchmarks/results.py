@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 from rounds import Samples
 
 from sartor.bench import Spread
+from sartor.bench.ceiling import PhaseWork, phase_ceiling
+from sartor.hardware import Ceilings
 
 OWN = "sartor"
 HEADING = """\
@@ -42,25 +45,29 @@ class Cell:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the machine can do and what a model asks of it (``drivers/run_sartor.py``)."""
+    """What the machine can do, and what each row asks of it."""
 
-    read_bytes_per_s: float
-    int8_ops_per_s: float
-    weights: int
-    head_weights: int
-    weight_bytes: float
+    ceilings: Ceilings
+    work: Mapping[str, PhaseWork]
 
     def rate(self, row: str) -> float:
-        """Tokens a second of a machine that only reads the weights, or only multiplies by them.
+        """Tokens a second of a machine that only reads weights and state, or only multiplies."""
+        return phase_ceiling(self.work[row], self.ceilings).tokens_per_s
 
-        Attention, its state and the activations come on top, so no engine can reach it.
-        """
-        kind, _, count = row.partition("_")
-        tokens = int(count or 1)
-        outputs = 1 if kind == "prompt" else tokens
-        operations = 2 * (tokens * self.weights + outputs * self.head_weights)
-        seconds = max(self.weight_bytes / self.read_bytes_per_s, operations / self.int8_ops_per_s)
-        return tokens / seconds
+    def to_json_dict(self) -> dict[str, Any]:
+        rows = {row: dataclasses.asdict(phase) for row, phase in self.work.items()}
+        return {**self.ceilings.to_json_dict(), "work": rows}
+
+    def __str__(self) -> str:
+        int8 = self.ceilings.int8
+        text = f"{self.ceilings.read_bytes_per_s / 1e9:.1f} GB/s of reads, "
+        text += f"{int8.ops_per_s / 1e12:.2f} int8 TOPS"
+        if int8.share_of_width is None:
+            return text
+        return (
+            f"{text} ({int8.ops_per_cycle:.0f} operations a cycle and core, "
+            f"{int8.share_of_width:.0%} of the issue width, at {int8.clock_hz / 1e9:.2f} GHz)"
+        )
 
 
 def cells(rates: Mapping[str, Sequence[float]]) -> dict[str, Cell]:
@@ -105,7 +112,7 @@ class Comparison:
             **self.facts,
             "engines": {name: dict(facts) for name, facts in self.engines.items()},
             "missing": dict(self.missing),
-            "ceilings": None if self.limits is None else dict(vars(self.limits)),
+            "ceilings": None if self.limits is None else self.limits.to_json_dict(),
             "rows": rows,
         }
 
@@ -140,10 +147,7 @@ class Comparison:
     def _notes(self) -> list[str]:
         notes = [f"- {key.replace('_', ' ')}: {value}" for key, value in self.facts.items()]
         if self.limits is not None:
-            notes.append(
-                f"- ceilings in this run: {self.limits.read_bytes_per_s / 1e9:.1f} GB/s of reads, "
-                f"{self.limits.int8_ops_per_s / 1e12:.2f} int8 TOPS"
-            )
+            notes.append(f"- ceilings in this run: {self.limits}")
         notes += [
             f"- {facts['title']}: {facts['version']}; {facts['settings']}"
             for facts in self.engines.values()

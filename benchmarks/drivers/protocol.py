@@ -1,9 +1,10 @@
 """What a driver is: one engine in a process and environment of its own.
 
 A request is one JSON object a line on standard input, its answer one on standard output:
-``load``, ``single``, ``batch``, and ``ceilings`` where an engine can tell; an answer with ``error``
-says why there is no other. Only the standard library is needed here. The phases are those of
-``sartor.bench.phases``: greedy decoding, in which every token chosen is the next one's input.
+``load``, ``single``, ``batch``, and ``ceilings`` and ``work`` where an engine can tell; an answer
+with ``error`` says why there is no other. Only the standard library is needed here. The phases are
+those of ``sartor.bench.phases``: greedy decoding, in which every token chosen is the next one's
+input.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Tokens = Sequence[int]
@@ -25,7 +26,8 @@ Answer = dict[str, Any]
 class Load:
     """What to load: a GGUF file, and where an engine reads none, a bf16 folder of the same weights.
 
-    ``sequences`` run at once at most, each of at most ``context`` tokens.
+    ``sequences`` run at once at most, each of at most ``context`` tokens. ``plan`` has fields of
+    Sartor's execution plan; other engines get none.
     """
 
     model: str
@@ -33,6 +35,7 @@ class Load:
     threads: int
     sequences: int
     context: int
+    plan: Answer = field(default_factory=dict)
 
 
 class Driver(ABC):
@@ -53,6 +56,10 @@ class Driver(ABC):
     def ceilings(self, seconds: float) -> Answer:
         """What the machine can reach, for the engine that can tell; ``seconds`` of each loop."""
         raise RuntimeError(f"{type(self).__name__} measures no ceilings")
+
+    def work(self, batches: Sequence[int]) -> Answer:
+        """What every row asks of the machine, for the engine that can tell."""
+        raise RuntimeError(f"{type(self).__name__} does not count its work")
 
 
 class LoopDriver(Driver):
@@ -114,7 +121,7 @@ def _answer(driver: Driver, request: Answer) -> Answer:
         started = time.perf_counter()
         facts = driver.load(Load(**request))
         return {**facts, "load_seconds": time.perf_counter() - started}
-    if command not in ("single", "batch", "ceilings"):
+    if command not in ("single", "batch", "ceilings", "work"):
         raise ValueError(f"no command is called {command!r}")
     answer: Answer = getattr(driver, command)(**request)
     return answer

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from protocol import Answer, Driver, Load, Tokens, serve
 
 from sartor import __version__
-from sartor.backends.registry import load_backend
 from sartor.bench import phases
+from sartor.bench.ceiling import measure_ceilings, phase_work
+from sartor.bench.profile import profiled
 from sartor.engine.engine import Engine
 from sartor.engine.load import load, make_engine
 from sartor.errors import SartorError
-from sartor.graph import Program
 from sartor.plan import ExecutionPlan
 from sartor.store import sartor_home
 
@@ -29,18 +28,17 @@ class SartorDriver(Driver):
             # Twice: while some of a batch decode, the prompts of the others must go on.
             max_batch_tokens=max(phases.PROMPT_TOKENS, 2 * request.sequences),
             max_context=request.context,
-        )
+        ).replace(**request.plan)
         path = Path(request.model)
         loaded = load(path, plan, path.stem, sartor_home() / "packed")
         self._engine: Engine = make_engine(loaded)
         used = loaded.plan
-        self._backend, self._device = used.backend, used.device
-        bits = loaded.bits_per_weight
+        settings = [f"{used.backend} {used.isa}, {used.activation} x {used.kv} state"]
+        settings += [f"{field}={getattr(used, field)}" for field in request.plan]
         return {
             "version": __version__,
-            "settings": f"{used.backend} {used.isa}, {used.activation} x {used.kv} state",
-            "bits_per_weight": bits,
-            **work(loaded.executable.program, bits),
+            "settings": ", ".join(settings),
+            "bits_per_weight": loaded.bits_per_weight,
         }
 
     def single(self, seed: int, prompt: Tokens, steps: int) -> Answer:
@@ -57,10 +55,15 @@ class SartorDriver(Driver):
         return {"decode_seconds": len(prompts) * phases.BATCH_DECODE_TOKENS / rate}
 
     def ceilings(self, seconds: float) -> Answer:
-        measure = getattr(load_backend(self._backend), "ceilings", None)
-        if measure is None:
-            raise SartorError(f"backend {self._backend} has no ceilings to measure")
-        return dataclasses.asdict(measure(self._device, seconds))
+        found = measure_ceilings(self._engine.executable, seconds)
+        if found is None:
+            raise SartorError("this backend has no way to measure ceilings")
+        return dataclasses.asdict(found)
+
+    def work(self, batches: Sequence[int]) -> Answer:
+        executable = self._engine.executable
+        found = phase_work(profiled(executable).work(), batches, executable.plan.max_batch_tokens)
+        return {name: dataclasses.asdict(phase) for name, phase in found.items()}
 
     def _check(
         self, prompts: Sequence[Tokens], seed: int, length: int, steps: int, own_steps: int
@@ -74,31 +77,6 @@ class SartorDriver(Driver):
                 raise SartorError("the prompts are not those of sartor bench for this seed")
         if steps != own_steps:
             raise SartorError(f"sartor bench decodes {own_steps} steps here, not {steps}")
-
-
-def work(program: Program, bits_per_weight: float) -> Answer:
-    """What the weights ask of a machine: bytes of all matrices, multiplications a token.
-
-    ``head_weights`` are needed for tokens that give an output only. Empty where experts are
-    chosen by token: then no number holds for all.
-    """
-    if any(node.op == "grouped_linear" for node in program.nodes):
-        return {}
-    shapes = {value: spec.shape for value, spec in program.weight_values().items()}
-    sizes = {
-        node.name: sum(
-            math.prod(shapes[value]) for value in node.inputs[1:] if len(shapes.get(value, ())) > 1
-        )
-        for node in program.nodes
-        if node.op in ("linear", "linear_group", "head_linear")
-    }
-    head = sizes.pop("lm_head", 0)
-    body = sum(sizes.values())
-    return {
-        "weights": body,
-        "head_weights": head,
-        "weight_bytes": (body + head) * bits_per_weight / 8,
-    }
 
 
 if __name__ == "__main__":

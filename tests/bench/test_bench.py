@@ -7,16 +7,20 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sartor.backends.registry import load_backend
 from sartor.bench import BenchReport, Spread, phases, run_bench
+from sartor.bench.ceiling import PhaseCeiling, PhaseWork, phase_ceiling
 from sartor.bench.memory import peak_rss_bytes
-from sartor.bench.profile import by_operator
+from sartor.bench.profile import OperatorTime, by_operator, work_by_operator
 from sartor.engine.engine import Engine
 from sartor.engine.load import load, make_engine
 from sartor.engine.request import Request
 from sartor.errors import CapacityError, SartorError, UnsupportedError, UsageError
+from sartor.graph import Batch, Builder, ProgramWork, StepShape
+from sartor.hardware import Bound, Ceilings, Peak, Work
 from sartor.plan import ExecutionPlan
 
 NULL = ExecutionPlan(backend="null", state_bytes=1 << 20, max_context=1024, prefix_cache=False)
@@ -52,7 +56,7 @@ class _Watch:
 def test_report_has_every_number(tiny_path: Path) -> None:
     if importlib.util.find_spec("sartor.backends.cpu._native") is None:
         pytest.skip("the native CPU backend is not built")
-    plan = ExecutionPlan(backend="cpu", threads=1)
+    plan = ExecutionPlan(backend="cpu", threads=1, head_bits=4)
     report = run_bench(tiny_path, "tiny", plan, batches=(16, 2), repeats=2, profile=True)
     found = report.to_json_dict()
     assert json.loads(json.dumps(found)) == found
@@ -63,16 +67,29 @@ def test_report_has_every_number(tiny_path: Path) -> None:
         assert low <= median <= high  # type: ignore[operator]
     assert (found["model"], found["device"], found["threads"]) == ("tiny", "cpu", 1)
     assert (found["activation"], found["kv"], found["repeats"]) == ("int8", "bf16", 2)
+    assert found["head_bits"] == 4
     assert found["isa"] == load_backend("cpu").devices()[0].isa
     assert found["machine"]
     assert 0 < float(str(found["decode_host_share"])) < 1
-    assert found["peak_rss_mb"] == pytest.approx(peak_rss_bytes() / 1e6, rel=0.2)
-    for phase in ("profile_prompt", "profile_decode"):
-        seconds = found[phase]
-        assert isinstance(seconds, dict)
-        assert seconds["lm_head"] > 0
-        assert any("layers.*." in name for name in seconds)
-        assert list(seconds.values()) == sorted(seconds.values(), reverse=True)
+    assert 20 < float(str(found["peak_rss_mb"])) <= peak_rss_bytes() / 1e6
+    ceilings = found["ceilings"]
+    assert isinstance(ceilings, dict)
+    assert (ceilings["threads"], ceilings["isa"]) == (1, found["isa"])
+    for rate in ("prompt_512", "decode", "batch_2", "batch_16"):
+        assert found[f"{rate}_share_of_ceiling"] == pytest.approx(
+            float(str(found[f"{rate}_tps"])) / float(str(found[f"{rate}_ceiling_tps"]))
+        )
+        assert found[f"{rate}_limit"] in ("memory", "arithmetic")
+        operators = found[f"profile_{rate}"]
+        assert isinstance(operators, dict)
+        seconds = [operator["seconds"] for operator in operators.values()]
+        assert seconds == sorted(seconds, reverse=True)
+        assert any("layers.*." in name for name in operators)
+        head = operators["lm_head"]
+        assert head["share_of_roofline"] == head["roofline_seconds"] / head["seconds"]
+        assert head["bytes"] > 0
+        assert sum(head["operations"].values()) > 0
+        assert operators["sample"]["share_of_roofline"] is None
 
 
 def test_median_and_extremes() -> None:
@@ -128,9 +145,85 @@ def test_single_runs_one_prompt_and_64_steps(
     assert prompts.prompt_tokens == 512
     assert len(decodes) == 64
     assert all((r.decode_tokens, r.prompt_tokens) == (1, 0) for r in decodes)
-    assert marks == [("prompt", 1), ("decode", 65)]
+    assert marks == [("prompt_512", 1), ("decode", 65)]
     assert not engine.has_work
     assert not any(engine.blocks_held())
+
+
+class _Shapes:
+    """Remembers the steps that an engine makes."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.steps: list[StepShape] = []
+        submit = engine.executable.submit
+
+        def watched(batch: Batch) -> int:
+            lengths = np.diff(batch.starts).tolist()
+            self.steps.append(
+                StepShape(tuple(lengths), tuple(batch.contexts.tolist()), len(batch.output_rows))
+            )
+            return submit(batch)
+
+        monkeypatch.setattr(engine.executable, "submit", watched)
+
+
+@pytest.mark.parametrize("most", [512, 200])
+def test_steps_are_counted_as_the_engine_makes_them(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    engine = null_engine(tiny_path, max_batch_tokens=most)
+    watch = _Shapes(engine, monkeypatch)
+    phases.single(engine, 0)
+    expected = phases.shapes([4], most)
+    assert watch.steps == expected["prompt_512"] + expected["decode"]
+    watch.steps.clear()
+    phases.batch(engine, 4, 0)
+    # The sequences that began first are a few tokens further.
+    for step, counted in zip(watch.steps[-32:], expected["batch_4"], strict=True):
+        assert (step.lengths, step.outputs) == (counted.lengths, counted.outputs)
+        assert all(0 <= a - b <= 4 for a, b in zip(step.contexts, counted.contexts, strict=True))
+
+
+def test_ceilings_of_phases_follow_what_binds() -> None:
+    def peak(rate: float) -> Peak:
+        return Peak(rate, 1e9, 0.0, 1)
+
+    ceilings = Ceilings(1e9, peak(1e11), peak(1e10), None, 1, "amx")
+    slow = phase_ceiling(PhaseWork(1, Work(5e7, {"int8": 2e8})), ceilings)
+    assert slow == PhaseCeiling(pytest.approx(20), "memory")
+    fast = phase_ceiling(PhaseWork(64, Work(5e7, {"int8": 1e10, "fp32": 1e9})), ceilings)
+    assert fast == PhaseCeiling(pytest.approx(64 / 0.2), "arithmetic")
+
+
+def test_operators_stand_beside_their_work() -> None:
+    b = Builder()
+    x = b.embedding(b.token_ids, "embed", 32, 8)
+    for layer in ("layers.0", "layers.1"):
+        with b.scope(layer):
+            x = b.add(x, b.linear(x, "up", 8))
+    program = b.finish(b.linear(b.gather_rows(x, b.output_rows), "head", 32))
+    work = ProgramWork(program, {spec.name: 100 for spec in program.weights}, 2, {"head": "int8"})
+    step = StepShape((1, 1), (5, 9), 2)
+    found = work_by_operator(work, [step, step])
+    assert found["layers.*.up"] == Work(2 * 2 * 100, {"fp32": 2 * 2 * 2 * 2 * 64})
+    assert found["head"] == Work(200, {"int8": 2 * 2 * 2 * 8 * 32})
+    ceilings = Ceilings(1e3, Peak(1e3, 0, 0, 1), Peak(1e4, 0, 0, 1), None, 1, "")
+    head = OperatorTime.of(4.0, found["head"], ceilings)
+    assert head.bound == Bound(pytest.approx(2.048), "arithmetic")
+    assert head.reached == pytest.approx(0.512)
+    up = OperatorTime.of(1.0, found["layers.*.up"], ceilings)
+    both = OperatorTime.total([head, up], ceilings)
+    assert both.seconds == 5.0
+    assert both.bound == Bound(pytest.approx(2.048 + 0.1024), "arithmetic")
+    assert OperatorTime.of(1.0, Work(), ceilings).reached is None
+    assert OperatorTime.of(1.0, found["head"], None).bound is None
+
+
+def test_a_device_that_cannot_tell_has_no_ceilings(tiny_path: Path) -> None:
+    report = run_bench(tiny_path, "tiny", NULL, batches=(2,), repeats=1)
+    assert report.ceilings is None
+    assert report.share_of_ceiling("decode") is None
+    assert report.to_json_dict()["ceilings"] is None
 
 
 def test_batch_measures_steps_in_which_all_decode(

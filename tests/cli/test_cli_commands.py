@@ -219,6 +219,28 @@ def test_devices(capsys: Capture) -> None:
     code, out, _ = run(capsys, "devices")
     assert code == 0
     assert found["machine"]["cpu"] in out
+    for device in found["devices"]:
+        if device["backend"] == "cpu":
+            assert device["ceilings"]["int8"]["ops_per_s"] > 0
+            assert f"cpu, measured: {device['isa']}, " in out
+            assert "TOPS, " in out
+
+
+def test_bench(capsys: Capture, tiny: Path) -> None:
+    asked = ("bench", tiny, "--repeats", 1, "--batch", 2, "--profile")
+    found = run_json(capsys, *asked)
+    assert found["decode_tps"] > 0
+    code, out, _ = run(capsys, *asked)
+    assert code == 0
+    lines = [line.split() for line in out.splitlines()]
+    phases = [line for line in lines if line[:1] in (["prompt_512"], ["decode"], ["batch_2"])]
+    assert len(phases) == 3
+    assert all(line[4].endswith("%") for line in phases)
+    assert all(line[5] in ("memory", "arithmetic") for line in phases)
+    assert [line[1] for line in lines if line[:1] == ["OPERATOR"]] == [
+        *("(prompt_512)", "(decode)", "(batch_2)"),
+    ]
+    assert any(line[:1] == ["lm_head"] and line[6].endswith("%") for line in lines)
 
 
 def test_eval(capsys: Capture, tiny: Path) -> None:
@@ -229,6 +251,19 @@ def test_eval(capsys: Capture, tiny: Path) -> None:
     code, out, _ = run(capsys, "eval", tiny, "--positions", 64)
     assert code == 0
     assert "perplexity" in out
+
+
+def test_a_head_of_fewer_bits(capsys: Capture, tiny: Path) -> None:
+    same = ("--activation", "fp32", "--kv", "fp32", "--positions", 64, "--reference", tiny)
+    distances = [
+        run_json(capsys, "eval", tiny, *same, "--head-bits", bits)["mean_kl"] for bits in (0, 6, 3)
+    ]
+    assert distances[0] == 0 < distances[1] < distances[2]
+    code, out, _ = run(capsys, "eval", tiny, "--positions", 16, "--head-bits", 4)
+    assert code == 0
+    assert "head in 4 bits" in out
+    for command in (("run", tiny, "hello"), ("eval", tiny), ("bench", tiny), ("serve", tiny)):
+        assert "head_bits is 9; it must be 2 to 8" in fails(capsys, 2, *command, "--head-bits", 9)
 
 
 def test_conformance(capsys: Capture) -> None:
@@ -245,6 +280,42 @@ def few_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [c for c in conformance.cases() if c.operator in ("pool", "linear/head")]
     monkeypatch.setattr(conformance, "cases", lambda: cases)
     monkeypatch.setattr(registry, "backend_names", lambda: ["cpu", "nowhere", "null", "reference"])
+
+
+def test_speed_of_the_weight_formats(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sartor.backends import conformance, speed
+
+    chosen = ("affine4g32", "affine4g16", "bf16", "mxfp4", "fp8g96")
+    cases = [
+        c for c in conformance.cases() if c.operator.startswith("linear/") and c.format in chosen
+    ]
+    monkeypatch.setattr(speed, "cases", lambda: cases)
+    monkeypatch.setattr(conformance, "cases", lambda: cases[:1])
+    asked = ("conformance", "--backend", "cpu", "--speed")
+    found = {(s["operator"], s["format"]): s for s in run_json(capsys, *asked)["speed"]}
+    assert {name for _, name in found} == set(chosen)
+    assert ("linear/int8", "bf16") not in found
+    for one in found.values():
+        assert 0 < one["share"] < 1.1
+        operations = 2 * 64 * 768 * 768
+        assert one["operations_per_s"] == pytest.approx(operations / one["microseconds"] * 1e6)
+    assert "int8 affine4g32" in found["linear/int8", "affine4g32"]["path"]
+    code, out, _ = run(capsys, *asked)
+    assert code == 0
+    assert "768 x 768, 64 ROWS" in out
+    assert "has no way to measure" in fails(
+        capsys, 1, "conformance", "--backend", "reference", "--speed"
+    )
+
+
+def test_what_falls_behind_is_called_slow() -> None:
+    from sartor.backends.speed import Speed, slow
+
+    def of(operator: str, rate: float) -> Speed:
+        return Speed(operator, f"f{rate}", "", 1.0, rate, 0.1)
+
+    speeds = [of("int8", 100), of("int8", 31), of("int8", 29), of("fp32", 20), of("fp32", 5)]
+    assert slow(speeds) == [speeds[2], speeds[4]]
 
 
 def test_conformance_of_every_backend(capsys: Capture, few_cases: None) -> None:

@@ -10,7 +10,14 @@ import pytest
 from sartor.backends.registry import load_backend
 from sartor.errors import FormatError, UsageError
 from sartor.graph import Batch, Builder, Program, Ragged, SamplingParams, Value
-from sartor.graph.passes import fuse, last_uses, logits_linear, operator_counts
+from sartor.graph.passes import (
+    fuse,
+    head_weight,
+    last_uses,
+    logits_linear,
+    operator_counts,
+    untie_head,
+)
 from sartor.ops import FUSED_OPERATORS, RopeSpec, Weight, dense
 from sartor.plan import ExecutionPlan
 
@@ -211,6 +218,22 @@ def test_the_logits_linear_is_found_behind_a_softcap() -> None:
     assert program.node("head").outputs == (logits_linear(program),)
 
 
+def test_an_untied_head_reads_a_weight_of_its_own() -> None:
+    tied = _program()
+    untied = untie_head(tied)
+    before, after = head_weight(tied), head_weight(untied)
+    assert before is not None
+    assert after is not None
+    assert (before.name, after.name) == ("embed.weight", "head.weight")
+    assert (after.shape, after.axes) == (before.shape, before.axes)
+    assert untied.size == tied.size + VOCAB * HIDDEN
+    assert untied.values[after.value].id == after.value
+    assert untied.node("embed") == tied.node("embed")
+    assert untied.node("head").outputs == tied.node("head").outputs
+    assert Program.from_json(untied.to_json()) == untied
+    assert untie_head(untied) is untied
+
+
 def test_states_of_every_kind_are_grouped_and_serialised() -> None:
     b = Builder()
     x = b.embedding(b.token_ids, "embed", VOCAB, 8)
@@ -242,3 +265,4 @@ def test_an_encoder_samples_nothing() -> None:
     assert program.outputs.keys() == {"embedding"}
     assert program.groups() == ()
     assert logits_linear(program) == -1
+    assert head_weight(program) is None

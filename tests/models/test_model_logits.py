@@ -119,4 +119,6 @@ def test_program_names_weights_as_the_checkpoint_does(tiny: Tiny) -> None:
     assert ("lm_head.weight" in names) != tiny.model.config.tied_head
     weight = tiny.model.source.weight("model.norm.weight")
     assert weight.name == "model.norm.weight"
+    for name in names:
+        assert tiny.model.source.format(name) == tiny.model.source.weight(name).format
     assert dataclasses.is_dataclass(tiny.model)

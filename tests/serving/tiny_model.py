@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from gguf import GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter, quants
 
 HIDDEN, FFN, HEADS = 32, 64, 2
 TEMPLATE = (
@@ -21,8 +21,13 @@ def byte_tokens() -> list[str]:
     return [chr(b) if b in shown else chr(next(hidden)) for b in range(256)]
 
 
-def write_tiny_model(path: Path, *, context: int = 2048, template: str | None = TEMPLATE) -> Path:
-    """Writes a llama of one layer with 259 tokens to ``path`` and returns it."""
+def write_tiny_model(
+    path: Path, *, context: int = 2048, template: str | None = TEMPLATE, quantize: bool = False
+) -> Path:
+    """Writes a llama of one layer with 259 tokens to ``path`` and returns it.
+
+    Everything is float32; ``quantize`` stores the embedding, which is the head too, as Q8_0.
+    """
     rng = np.random.default_rng(0)
     tokens = [*byte_tokens(), "<|im_start|>", "<|im_end|>", "he"]
     writer = GGUFWriter(path, "llama")
@@ -49,7 +54,12 @@ def write_tiny_model(path: Path, *, context: int = 2048, template: str | None = 
     def add(name: str, *shape: int) -> None:
         writer.add_tensor(name, rng.normal(0, 0.2, shape).astype(np.float32))
 
-    add("token_embd.weight", len(tokens), HIDDEN)
+    if quantize:
+        table = rng.normal(0, 0.2, (len(tokens), HIDDEN)).astype(np.float32)
+        kind = GGMLQuantizationType.Q8_0
+        writer.add_tensor("token_embd.weight", quants.quantize(table, kind), raw_dtype=kind)
+    else:
+        add("token_embd.weight", len(tokens), HIDDEN)
     add("output_norm.weight", HIDDEN)
     for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
         add(f"blk.0.{name}.weight", HIDDEN, HIDDEN)

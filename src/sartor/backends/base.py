@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from sartor.graph import Batch, Capabilities, LowRank, Program, StepOutput
+from sartor.graph import Batch, Capabilities, LowRank, Program, ProgramWork, StepOutput
+from sartor.hardware import Ceilings
 from sartor.ops.weights import Weight
 from sartor.plan import ExecutionPlan
 
@@ -135,3 +136,29 @@ class Backend(Protocol):
         taps: Sequence[str] = (),
     ) -> Executable:
         """Prepares a program to run; ``taps`` name nodes whose results batches may ask for."""
+
+
+# What a backend may tell beside: ``sartor bench``, ``devices`` and ``conformance`` use it.
+
+
+@runtime_checkable
+class Profiled(Protocol):
+    """An executable that counts what its steps ask of the machine, and times its nodes."""
+
+    def work(self) -> ProgramWork: ...
+
+    def profile(self, on: bool) -> None:
+        """Starts timing from zero, or stops it and forgets the sums."""
+
+    def seconds(self) -> list[tuple[str, float]]:
+        """Seconds by node of :meth:`work`'s program since profiling began, in program order."""
+
+
+@runtime_checkable
+class Probed(Protocol):
+    """A backend that measures what its devices can reach."""
+
+    def ceilings(
+        self, device: str, seconds: float = 0.5, *, threads: int = 0, isa: str = "auto"
+    ) -> Ceilings:
+        """Takes ``seconds`` for each loop; ``threads`` and ``isa`` as in a plan."""

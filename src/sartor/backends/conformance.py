@@ -38,7 +38,8 @@ from sartor.plan import ExecutionPlan
 WITHOUT_ARITHMETIC = ("null",)
 """Backends that run no operator, and that nothing can be said of here."""
 
-ROWS = 21  # tokens of a step: not a multiple of any tile
+LENGTHS = (13, 8)  # tokens of the sequences of a step
+ROWS = sum(LENGTHS)  # not a multiple of any tile
 WIDTH = 96
 FP4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 EXPERTS = 5
@@ -87,7 +88,9 @@ def _lookup(name: str, values: F32) -> Weight:
 
 def _mxfp4(name: str, values: F32) -> Weight:
     codes = np.random.default_rng(6).integers(0, 16, values.shape, dtype=np.uint8)
-    scale = np.exp2(np.random.default_rng(8).integers(-9, -3, (*values.shape[:-1], WIDTH // 32)))
+    scale = np.exp2(
+        np.random.default_rng(8).integers(-9, -3, (*values.shape[:-1], values.shape[-1] // 32))
+    )
     return Weight(name, LookupFormat(FP4, 32), codes, scale.astype(np.float32))
 
 
@@ -430,7 +433,7 @@ def cases() -> Iterator[Case]:
     yield Case("short_conv", "fp32", _short_conv, tolerances.ELEMENTWISE)
 
 
-class _RandomWeights:
+class RandomWeights:
     """Random weights for a program, packed as the case asks; vectors stay float32."""
 
     def __init__(self, program: Program, case: Case) -> None:
@@ -467,24 +470,26 @@ def case_program(case: Case) -> Program:
     return builder.finish(builder.linear(result, "head", 4 * ROWS))
 
 
-def _batch(program: Program, block_size: int, tap: str) -> Batch:
-    """Two sequences, one of them with state from nowhere: 13 and 8 tokens."""
-    lengths = (13, ROWS - 13)
-    starts = np.array([0, lengths[0], ROWS], np.int32)
-    none = Ragged(np.zeros(0, np.int32), np.zeros(ROWS + 1, np.int32))
+def make_batch(
+    program: Program, block_size: int, tap: str, lengths: tuple[int, int] = LENGTHS
+) -> Batch:
+    """Two sequences without a context, of so many tokens."""
+    tokens = sum(lengths)
+    starts = np.array([0, lengths[0], tokens], np.int32)
+    none = Ragged(np.zeros(0, np.int32), np.zeros(tokens + 1, np.int32))
     tables = tuple(np.arange(2, dtype=np.int32).reshape(2, 1) for _ in program.groups())
     assert max(lengths) <= block_size
     rows = np.array([0, 14], np.int32) if "embeddings" in program.inputs else starts[:0]
     vectors = np.random.default_rng(12).standard_normal((len(rows), WIDTH)).astype(np.float32)
     return Batch(
-        tokens=np.arange(ROWS, dtype=np.int32),
+        tokens=np.arange(tokens, dtype=np.int32),
         positions=np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
         starts=starts,
         contexts=np.zeros(2, np.int32),
         block_tables=tables,
         rope_lengths=np.array(lengths, np.int32),
-        output_rows=np.arange(ROWS, dtype=np.int32),
-        sampling=np.zeros(ROWS, SAMPLING_ROW),
+        output_rows=np.arange(tokens, dtype=np.int32),
+        sampling=np.zeros(tokens, SAMPLING_ROW),
         history=none,
         bias_tokens=none,
         bias_values=Ragged(np.zeros(0, np.float32), none.starts),
@@ -494,16 +499,23 @@ def _batch(program: Program, block_size: int, tap: str) -> Batch:
     )
 
 
+def prepare(
+    backend: Backend, case: Case, device: str, isa: str = "auto"
+) -> tuple[Executable, Batch]:
+    """A case's executable, with state, and the step that shows its result in ``case.tap``."""
+    program = case_program(case)
+    plan = ExecutionPlan(backend=backend.name, device=device, isa=isa).replace(**case.plan)
+    weights = backend.pack(program, RandomWeights(program, case), plan, None)
+    executable = backend.compile(program, weights, plan, device, (case.tap,))
+    executable.allocate_state([2] * len(program.groups()))
+    return executable, make_batch(program, plan.block_size, case.tap)
+
+
 def execute(
     backend: Backend, case: Case, device: str, isa: str = "auto"
 ) -> tuple[F32, Executable, float]:
     """The result of a case's operator, the executable, and the best time of a step in seconds."""
-    program = case_program(case)
-    plan = ExecutionPlan(backend=backend.name, device=device, isa=isa).replace(**case.plan)
-    weights = backend.pack(program, _RandomWeights(program, case), plan, None)
-    executable = backend.compile(program, weights, plan, device, (case.tap,))
-    executable.allocate_state([2] * len(program.groups()))
-    batch = _batch(program, plan.block_size, case.tap)
+    executable, batch = prepare(backend, case, device, isa)
     times = []
     for _ in range(3):
         started = time.perf_counter()
@@ -524,7 +536,7 @@ def lacking(case: Case, capabilities: Capabilities) -> str:
     return ""
 
 
-def _fitted(case: Case, capabilities: Capabilities) -> Case:
+def fitted(case: Case, capabilities: Capabilities) -> Case:
     """The case as a backend can run it: where it leaves the plan open, with what there is; and
     the packed format has to show in the path only where the backend says that it keeps it."""
     usual = ExecutionPlan()
@@ -545,7 +557,7 @@ def _usual(value: object, known: Sequence[object]) -> object:
 
 def run_case(backend: Backend, case: Case, device: str, isa: str = "auto") -> Result:
     """Runs one case on a backend (on one of its instruction-set paths) and on the reference."""
-    case = _fitted(case, backend.capabilities(device))
+    case = fitted(case, backend.capabilities(device))
     expected, _, _ = execute(load_backend("reference"), case, "reference")
     try:
         got, executable, seconds = execute(backend, case, device, isa)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-_METADATA = (".dist-info", ".egg-info")
+_METADATA = (".dist-info", "egg-info")
 
 
 def entry_points_of(group: str) -> list[EntryPoint]:
@@ -39,7 +39,7 @@ def _may_exist(group: str) -> bool:
         except OSError:
             continue  # no such folder: Python passes over it, too
         for name in names:
-            if name.endswith(_METADATA):
+            if name.lower().endswith(_METADATA):
                 try:
                     with open(os.path.join(folder, name, "entry_points.txt"), "rb") as file:
                         if header in file.read():

@@ -6,6 +6,7 @@ making of chunks and text are all inside.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 from sartor.engine.engine import Engine
 from sartor.engine.request import Chunk, Request
 from sartor.errors import CapacityError, SartorError
-from sartor.graph import SamplingParams
+from sartor.graph import SamplingParams, StepShape
 
 PROMPT_TOKENS = 512
 DECODE_TOKENS = 64
@@ -46,18 +47,45 @@ def synthetic_prompt(
     return tuple(np.random.default_rng(seed).choice(plain, length).tolist())
 
 
-def single(engine: Engine, seed: int, mark: Callable[[str], None] = lambda phase: None) -> Single:
-    """One prompt of 512 tokens, then 64 tokens after the one that the prompt gives.
+def shapes(batches: Sequence[int], max_batch_tokens: int) -> dict[str, list[StepShape]]:
+    """The steps of every phase by name, as the engine makes them of so many tokens at most.
 
-    ``mark`` is called at the end of each phase, "prompt" and "decode".
+    In a batch every sequence stands at the end of its prompt when the measured steps begin; in
+    truth some are a few tokens further.
     """
+    prompt = [
+        StepShape((min(max_batch_tokens, PROMPT_TOKENS - at),), (at,), 0)
+        for at in range(0, PROMPT_TOKENS, max_batch_tokens)
+    ]
+    prompt[-1] = dataclasses.replace(prompt[-1], outputs=1)
+
+    def decoding(sequences: int, context: int, steps: int) -> list[StepShape]:
+        ones = (1,) * sequences
+        return [StepShape(ones, (context + i,) * sequences, sequences) for i in range(steps)]
+
+    return {
+        f"prompt_{PROMPT_TOKENS}": prompt,
+        "decode": decoding(1, PROMPT_TOKENS, DECODE_TOKENS),
+        **{
+            f"batch_{size}": decoding(size, BATCH_PROMPT_TOKENS, BATCH_DECODE_TOKENS)
+            for size in batches
+        },
+    }
+
+
+Mark = Callable[[str], None]
+"""Called with the name of a phase when it has ended, and with "" where one is about to begin."""
+
+
+def single(engine: Engine, seed: int, mark: Mark = lambda phase: None) -> Single:
+    """One prompt of 512 tokens, then 64 tokens after the one that the prompt gives."""
     request = _request(engine, seed, PROMPT_TOKENS)
     started = time.perf_counter()
     engine.add(request)
     while not _tokens(engine.step()):
         pass
     prompt_seconds = time.perf_counter() - started
-    mark("prompt")
+    mark(f"prompt_{PROMPT_TOKENS}")
     started = time.perf_counter()
     done, steps = 0, 0
     while done < DECODE_TOKENS:
@@ -72,7 +100,7 @@ def single(engine: Engine, seed: int, mark: Callable[[str], None] = lambda phase
     return Single(PROMPT_TOKENS / prompt_seconds, DECODE_TOKENS / decode_seconds, host / whole)
 
 
-def batch(engine: Engine, size: int, seed: int) -> float:
+def batch(engine: Engine, size: int, seed: int, mark: Mark = lambda phase: None) -> float:
     """Tokens a second of ``size`` requests over 32 steps in which all of them decode."""
     requests = [_request(engine, seed + i, BATCH_PROMPT_TOKENS) for i in range(size)]
     for request in requests:
@@ -84,11 +112,13 @@ def batch(engine: Engine, size: int, seed: int) -> float:
         begun |= {chunk.request_id for chunk in chunks}
         if engine.records[-1].preempted:
             raise _too_large(size)
+    mark("")
     started = time.perf_counter()
     done = 0
     for _ in range(BATCH_DECODE_TOKENS):
         done += _tokens(engine.step())
     seconds = time.perf_counter() - started
+    mark(f"batch_{size}")
     _end(engine, requests)
     if done != size * BATCH_DECODE_TOKENS:
         raise _too_large(size)

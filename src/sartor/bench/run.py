@@ -9,14 +9,18 @@ from pathlib import Path
 
 from sartor import __version__
 from sartor.bench import phases
+from sartor.bench.ceiling import measure_ceilings, phase_ceilings, phase_work
 from sartor.bench.memory import peak_rss_bytes
-from sartor.bench.profile import by_operator, profiled
+from sartor.bench.profile import profiled, take_profile
 from sartor.bench.report import BenchReport, Spread
 from sartor.engine.engine import Engine
 from sartor.engine.load import load, make_engine
 from sartor.errors import CapacityError, UsageError
 from sartor.hardware import inventory
 from sartor.plan import ExecutionPlan
+
+CEILING_SECONDS = 0.3
+"""Of each loop that looks for a ceiling."""
 
 
 def run_bench(
@@ -33,10 +37,10 @@ def run_bench(
 
     The phases take turns, ``repeats`` times after one round that is not counted, so that a
     disturbance of the machine hits all of them alike. The plan is widened where the largest
-    batch needs it. ``profile`` takes one more round with a timer around every operator, which
-    slows it a little; no other number comes from that round. CapacityError when the context or
-    the memory is too small, UsageError for a batch or a number of repeats below 1, and for a model
-    that writes no text.
+    batch needs it. The machine's ceilings are measured when all that is done. ``profile`` takes
+    one more round with a timer around every operator, which slows it a little; no other number
+    comes from that round. CapacityError when the context or the memory is too small, UsageError
+    for a batch or a number of repeats below 1, and for a model that writes no text.
     """
     if repeats < 1 or not batches or min(batches) < 1:
         raise UsageError(
@@ -57,11 +61,18 @@ def run_bench(
                 f"({phases.PROMPT_TOKENS} of prompt, then {phases.DECODE_TOKENS}), but there are "
                 f"{loaded.context_length}; raise max_context, or take a model with a longer context"
             )
+        if profile:
+            profiled(loaded.executable)
         engine = make_engine(loaded)
         load_seconds = time.perf_counter() - started
         rates, host_share = measure(engine, sizes, repeats)
         peak = peak_rss_bytes()
-        parts = _profile(engine) if profile else {}
+        ceilings = measure_ceilings(engine.executable, CEILING_SECONDS)
+        parts = take_profile(engine, sizes, ceilings) if profile else {}
+        limits = {}
+        if ceilings is not None:
+            work = profiled(engine.executable).work()
+            limits = phase_ceilings(phase_work(work, sizes, loaded.plan.max_batch_tokens), ceilings)
     finally:
         loaded.executable.close()
     used = loaded.plan
@@ -74,6 +85,7 @@ def run_bench(
         isa=used.isa,
         threads=used.threads,
         activation=used.activation,
+        head_bits=used.head_bits,
         kv=used.kv,
         block_size=used.block_size,
         max_batch_tokens=used.max_batch_tokens,
@@ -83,6 +95,8 @@ def run_bench(
         load_seconds=load_seconds,
         peak_rss_mb=peak / 1e6,
         bits_per_weight=loaded.bits_per_weight,
+        ceilings=ceilings,
+        limits=limits,
         profile=parts,
     )
 
@@ -115,18 +129,3 @@ def _widened(plan: ExecutionPlan, largest: int) -> ExecutionPlan:
         max_batch_tokens=max(plan.max_batch_tokens, 2 * largest),
         max_context=plan.max_context or phases.CONTEXT,
     )
-
-
-def _profile(engine: Engine) -> dict[str, dict[str, float]]:
-    """Seconds by operator of one prompt, and of the decoding after it."""
-    timer = profiled(engine.executable)
-    parts: dict[str, dict[str, float]] = {}
-
-    def mark(phase: str) -> None:
-        parts[phase] = by_operator(timer.seconds())
-        timer.profile(True)  # from zero again
-
-    timer.profile(True)
-    phases.single(engine, 0, mark)
-    timer.profile(False)
-    return parts

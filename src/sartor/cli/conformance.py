@@ -9,33 +9,42 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
 from sartor.cli import options
-from sartor.cli.arguments import Option
 from sartor.cli.screen import Waiting, print_json, print_table, say
 
 if TYPE_CHECKING:
     from sartor.backends.conformance import Report, Result
+    from sartor.backends.speed import Speed
 
 
 def conformance(
     backend: Annotated[
-        str, Option(help="Backend name; auto takes all that have a device here.")
+        str, typer.Option(help="Backend name; auto takes all that have a device here.")
     ] = "auto",
     isa: options.Isa = "auto",
     json: options.Json = False,
     every: Annotated[
-        bool, Option(name="--all", help="Show every case, not only a line an operator.")
+        bool, typer.Option("--all", help="Show every case, not only a line an operator.")
     ] = False,
-    wrong: Annotated[bool, Option(help="Show only what is wrong.")] = False,
+    wrong: Annotated[bool, typer.Option("--wrong", help="Show only what is wrong.")] = False,
+    speed: Annotated[
+        bool, typer.Option("--speed", help="Time the weight formats, beside the ceiling.")
+    ] = False,
 ) -> int:
     """Hold the operators of backends to the reference.
 
     Exit code 1 where anything is wrong.
     """
     reports, unavailable = _run(backend, isa)
+    speeds = _speeds(backend, isa) if speed else []
     failures = [(r.backend, result) for r in reports for result in r.results if not result.right]
     if json:
-        print_json(_json(reports, unavailable, only_wrong=wrong))
+        found = _json(reports, unavailable, only_wrong=wrong)
+        if speed:
+            found["speed"] = [dataclasses.asdict(one) for one in speeds]
+        print_json(found)
         return 1 if failures else 0
     if not wrong:
         tables = [_every(reports)] if every else [_summary(report) for report in reports]
@@ -43,6 +52,9 @@ def conformance(
             tables = [_matrix(reports)]
         for table in tables:
             print_table(table)
+    if speeds:
+        print()
+        print_table(_speed_table(speeds))
     if failures:
         if not wrong:
             print()
@@ -84,6 +96,18 @@ def _waited(name: str, isa: str) -> Report:
     waiting = Waiting(f"running the operators of {name} ...")
     try:
         return run(name, isa)
+    finally:
+        waiting.over()
+
+
+def _speeds(backend: str, isa: str) -> list[Speed]:
+    """Of the CPU where no backend is named: it is the one that can tell."""
+    from sartor.backends.registry import load_backend
+    from sartor.backends.speed import measure_speed
+
+    waiting = Waiting("timing the weight formats ...")
+    try:
+        return measure_speed(load_backend("cpu" if backend == "auto" else backend), isa)
     finally:
         waiting.over()
 
@@ -172,6 +196,24 @@ def _case(result: Result) -> list[str]:
         f"{result.microseconds:.0f} us",
         ": ".join(part for part in (result.path, result.message) if part),
     ]
+
+
+def _speed_table(speeds: Sequence[Speed]) -> list[list[str]]:
+    """A line a format; "slow" is far behind the others of a column."""
+    from sartor.backends.speed import LENGTHS, SIZE, slow
+
+    behind = slow(speeds)
+    operators = list(dict.fromkeys(one.operator for one in speeds))
+    head = [f"{SIZE} x {SIZE}, {sum(LENGTHS)} ROWS"]
+    rows = [[*head, *(title for op in operators for title in (op.upper(), "OF PEAK"))]]
+    for name in dict.fromkeys(one.format for one in speeds):
+        row = [name]
+        for operator in operators:
+            found = [s for s in speeds if (s.operator, s.format) == (operator, name)]
+            row += [f"{one.microseconds:.0f} us" for one in found] or ["-"]
+            row += [f"{s.share:.1%}{' slow' if s in behind else ''}" for s in found] or ["-"]
+        rows.append(row)
+    return rows
 
 
 def _line(report: Report) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sartor.cli.options import Json
-from sartor.cli.screen import Waiting, print_facts, print_json, print_table, size
+from sartor.cli.screen import Waiting, print_facts, print_json, print_table, size, tera
 
 if TYPE_CHECKING:
     from sartor.backends.base import Backend, Device
+    from sartor.hardware import Ceilings
 
 
 def devices(json: Json = False) -> None:
@@ -19,7 +20,7 @@ def devices(json: Json = False) -> None:
     from sartor.hardware import inventory
 
     machine = inventory()
-    found: list[tuple[Device, dict[str, Any] | None]] = []
+    found: list[tuple[Device, Ceilings | None]] = []
     missing: dict[str, str] = {}
     for name in backend_names():
         try:
@@ -33,7 +34,10 @@ def devices(json: Json = False) -> None:
             {
                 "machine": dataclasses.asdict(machine),
                 "devices": [
-                    {**dataclasses.asdict(device), "ceilings": ceilings}
+                    {
+                        **dataclasses.asdict(device),
+                        "ceilings": None if ceilings is None else ceilings.to_json_dict(),
+                    }
                     for device, ceilings in found
                 ],
                 "unavailable": missing,
@@ -48,39 +52,34 @@ def devices(json: Json = False) -> None:
         ]
     )
     print()
-    rows = [["BACKEND", "DEVICE", "PATH", "READ", "INT8", "FP32", "WHAT"]]
-    for device, ceilings in found:
-        rows.append(
-            [
-                device.backend,
-                device.name,
-                device.isa or "-",
-                *_measured(ceilings),
-                device.description,
-            ]
-        )
+    rows = [["BACKEND", "DEVICE", "PATH", "WHAT"]]
+    rows += [[d.backend, d.name, d.isa or "-", d.description] for d, _ in found]
     print_table(rows)
+    for device, ceilings in found:
+        if ceilings is not None:
+            print(f"\n{device.name}, measured: {ceilings.isa}, {ceilings.threads} threads")
+            print_facts(_measured(ceilings))
     for name, reason in missing.items():
         print(f"{name}: {reason}")
 
 
-def _ceilings(backend: Backend, device: Device) -> dict[str, Any] | None:
+def _ceilings(backend: Backend, device: Device) -> Ceilings | None:
     """What a device can reach, measured now; None for a backend that has no way to tell."""
-    measure = getattr(backend, "ceilings", None)
-    if measure is None:
+    from sartor.backends.base import Probed
+
+    if not isinstance(backend, Probed):
         return None
     waiting = Waiting(f"measuring {device.name} ...")
     try:
-        return dataclasses.asdict(measure(device.name))
+        return backend.ceilings(device.name)
     finally:
         waiting.over()
 
 
-def _measured(ceilings: dict[str, Any] | None) -> list[str]:
-    if ceilings is None:
-        return ["-", "-", "-"]
-    return [
-        f"{ceilings['read_bytes_per_s'] / 1e9:.1f} GB/s",
-        f"{ceilings['int8_ops_per_s'] / 1e12:.2f} TOPS",
-        f"{ceilings['fp32_ops_per_s'] / 1e12:.2f} TFLOPS",
+def _measured(ceilings: Ceilings) -> list[tuple[str, str]]:
+    rows = [
+        ("read", f"{ceilings.read_bytes_per_s / 1e9:.1f} GB/s"),
+        ("int8", tera(ceilings.int8, "TOPS")),
+        ("fp32", tera(ceilings.fp32, "TFLOPS")),
     ]
+    return rows if ceilings.bf16 is None else [*rows, ("bf16", tera(ceilings.bf16, "TFLOPS"))]

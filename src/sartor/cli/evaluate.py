@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import typer
+
 from sartor.cli import options
-from sartor.cli.arguments import Option
-from sartor.cli.screen import PullProgress, Waiting, print_facts, print_json
+from sartor.cli.screen import PullProgress, Waiting, arithmetic, print_facts, print_json
 
 if TYPE_CHECKING:
     from sartor.evaluation.evaluate import EvaluationReport
@@ -17,21 +18,23 @@ def evaluate(
     model: options.Model,
     reference: Annotated[
         str | None,
-        Option(
+        typer.Option(
             help="Compare with this model, run in fp32, or with `transformers` on the same one.",
+            show_default=False,
         ),
     ] = None,
     text: Annotated[
         Path | None,
-        Option(help="A UTF-8 text instead of the bundled page."),
+        typer.Option(help="A UTF-8 text instead of the bundled page.", show_default=False),
     ] = None,
-    positions: Annotated[int, Option(minimum=2, help="Tokens of the text to use.")] = 512,
+    positions: Annotated[int, typer.Option(min=2, help="Tokens of the text to use.")] = 512,
     threads: options.Threads = 0,
     context: options.Context = 0,
     backend: options.Backend = "auto",
     device: options.Device = "auto",
     kv: options.Kv = "bf16",
     activation: options.Activation = "int8",
+    head_bits: options.HeadBits = 0,
     isa: options.Isa = "auto",
     json: options.Json = False,
 ) -> None:
@@ -45,6 +48,7 @@ def evaluate(
         device=device,
         kv=kv,
         activation=activation,
+        head_bits=head_bits,
         isa=isa,
     )
     store, progress = ModelStore(), PullProgress()
@@ -76,7 +80,11 @@ def evaluate(
 def _facts(report: EvaluationReport) -> list[tuple[str, str]]:
     facts = [
         ("model", f"{report.model}, {report.bits_per_weight:.2f} bits a weight"),
-        ("run on", f"{report.device} {report.isa}, {report.activation} x {report.kv} state"),
+        (
+            "run on",
+            f"{report.device} {report.isa}, "
+            f"{arithmetic(report.activation, report.kv, report.head_bits)}",
+        ),
         ("text", f"{report.text}, {report.positions} tokens in {report.seconds:.1f} s"),
         ("perplexity", f"{report.perplexity:.3f}"),
     ]

@@ -50,6 +50,12 @@ def _explain(error: Exception) -> tuple[str, int]:
 
     if isinstance(error, SartorError):
         return str(error), error.exit_code
+    # Typer's exceptions for wrong usage; their base class lives elsewhere in each of its versions.
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "sartor"
+        message = str(error.format_message()).strip().rstrip(".")
+        return f"{message}; `{command} --help` tells more", int(error.exit_code)
     if isinstance(error, OSError) and error.strerror:
         place = error.filename or "reading or writing failed"
         return f"{place}: {error.strerror}; --debug shows where", 1

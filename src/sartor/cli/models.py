@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from sartor.cli.arguments import Option
+import typer
+
 from sartor.cli.options import Json, Model, Models
 from sartor.cli.screen import PullProgress, print_facts, print_json, print_table, say, size
 
@@ -28,7 +29,7 @@ def pull(models: Models, json: Json = False) -> None:
 def list_models(
     json: Json = False,
     everything: Annotated[
-        bool, Option(name="--all", help="The catalogue's models too, here or not.")
+        bool, typer.Option("--all", help="The catalogue's models too, here or not.")
     ] = False,
 ) -> None:
     """List the models on this machine."""

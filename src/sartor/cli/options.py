@@ -5,30 +5,44 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from sartor.cli.arguments import Argument, Option
+import typer
 
 if TYPE_CHECKING:
     from sartor.plan import ExecutionPlan
 
 Model = Annotated[
     str,
-    Argument(metavar="MODEL", help="A catalogue name, source or path."),
+    typer.Argument(metavar="MODEL", help="A catalogue name, source or path.", show_default=False),
 ]
 Models = Annotated[
     list[str],
-    Argument(metavar="MODEL...", help="Catalogue names, sources or paths."),
+    typer.Argument(
+        metavar="MODEL...", help="Catalogue names, sources or paths.", show_default=False
+    ),
 ]
-Json = Annotated[bool, Option(help="Print one JSON object, and nothing else there.")]
-Threads = Annotated[int, Option(help="CPU threads; 0 uses every core.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object, and nothing else there.")
+]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 uses every core.")]
 Context = Annotated[
     int,
-    Option(help="Longest prompt + answer in tokens; 0 takes the model's own limit."),
+    typer.Option(help="Longest prompt + answer in tokens; 0 takes the model's own limit."),
 ]
-Backend = Annotated[str, Option(help="Backend name (see `sartor devices`).")]
-Device = Annotated[str, Option(help="Device name (see `sartor devices`).")]
-Kv = Annotated[str, Option(help="Storage of keys and values: bf16, fp16 or fp32.")]
-Activation = Annotated[str, Option(help="Arithmetic of quantised linear layers: int8 or fp32.")]
-Isa = Annotated[str, Option(help="CPU instruction-set path: auto, portable, avx2 or avx512.")]
+Backend = Annotated[str, typer.Option(help="Backend name (see `sartor devices`).")]
+Device = Annotated[str, typer.Option(help="Device name (see `sartor devices`).")]
+Kv = Annotated[str, typer.Option(help="Storage of keys and values: bf16, fp16 or fp32.")]
+Activation = Annotated[
+    str, typer.Option(help="Arithmetic of quantised linear layers: int8 or fp32.")
+]
+HeadBits = Annotated[
+    int,
+    typer.Option(
+        metavar="2-8",
+        help="Quantise the weights that make the logits again, to so many bits where they have "
+        "more: faster, at a cost that `sartor eval` tells; 0 keeps them.",
+    ),
+]
+Isa = Annotated[str, typer.Option(help="CPU instruction-set path: auto, portable, avx2 or avx512.")]
 
 
 def adapters(named: list[str] | None) -> dict[str, Path]:
@@ -54,6 +68,7 @@ def make_plan(
     device: str,
     kv: str,
     activation: str,
+    head_bits: int,
     isa: str,
     **more: object,
 ) -> ExecutionPlan:
@@ -67,6 +82,7 @@ def make_plan(
         device=device,
         kv=kv,
         activation=activation,
+        head_bits=head_bits,
         isa=isa,
         **more,
     )

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
 from sartor.cli import options
 from sartor.cli.answer import Answer, follow
-from sartor.cli.arguments import Argument, Option
 from sartor.cli.screen import PullProgress, Waiting, print_json, say, write_text
 
 if TYPE_CHECKING:
@@ -24,28 +25,32 @@ def run(
     model: options.Model,
     prompt: Annotated[
         str | None,
-        Argument(help="What to answer; without it, chat (or read it from a pipe)."),
+        typer.Argument(help="What to answer; without it, chat (or read it from a pipe)."),
     ] = None,
-    system: Annotated[str | None, Option(help="System prompt.")] = None,
-    raw: Annotated[bool, Option(help="Continue the prompt as it is: no chat template.")] = False,
-    temperature: Annotated[float, Option(help="0 always takes the likeliest token.")] = 0.7,
-    top_p: Annotated[float, Option(help="Keep the likeliest tokens of this total.")] = 0.95,
-    top_k: Annotated[int, Option(help="Keep so many likeliest tokens; 0 keeps all.")] = 0,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as it is: no chat template.")
+    ] = False,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.7,
+    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens of this total.")] = 0.95,
+    top_k: Annotated[int, typer.Option(help="Keep so many likeliest tokens; 0 keeps all.")] = 0,
     min_p: Annotated[
-        float, Option(help="Drop tokens below this share of the likeliest one.")
+        float, typer.Option(help="Drop tokens below this share of the likeliest one.")
     ] = 0.0,
     repetition_penalty: Annotated[
-        float, Option(help="Above 1: tokens that were there already get less likely.")
+        float, typer.Option(help="Above 1: tokens that were there already get less likely.")
     ] = 1.0,
-    seed: Annotated[int | None, Option(help="Equal seeds give equal answers.")] = None,
-    max_tokens: Annotated[int, Option(help="Longest answer in tokens.")] = 1024,
+    seed: Annotated[
+        int | None, typer.Option(help="Equal seeds give equal answers.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 1024,
     stop: Annotated[
         list[str] | None,
-        Option(help="End the answer before this text (may be repeated)."),
+        typer.Option(help="End the answer before this text (may be repeated)."),
     ] = None,
     adapter: Annotated[
         Path | None,
-        Option(metavar="FOLDER", help="Answer with a LoRA adapter."),
+        typer.Option(metavar="FOLDER", help="Answer with a LoRA adapter.", show_default=False),
     ] = None,
     threads: options.Threads = 0,
     context: options.Context = 0,
@@ -53,6 +58,7 @@ def run(
     device: options.Device = "auto",
     kv: options.Kv = "bf16",
     activation: options.Activation = "int8",
+    head_bits: options.HeadBits = 0,
     isa: options.Isa = "auto",
     json: options.Json = False,
 ) -> None:
@@ -90,6 +96,7 @@ def run(
         device=device,
         kv=kv,
         activation=activation,
+        head_bits=head_bits,
         isa=isa,
         max_sequences=1,  # one conversation: its state is all that is needed
     )

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+    from sartor.hardware import Peak
+
 # A model may write escape sequences; in a terminal they would do more than show.
 _CONTROL = {code: None for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
 
@@ -56,6 +58,12 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
         print(f"{name.ljust(width)}  {value}".rstrip())
 
 
+def arithmetic(activation: str, kv: str, head_bits: int) -> str:
+    """What a plan computes in: these change answers."""
+    head = f", head in {head_bits} bits" if head_bits else ""
+    return f"{activation} x {kv} state{head}"
+
+
 def size(count: int) -> str:
     """Bytes as people write them: decimal units, three digits."""
     value = float(count)
@@ -64,6 +72,15 @@ def size(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" or value >= 99.95 else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.2f} GB" if value < 99.5 else f"{value:.0f} GB"
+
+
+def tera(peak: Peak, unit: str) -> str:
+    """A peak in tera-operations a second, ``unit`` as TOPS or TFLOPS, and how good that is."""
+    text = f"{peak.ops_per_s / 1e12:.2f} {unit}"
+    share = peak.share_of_width
+    if share is None:
+        return text
+    return f"{text}, {share:.0%} of the issue width at {peak.clock_hz / 1e9:.2f} GHz"
 
 
 class Waiting:

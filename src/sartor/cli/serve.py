@@ -5,29 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import typer
+
 from sartor.cli import options
-from sartor.cli.arguments import Argument, Option
 from sartor.cli.screen import PullProgress
 
 
 def serve(
     models: Annotated[
         list[str],
-        Argument(metavar="MODEL...", help="Models to serve."),
+        typer.Argument(metavar="MODEL...", help="Models to serve.", show_default=False),
     ],
-    host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, Option(help="Port to listen on; 0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
     max_requests: Annotated[
-        int, Option(minimum=1, help="Requests that may be unfinished at once.")
+        int, typer.Option(min=1, help="Requests that may be unfinished at once.")
     ] = 1024,
-    max_sequences: Annotated[int, Option(help="Sequences that run at once in one batch.")] = 64,
+    max_sequences: Annotated[
+        int, typer.Option(help="Sequences that run at once in one batch.")
+    ] = 64,
     adapter: Annotated[
         list[str] | None,
-        Option(metavar="NAME=FOLDER", help="A LoRA adapter that requests name as the model."),
+        typer.Option(metavar="NAME=FOLDER", help="A LoRA adapter that requests name as the model."),
     ] = None,
     adapter_folder: Annotated[
         Path | None,
-        Option(help="Let clients load adapters that lie in this folder."),
+        typer.Option(help="Let clients load adapters that lie in this folder.", show_default=False),
     ] = None,
     threads: options.Threads = 0,
     context: options.Context = 0,
@@ -35,6 +38,7 @@ def serve(
     device: options.Device = "auto",
     kv: options.Kv = "bf16",
     activation: options.Activation = "int8",
+    head_bits: options.HeadBits = 0,
     isa: options.Isa = "auto",
 ) -> int:
     """Serve models over an OpenAI-compatible HTTP API."""
@@ -48,6 +52,7 @@ def serve(
         device=device,
         kv=kv,
         activation=activation,
+        head_bits=head_bits,
         isa=isa,
         max_sequences=max_sequences,
     )

@@ -13,6 +13,7 @@ from sartor.backends.base import Executable
 from sartor.backends.registry import choose
 from sartor.engine.encoder import Encoder
 from sartor.engine.engine import Engine
+from sartor.engine.head import requantize_head
 from sartor.engine.sizing import size_state
 from sartor.errors import UnsupportedError
 from sartor.graph import Capabilities, Program
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from sartor.models import Model, UnknownArchitectureError
     from sartor.text.template import ChatTemplate
     from sartor.text.tokenizer import Tokenizer
-    from sartor.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,10 @@ class LoadedModel:
     """A model compiled for one device, its tokenizer, and its chat template where it has one.
 
     ``plan`` has every "auto" replaced; ``capabilities`` are those of what runs it;
-    ``bits_per_weight`` counts scales and offsets; ``identity`` is the checkpoint's. ``note`` is
-    one line for people where it does not run as models usually do (see ``engine/fallback``).
+    ``bits_per_weight``: all that is packed, scales and offsets too, over the checkpoint's weights.
+    ``model`` and ``identity`` are the checkpoint's; the executable's program may differ where the
+    plan has the head quantised again. ``note`` is one line for people where it does not run as
+    models usually do (see ``engine/fallback``).
     """
 
     name: str
@@ -78,20 +80,23 @@ def load(
     from sartor.models import UnknownArchitectureError, load_model
 
     started = time.perf_counter()
-    checkpoint = open_checkpoint(path, cache)
+    checkpoint = open_checkpoint(path)
     try:
         model = load_model(checkpoint)
     except UnknownArchitectureError as unknown:
         return _load_fallback(checkpoint, unknown, plan, name, taps, started)
     # A large vocabulary takes as long as the weights, and packing leaves the interpreter free.
     with ThreadPoolExecutor(1) as pool:
-        text = pool.submit(load_text, checkpoint, cache)
+        text = pool.submit(load_text, checkpoint)
         backend, device = choose(plan.backend, plan.device)
         plan = plan.replace(backend=backend.name, device=device.name)
         capabilities = backend.capabilities(device.name)
         _check(capabilities, model.program, plan)
-        weights = backend.pack(model.program, model.source, plan, cache)
-        executable = backend.compile(model.program, weights, plan, device.name, taps)
+        program, source = requantize_head(model, plan.head_bits)
+        if source is model.source:  # it has no more bits than that
+            plan = plan.replace(head_bits=0)
+        weights = backend.pack(program, source, plan, cache)
+        executable = backend.compile(program, weights, plan, device.name, taps)
         tokenizer, template = text.result()
     return LoadedModel(
         name=name,
@@ -102,7 +107,8 @@ def load(
         plan=executable.plan,
         capabilities=capabilities,
         load_seconds=time.perf_counter() - started,
-        bits_per_weight=weights.bits_per_weight,
+        # A head of its own is no further weight of the model, but more bits for the same ones.
+        bits_per_weight=weights.bits_per_weight * program.size / model.program.size,
         identity=checkpoint.identity(),
     )
 
@@ -164,36 +170,15 @@ def make_encoder(loaded: LoadedModel) -> Encoder:
     return Encoder(executable, context_length=loaded.context_length)
 
 
-def load_text(
-    checkpoint: Checkpoint, cache: Path | None = None
-) -> tuple[Tokenizer, ChatTemplate | None]:
-    """The tokenizer of a checkpoint, and its chat template where it has one.
-
-    ``cache`` is the folder of packed files; the vocabulary of a GGUF file is kept there.
-    """
+def load_text(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None]:
+    """The tokenizer of a checkpoint, and its chat template where it has one."""
     from sartor.text.template import template_from_folder, template_from_gguf
     from sartor.text.tokenizer import tokenizer_from_folder, tokenizer_from_gguf
 
     if checkpoint.kind == "gguf":
         metadata = checkpoint.metadata
-        vocabulary = _vocabulary(checkpoint, cache)
-        tokenizer = tokenizer_from_gguf(metadata, vocabulary)
-        return tokenizer, template_from_gguf(metadata, vocabulary)
+        return tokenizer_from_gguf(metadata), template_from_gguf(metadata)
     return tokenizer_from_folder(checkpoint.path), template_from_folder(checkpoint.path)
-
-
-def _vocabulary(checkpoint: Checkpoint, cache: Path | None) -> Vocabulary:
-    from sartor.text.tokenizer import vocabulary_from_gguf
-    from sartor.text.vocabulary import load_vocabulary, save_vocabulary, vocabulary_path
-
-    if cache is None:
-        return vocabulary_from_gguf(checkpoint.metadata)
-    path = vocabulary_path(cache, checkpoint.identity())
-    vocabulary = load_vocabulary(path)
-    if vocabulary is None:
-        vocabulary = vocabulary_from_gguf(checkpoint.metadata)
-        save_vocabulary(path, vocabulary)
-    return vocabulary
 
 
 def _check(capabilities: Capabilities, program: Program, plan: ExecutionPlan) -> None:

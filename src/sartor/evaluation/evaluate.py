@@ -89,6 +89,7 @@ class EvaluationReport:
     device: str
     isa: str
     activation: str
+    head_bits: int
     kv: str
     version: str
     reference: str | None = None
@@ -114,8 +115,8 @@ def run_evaluation(
 ) -> EvaluationReport:
     """Evaluates a checkpoint over the first tokens of a text file, or of the bundled page.
 
-    ``reference`` is the path of another checkpoint (run with fp32 activations and state; the
-    same path measures what the plan's arithmetic costs), or ``"transformers"``.
+    ``reference`` is the path of another checkpoint (run with fp32 activations and state, its
+    head as it is; the same path measures what the plan's arithmetic costs), or ``"transformers"``.
     """
     model = open_logits(path, plan, name, cache)
     other: LogitSource | None = None
@@ -141,6 +142,7 @@ def run_evaluation(
         device=used.device,
         isa=used.isa,
         activation=used.activation,
+        head_bits=used.head_bits,
         kv=used.kv,
         version=__version__,
         reference=None if other is None else other.name,
@@ -160,5 +162,5 @@ def _open_reference(
         from sartor.evaluation.transformers_reference import TransformersLogits
 
         return TransformersLogits(path)
-    exact = plan.replace(activation="fp32", kv="fp32")
+    exact = plan.replace(activation="fp32", kv="fp32", head_bits=0)
     return open_logits(Path(reference), exact, str(reference), cache)

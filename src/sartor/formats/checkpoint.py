@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 from sartor.errors import FormatError, SartorError, UsageError
 from sartor.formats.files import TensorInfo
 from sartor.formats.gguf import MAGIC, GgufCheckpoint
-from sartor.ops.weights import Weight
+from sartor.ops.weights import Weight, WeightFormat
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -46,6 +46,10 @@ class Checkpoint(Protocol):
 
     def weight(self, name: str) -> Weight: ...
 
+    def format(self, name: str) -> WeightFormat:
+        """How :meth:`weight` gives a tensor; reads no more of it than that takes."""
+        ...
+
     def identity(self) -> str:
         """Changes when the files do; reads sizes, times and headers, not the weights."""
         ...
@@ -53,21 +57,20 @@ class Checkpoint(Protocol):
     def close(self) -> None: ...
 
 
-def open_checkpoint(path: Path, cache: Path | None = None) -> Checkpoint:
+def open_checkpoint(path: Path) -> Checkpoint:
     """Opens a ``.gguf`` file, or a folder with config.json and safetensors, or with one GGUF.
 
-    Reads headers only; what makes the next opening quicker is kept in the folder ``cache``.
-    Errors: :class:`UsageError` when ``path`` is no checkpoint, :class:`FormatError` when it is a
-    damaged one, each naming file and tensor or key.
+    Reads headers only. Errors: :class:`UsageError` when ``path`` is no checkpoint,
+    :class:`FormatError` when it is a damaged one, each naming file and tensor or key.
     """
     if os.path.isdir(path):
-        return _open_folder(path, cache)
+        return _open_folder(path)
     if not os.path.exists(path):
         raise UsageError(f"{path}: no such file or folder; check the path")
     if not os.path.isfile(path):
         raise UsageError(f"{path}: not a regular file")
     if path.suffix.lower() == ".gguf" or _first_bytes(path) == MAGIC:
-        return GgufCheckpoint(path, cache)
+        return GgufCheckpoint(path)
     if path.suffix.lower() in _PICKLES:
         raise UsageError(_pickle_message(path))
     if path.suffix == ".safetensors":
@@ -75,15 +78,14 @@ def open_checkpoint(path: Path, cache: Path | None = None) -> Checkpoint:
     raise UsageError(f"{path}: neither a GGUF file nor a checkpoint folder")
 
 
-def _open_folder(folder: Path, cache: Path | None) -> Checkpoint:
+def _open_folder(folder: Path) -> Checkpoint:
     has_config = (folder / "config.json").exists()
     has_safetensors = any(folder.glob("*.safetensors")) or any(
         folder.glob("*.safetensors.index.json")
     )
     if has_config and has_safetensors:
-        from sartor.formats.safetensors import (
-            SafetensorsCheckpoint,
-        )  # with every layout that it reads
+        # It imports every quantised layout that it reads.
+        from sartor.formats.safetensors import SafetensorsCheckpoint
 
         return SafetensorsCheckpoint(folder)
     # Of a split set only the first file counts; it finds the others.
@@ -93,7 +95,7 @@ def _open_folder(folder: Path, cache: Path | None) -> Checkpoint:
         if "-of-" not in file.name or "-00001-of-" in file.name
     )
     if len(ggufs) == 1:
-        return GgufCheckpoint(ggufs[0], cache)
+        return GgufCheckpoint(ggufs[0])
     if ggufs:
         names = ", ".join(file.name for file in ggufs)
         raise UsageError(f"{folder}: holds {len(ggufs)} GGUF files; name one of {names}")

@@ -12,7 +12,6 @@ structure; it is read with U+FFFD in its place, so that whatever prints or encod
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import re
 import struct
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Literal, Self
 
 import numpy as np
@@ -36,10 +35,7 @@ from sartor.formats.files import (
     dense_weight,
 )
 from sartor.formats.gguf_blocks import GGUF_TYPES, REMOVED_TYPES, GgufType, decode_blocks
-from sartor.formats.packed import SUFFIX, PackedFile, write_packed
-from sartor.ops.weights import Weight
-
-_LOG = logging.getLogger(__name__)
+from sartor.ops.weights import DenseFormat, Weight, WeightFormat
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
@@ -63,8 +59,6 @@ _SCALARS = {
 _MAX_DIMENSIONS = 4
 _RECORDS = [struct.Struct(f"<{n}QIQ") for n in range(_MAX_DIMENSIONS + 1)]
 """What follows the name and the number of dimensions of a tensor: lengths, type, offset."""
-_LONG = 1024
-"""Strings of an array that is long enough to remember where it ends."""
 _MAX_KEY = 65535  # the format's own limit
 _MAX_STRING = 64 << 20  # no single metadata string is near this; a damaged length is
 _SMALLEST_PAIR = 8 + 1 + 4 + 1
@@ -121,10 +115,7 @@ class GgufMetadata(Mapping[str, object]):
 
 @dataclass(frozen=True)
 class GgufFile:
-    """One parsed file of a checkpoint; ``header_bytes`` end where the tensor data begins.
-
-    ``ends``: where each long array of strings in the metadata ends, by where it starts.
-    """
+    """One parsed file of a checkpoint; ``header_bytes`` end where the tensor data begins."""
 
     file: MappedFile
     version: int
@@ -132,22 +123,15 @@ class GgufFile:
     tensors: tuple[TensorInfo, ...]
     types: Mapping[str, GgufType]
     header_bytes: int
-    ends: Mapping[int, int]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Changes when size, time or header do."""
-        return self.file.fingerprint(self.header_bytes)
 
 
 class _HeaderReader:
     """A cursor over the header that never passes the end of the file."""
 
-    def __init__(self, file: MappedFile, ends: Mapping[int, int]) -> None:
+    def __init__(self, file: MappedFile) -> None:
         self.file = file
         self.at = 0
         self.subject = "header"
-        self.ends = dict(ends)
 
     def error(self, reason: str) -> FormatError:
         return FormatError(f"{self.file.path}: {self.subject}: {reason}")
@@ -240,19 +224,13 @@ class _HeaderReader:
 
     def skip_strings(self, count: int) -> None:
         """The hot loop of opening: one length read a string, checked as it goes."""
-        start = self.at
-        end = self.ends.get(start)
-        if end is None:
-            data, at, length_at = memoryview(self.file.data), start, _U64.unpack_from
-            try:
-                for _ in range(count):
-                    at += 8 + length_at(data, at)[0]
-            except (struct.error, OverflowError, IndexError):
-                at = self.file.size + 1
-            end = at
-        self.skip(end - start)
-        if count >= _LONG:
-            self.ends[start] = end
+        data, at, length_at = memoryview(self.file.data), self.at, _U64.unpack_from
+        try:
+            for _ in range(count):
+                at += 8 + length_at(data, at)[0]
+        except (struct.error, OverflowError, IndexError):
+            at = self.file.size + 1
+        self.skip(at - self.at)
 
 
 @dataclass(frozen=True)
@@ -266,13 +244,12 @@ class _TensorRecord:
     offset: int
 
 
-def read_header(file: MappedFile, ends: Mapping[int, int] = MappingProxyType({})) -> GgufFile:
+def read_header(file: MappedFile) -> GgufFile:
     """Parses and checks the header of one file.
 
-    ``ends`` of the same header, where it was read before, spare the walk over its strings.
     Errors: :class:`FormatError` naming the file and the key or tensor.
     """
-    reader = _HeaderReader(file, ends)
+    reader = _HeaderReader(file)
     if file.data[:4] != MAGIC:
         raise reader.error(f"starts with {file.data[:4]!r}, not {MAGIC!r}: this is no GGUF file")
     reader.skip(4)
@@ -293,34 +270,7 @@ def read_header(file: MappedFile, ends: Mapping[int, int] = MappingProxyType({})
     tensors = tuple(_place(reader, record, start, alignment) for record in records)
     _refuse_overlaps(reader, tensors)
     types = {record.name: record.type for record in records}
-    header_bytes = min(start, file.size)
-    return GgufFile(file, version, metadata, tensors, types, header_bytes, reader.ends)
-
-
-def _read_header_again(file: MappedFile, cache: Path) -> GgufFile:
-    """As :func:`read_header`, with what a file in ``cache`` remembers of the same header.
-
-    That it is the same shows afterwards, by its fingerprint; if not, it is read without help.
-    """
-    digest = hashlib.sha256(f"GGUF header\n{file.path.resolve()}".encode(errors="surrogateescape"))
-    path = cache / f"{digest.hexdigest()[:40]}{SUFFIX}"
-    if path.exists():
-        try:
-            known = PackedFile.open(path)
-            ends = known.meta.get("ends")
-            found = read_header(file, dict(ends) if isinstance(ends, list) else {})
-            if known.meta.get("fingerprint") == found.fingerprint:
-                return found
-        except (SartorError, ValueError, TypeError):
-            pass  # damaged, or the header is another one by now
-    header = read_header(file)
-    if header.ends:
-        try:
-            meta = {"fingerprint": header.fingerprint, "ends": list(header.ends.items())}
-            write_packed(path, meta, {})
-        except SartorError as error:
-            _LOG.warning("the next start is slower: %s", error)
-    return header
+    return GgufFile(file, version, metadata, tensors, types, min(start, file.size))
 
 
 def _read_pairs(reader: _HeaderReader, count: int) -> dict[str, object]:
@@ -405,15 +355,13 @@ class GgufCheckpoint:
 
     kind: Literal["gguf"] = "gguf"
 
-    def __init__(self, path: Path, cache: Path | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         """Opens ``path``, and the rest of its set when it is the first of several files.
 
-        ``cache`` is a folder for what makes the next opening quicker, None for none.
         Errors: :class:`FormatError` (damaged), :class:`UsageError` (no such file, or not the
         first of a set), each naming the file.
         """
-        file = MappedFile.open(path)
-        first = read_header(file) if cache is None else _read_header_again(file, cache)
+        first = read_header(MappedFile.open(path))
         self.path = path
         self.metadata: Mapping[str, object] = first.metadata
         architecture = self.metadata.get("general.architecture")
@@ -490,6 +438,11 @@ class GgufCheckpoint:
         shape = info.shape if len(info.shape) > 1 else (1, *info.shape)
         return decode_blocks(name, kind, part.file.view(info.offset, info.nbytes), shape)
 
+    def format(self, name: str) -> WeightFormat:
+        """The format of :meth:`weight`, from the header alone."""
+        kind = self._entry(name)[1].types[name]
+        return DenseFormat(kind.dense) if kind.dense else kind.format or self.weight(name).format
+
     def identity(self) -> str:
         """A digest of sizes, modification times and headers."""
         if not self._files:
@@ -498,7 +451,7 @@ class GgufCheckpoint:
 
     @cached_property
     def _identity(self) -> str:
-        prints = [part.fingerprint for part in self._files]
+        prints = [part.file.fingerprint(part.header_bytes) for part in self._files]
         return hashlib.sha256("".join(prints).encode()).hexdigest()
 
     @property

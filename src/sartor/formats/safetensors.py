@@ -28,7 +28,7 @@ from sartor.formats.files import (
     is_shape,
 )
 from sartor.formats.quantized import Quantized, Tensors, quantized_weights
-from sartor.ops.weights import FloatName, Weight
+from sartor.ops.weights import FloatName, Weight, WeightFormat
 
 INDEX_NAME = "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000  # the format's own limit
@@ -228,6 +228,10 @@ class SafetensorsCheckpoint:
             f"{info.file}: tensor {name!r}: dtype {info.stored} is not supported; "
             "use a checkpoint in F32, F16 or BF16"
         )
+
+    def format(self, name: str) -> WeightFormat:
+        """The format of :meth:`weight`; a quantised layout is read for it, floats are not."""
+        return self.weight(name).format
 
     def identity(self) -> str:
         """A digest of the configuration and of each shard's size, time and header."""

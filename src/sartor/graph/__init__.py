@@ -16,9 +16,11 @@ from sartor.graph.program import (
     WeightSpec,
 )
 from sartor.graph.sampling import SamplingParams
+from sartor.graph.work import STATE_BYTES, ProgramWork, StepShape
 
 __all__ = [
     "SAMPLING_ROW",
+    "STATE_BYTES",
     "Batch",
     "Builder",
     "Capabilities",
@@ -27,12 +29,14 @@ __all__ = [
     "LowRank",
     "Node",
     "Program",
+    "ProgramWork",
     "Ragged",
     "RecurrentStateSpec",
     "SamplingParams",
     "StateGroup",
     "StateSpec",
     "StepOutput",
+    "StepShape",
     "Value",
     "WeightSpec",
 ]

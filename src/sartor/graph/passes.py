@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 
-from sartor.graph.program import Node, Program
+from sartor.graph.program import Node, Program, Value, WeightSpec
 
 
 def fuse(program: Program, wanted: frozenset[str], taps: frozenset[str] = frozenset()) -> Program:
@@ -88,6 +88,39 @@ def logits_linear(program: Program) -> int:
     while logits in made_by and made_by[logits].op in ("softcap", "scale"):
         logits = made_by[logits].inputs[0]
     return logits if logits in made_by and made_by[logits].op == "linear" else -1
+
+
+def head_weight(program: Program) -> WeightSpec | None:
+    """The weight of the linear that makes the logits; None where there is no such linear."""
+    made = logits_linear(program)
+    for node in program.nodes:
+        if made in node.outputs:
+            return program.weight_values()[node.inputs[1]]
+    return None
+
+
+def untie_head(program: Program) -> Program:
+    """The linear that makes the logits reads a weight that nothing else reads.
+
+    Where it shares one (a tied embedding) it gets another, of its own name and the same shape;
+    its source must know both. Other programs stay as they are.
+    """
+    shared = head_weight(program)
+    if shared is None or sum(shared.value in node.inputs for node in program.nodes) == 1:
+        return program
+    made = logits_linear(program)
+    head = next(node for node in program.nodes if made in node.outputs)
+    own = Value(len(program.values), f"{head.name}.weight", shared.shape, source="weight")
+    inputs = (head.inputs[0], own.id, *head.inputs[2:])
+    return dataclasses.replace(
+        program,
+        values=(*program.values, own),
+        weights=(*program.weights, dataclasses.replace(shared, name=own.name, value=own.id)),
+        nodes=tuple(
+            dataclasses.replace(node, inputs=inputs) if node is head else node
+            for node in program.nodes
+        ),
+    )
 
 
 def last_uses(program: Program) -> dict[int, int]:

@@ -165,6 +165,11 @@ class Program:
         )
 
     @property
+    def size(self) -> int:
+        """How many numbers all its weights have."""
+        return sum(math.prod(spec.shape) for spec in self.weights)
+
+    @property
     def samples(self) -> bool:
         """Whether it writes tokens; an encoder does not."""
         return "tokens" in self.outputs

@@ -1,12 +1,27 @@
 """What this machine has: processors, memory and, once measured, its ceilings."""
 
 from sartor.hardware.inventory import (
-    Ceilings,
     Inventory,
     available_cores,
     cpu_name,
     inventory,
     memory,
+    physical_cores,
 )
+from sartor.hardware.roofline import Arithmetic, Bound, Ceilings, Limit, Peak, Work, bound
 
-__all__ = ["Ceilings", "Inventory", "available_cores", "cpu_name", "inventory", "memory"]
+__all__ = [
+    "Arithmetic",
+    "Bound",
+    "Ceilings",
+    "Inventory",
+    "Limit",
+    "Peak",
+    "Work",
+    "available_cores",
+    "bound",
+    "cpu_name",
+    "inventory",
+    "memory",
+    "physical_cores",
+]

@@ -27,6 +27,13 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def physical_cores(threads: int) -> int:
+    """Cores that this many threads of ours have: two threads may share one core's arithmetic."""
+    import psutil
+
+    return min(threads, psutil.cpu_count(logical=False) or threads)
+
+
 def cpu_name() -> str:
     """The processor's name as the system tells it."""
     info = Path("/proc/cpuinfo")
@@ -46,7 +53,7 @@ def memory() -> tuple[int, int]:
         sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
         return sizes["MemTotal"], sizes["MemAvailable"]
     except (OSError, ValueError, KeyError, IndexError):
-        import psutil  # imported where needed: it takes longer than loading a model
+        import psutil
 
         found = psutil.virtual_memory()
         return found.total, found.available
@@ -62,17 +69,3 @@ def inventory() -> Inventory:
         memory_bytes=memory_bytes,
         available_bytes=available_bytes,
     )
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    """The most that the best loop reached on a device, measured.
-
-    Operations count a multiply and an add as two; ``threads`` worked at once.
-    """
-
-    read_bytes_per_s: float
-    int8_ops_per_s: float
-    fp32_ops_per_s: float
-    threads: int
-    isa: str

@@ -13,7 +13,7 @@ from sartor.graph import Program
 from sartor.models.blocks import HEAD
 from sartor.models.config import ModelConfig
 from sartor.models.registry import Architecture, TensorPlace, architecture_of
-from sartor.ops.weights import Weight, stack
+from sartor.ops.weights import Weight, WeightFormat, stack
 
 _SHOWN = 8
 
@@ -85,6 +85,13 @@ class WeightSource:
         if place.convert is not None:
             weight = place.convert(weight)
         return dataclasses.replace(weight, name=name)
+
+    def format(self, name: str) -> WeightFormat:
+        """The format of :meth:`weight`, where possible without reading it."""
+        place = self._places[name]
+        if place.convert is not None or not isinstance(place.tensor, str):
+            return self.weight(name).format
+        return self._checkpoint.format(place.tensor)
 
     def identity(self) -> str:
         """The checkpoint's: cheap, and different when the files change."""

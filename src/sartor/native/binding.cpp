@@ -8,7 +8,10 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <ctime>
 #include <iterator>
 #include <stdexcept>
 #include <unordered_map>
@@ -17,6 +20,8 @@
 #include "executor.hpp"
 #include "packing.hpp"
 #include "probe.hpp"
+#include "recording.hpp"
+#include "sampler.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -77,14 +82,6 @@ struct PyExecutor {
   // What the adapters' matrices look into.
   std::unordered_map<int32_t, std::vector<nb::object>> adapters;
   std::vector<int64_t> blocks;  // of each state group
-
-  // Width of the vectors that may stand for tokens; -1 where none may.
-  int64_t embedding_width() const {
-    const ProgramInfo& program = executor.program();
-    for (const Instruction& n : program.instructions)
-      if (n.op == Op::kReplaceRows) return program.values[index(n.inputs[0])].width;
-    return -1;
-  }
 };
 
 struct PyProgram {
@@ -147,6 +144,7 @@ HeldMatrix make_matrix(const std::string& storage, int64_t n, int64_t k, int64_t
       require(offsets->size() == scale_count, "matrix: offsets have the wrong size");
       m.offsets = offsets->data();
       m.has_offset = true;
+      require(zero == 0, "matrix: a zero point beside offsets");
       held.offsets = nb::cast(*offsets);
     }
     if (m.storage == Storage::kLookup) {
@@ -238,13 +236,88 @@ void check_ids(const int32_t* ids, int64_t count, int64_t vocab, const char* wha
                               " is outside the vocabulary of " + std::to_string(vocab));
 }
 
-nb::tuple run_step(PyExecutor& self, In<int32_t> tokens, In<int32_t> positions, In<int32_t> starts,
-                   In<int32_t> contexts, std::vector<In<int32_t>> tables, In<int32_t> output_rows,
-                   In<uint8_t> sampling, In<int32_t> history, In<int32_t> history_starts,
-                   In<int32_t> bias_tokens, In<int32_t> bias_starts, In<float> bias_values,
-                   std::vector<std::optional<In<float>>> rope_frequencies,
-                   std::vector<bool> wanted_taps, In<int32_t> adapters, In<int32_t> embedding_rows,
-                   In<float> embeddings) {
+// What was drawn, as arrays: tokens, log probabilities, and the alternatives of each row.
+nb::tuple samples_to_numpy(const std::vector<SampleResult>& samples) {
+  std::vector<int32_t> ids, top_ids, top_starts{0};
+  std::vector<float> logprobs, top_logprobs;
+  for (const SampleResult& sample : samples) {
+    ids.push_back(sample.token);
+    logprobs.push_back(sample.logprob);
+    top_ids.insert(top_ids.end(), sample.top_tokens.begin(), sample.top_tokens.end());
+    top_logprobs.insert(top_logprobs.end(), sample.top_logprobs.begin(), sample.top_logprobs.end());
+    top_starts.push_back(static_cast<int32_t>(top_ids.size()));
+  }
+  return nb::make_tuple(to_numpy(std::move(ids)), to_numpy(std::move(logprobs)),
+                        to_numpy(std::move(top_ids)), to_numpy(std::move(top_logprobs)),
+                        to_numpy(std::move(top_starts)));
+}
+
+double thread_seconds() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+// The sampler without a model before it.
+struct PySampler {
+  const Kernels* kernels;
+  SamplerScratch scratch;
+
+  nb::tuple run(InOut<float> logits, In<uint8_t> sampling, In<int32_t> history,
+                In<int32_t> history_starts, In<int32_t> bias_tokens, In<int32_t> bias_starts,
+                In<float> bias_values, int repeats) {
+    require(logits.ndim() == 2 && logits.shape(1) > 0, "sampler: logits are [rows, vocab]");
+    const auto rows = static_cast<int64_t>(logits.shape(0));
+    const auto vocab = static_cast<int64_t>(logits.shape(1));
+    require(static_cast<int64_t>(sampling.size()) == rows * int64_t{sizeof(SamplingRow)} &&
+                static_cast<int64_t>(history_starts.size()) == rows + 1 &&
+                static_cast<int64_t>(bias_starts.size()) == rows + 1 &&
+                bias_tokens.size() == bias_values.size(),
+            "sampler: arrays do not fit the rows");
+    const int32_t *past = history_starts.data(), *biases = bias_starts.data();
+    for (int64_t r = 0; r < rows; ++r)
+      require(
+          0 <= past[r] && past[r] <= past[r + 1] && 0 <= biases[r] && biases[r] <= biases[r + 1],
+          "sampler: lists do not lie end to end");
+    require(past[rows] <= static_cast<int64_t>(history.size()) &&
+                biases[rows] <= static_cast<int64_t>(bias_tokens.size()),
+            "sampler: lists end past their values");
+    check_ids(history.data(), past[rows], vocab, "history");
+    check_ids(bias_tokens.data(), biases[rows], vocab, "logit bias");
+    std::vector<SampleResult> samples(static_cast<size_t>(rows));
+    std::vector<double> seconds(static_cast<size_t>(rows), HUGE_VAL);
+    {
+      nb::gil_scoped_release release;
+      for (int i = 0; i < repeats; ++i)
+        for (int64_t r = 0; r < rows; ++r) {
+          SampleInput in;
+          in.logits = logits.data() + r * vocab;
+          in.vocab = vocab;
+          in.row = reinterpret_cast<const SamplingRow*>(sampling.data())[r];
+          in.history = history.data() + past[r];
+          in.history_length = past[r + 1] - past[r];
+          in.bias_tokens = bias_tokens.data() + biases[r];
+          in.bias_values = bias_values.data() + biases[r];
+          in.bias_length = biases[r + 1] - biases[r];
+          const double begun = thread_seconds();
+          samples[index(r)] = sample(*kernels, in, scratch);
+          seconds[index(r)] = std::min(seconds[index(r)], thread_seconds() - begun);
+        }
+    }
+    return nb::make_tuple(samples_to_numpy(samples), to_numpy(std::move(seconds)));
+  }
+};
+
+// The arrays are checked, and belong to the caller.
+StepInput make_step(const PyExecutor& self, const In<int32_t>& tokens, const In<int32_t>& positions,
+                    const In<int32_t>& starts, const In<int32_t>& contexts,
+                    const std::vector<In<int32_t>>& tables, const In<int32_t>& output_rows,
+                    const In<uint8_t>& sampling, const In<int32_t>& history,
+                    const In<int32_t>& history_starts, const In<int32_t>& bias_tokens,
+                    const In<int32_t>& bias_starts, const In<float>& bias_values,
+                    const std::vector<std::optional<In<float>>>& rope_frequencies,
+                    const std::vector<bool>& wanted_taps, const In<int32_t>& adapters,
+                    const In<int32_t>& embedding_rows, const In<float>& embeddings) {
   const ProgramInfo& program = self.executor.program();
   StepInput step;
   step.tokens = static_cast<int64_t>(tokens.size());
@@ -269,7 +342,7 @@ nb::tuple run_step(PyExecutor& self, In<int32_t> tokens, In<int32_t> positions, 
   step.bias_tokens = bias_tokens.data();
   step.bias_starts = bias_starts.data();
   step.bias_values = bias_values.data();
-  step.wanted_taps = std::move(wanted_taps);
+  step.wanted_taps = wanted_taps;
   require(step.wanted_taps.size() == program.taps.size(), "batch: taps do not fit the program");
   require(adapters.size() == 0 || static_cast<int64_t>(adapters.size()) == step.sequences,
           "batch: adapters do not fit the sequences");
@@ -281,7 +354,7 @@ nb::tuple run_step(PyExecutor& self, In<int32_t> tokens, In<int32_t> positions, 
   step.embedding_rows = embedding_rows.data();
   step.embedding_values = embeddings.data();
   require(static_cast<int64_t>(embeddings.size()) ==
-              step.embeddings * std::max<int64_t>(self.embedding_width(), 0),
+              step.embeddings * std::max<int64_t>(program.embedding_width(), 0),
           "batch: embeddings do not have the model's width");
   for (int64_t i = 0; i < step.embeddings; ++i)
     require(step.embedding_rows[i] >= 0 && step.embedding_rows[i] < step.tokens,
@@ -335,19 +408,34 @@ nb::tuple run_step(PyExecutor& self, In<int32_t> tokens, In<int32_t> positions, 
               "batch: rope frequencies");
     step.rope_frequencies.push_back(given ? given->data() : nullptr);
   }
+  return step;
+}
+
+// A method that takes the arrays of a step, after `More`: body(executor, step, more...).
+template <typename... More, typename Body, typename... Arrays>
+auto step_method(StepInput (*make)(const PyExecutor&, const Arrays&...), Body body) {
+  return [=](PyExecutor& self, More... more, Arrays... arrays) {
+    return body(self, make(self, arrays...), more...);
+  };
+}
+
+nb::bytes record_step(PyExecutor& self, const StepInput& step, const std::string& name,
+                      double tolerance, const In<float>& expected) {
+  const std::vector<uint8_t> bytes =
+      write_recording({name,
+                       tolerance,
+                       {expected.data(), expected.data() + expected.size()},
+                       self.executor.program(),
+                       self.blocks,
+                       step});
+  return nb::bytes(bytes.data(), bytes.size());
+}
+
+nb::tuple run_step(PyExecutor& self, const StepInput& step) {
   StepResult result;
   {
     nb::gil_scoped_release release;
     result = self.executor.run(step);
-  }
-  std::vector<int32_t> ids, top_ids, top_starts{0};
-  std::vector<float> logprobs, top_logprobs;
-  for (const SampleResult& sample : result.samples) {
-    ids.push_back(sample.token);
-    logprobs.push_back(sample.logprob);
-    top_ids.insert(top_ids.end(), sample.top_tokens.begin(), sample.top_tokens.end());
-    top_logprobs.insert(top_logprobs.end(), sample.top_logprobs.begin(), sample.top_logprobs.end());
-    top_starts.push_back(static_cast<int32_t>(top_ids.size()));
   }
   nb::list taps;
   for (size_t t = 0; t < result.taps.size(); ++t) {
@@ -357,9 +445,8 @@ nb::tuple run_step(PyExecutor& self, In<int32_t> tokens, In<int32_t> positions, 
   }
   const size_t width =
       step.sequences ? result.embeddings.size() / static_cast<size_t>(step.sequences) : 0;
-  return nb::make_tuple(to_numpy(std::move(ids)), to_numpy(std::move(logprobs)),
-                        to_numpy(std::move(top_ids)), to_numpy(std::move(top_logprobs)),
-                        to_numpy(std::move(top_starts)), taps,
+  const nb::tuple samples = samples_to_numpy(result.samples);
+  return nb::make_tuple(samples[0], samples[1], samples[2], samples[3], samples[4], taps,
                         to_numpy(std::move(result.embeddings),
                                  {width ? static_cast<size_t>(step.sequences) : 0, width}));
 }
@@ -521,7 +608,8 @@ NB_MODULE(_native, m) {
             e.adapters.erase(number);
           },
           "number"_a)
-      .def("run", &run_step)
+      .def("run", step_method(&make_step, run_step))
+      .def("record", step_method<std::string, double, In<float>>(&make_step, record_step))
       .def_prop_ro("state_bytes", [](const PyExecutor& e) { return e.executor.state_bytes(); })
       .def_prop_ro("scratch_bytes", [](const PyExecutor& e) { return e.executor.scratch_bytes(); })
       .def(
@@ -536,12 +624,24 @@ NB_MODULE(_native, m) {
 
   m.def(
       "measure_ceilings",
-      [](ThreadPool& pool, const std::string& isa, double seconds) {
+      [](ThreadPool& pool, const std::string& isa, bool own_cores, double seconds) {
         const Kernels* kernels = kernels_of(isa);
         nb::gil_scoped_release release;
-        const Ceilings c = measure_ceilings(pool, *kernels, seconds);
-        return std::make_tuple(c.read_bytes, c.int8_ops, c.fp32_ops);
+        const Ceilings c = measure_ceilings(pool, *kernels, own_cores, seconds);
+        const auto peak = [](const Peak& p) { return std::make_tuple(p.ops, p.clock, p.width); };
+        return std::make_tuple(c.read_bytes, peak(c.int8), peak(c.fp32), peak(c.bf16));
       },
-      "pool"_a, "isa"_a, "seconds"_a, "Read bytes/s, int8 operations/s, fp32 operations/s.");
+      "pool"_a, "isa"_a, "own_cores"_a, "seconds"_a,
+      "Bytes/s read; then of int8, fp32 and bf16: operations/s, clock in Hz, operations a cycle of "
+      "a core at most.");
+  nb::class_<PySampler>(m, "Sampler")
+      .def(
+          "__init__",
+          [](PySampler* self, const std::string& isa) {
+            new (self) PySampler{kernels_of(isa), {}};
+          },
+          "isa"_a)
+      .def("run", &PySampler::run, "logits"_a, "sampling"_a, "history"_a, "history_starts"_a,
+           "bias_tokens"_a, "bias_starts"_a, "bias_values"_a, "repeats"_a = 1);
   m.def("uniform", &sartor::uniform, "seed"_a, "choice"_a, "position"_a);
 }

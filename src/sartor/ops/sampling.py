@@ -95,8 +95,11 @@ def sample_row(logits: F32, row: SampleRow) -> int:
 
 
 def log_softmax(logits: F32) -> F32:
-    """Natural log probabilities of raw logits, before penalties and temperature."""
-    top = logits.max(axis=-1, keepdims=True)
-    shifted = logits - top
-    out: F32 = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    """Natural log probabilities of raw logits, before penalties and temperature.
+
+    Float32 but for the sum: which logits have the same log probability depends on its last bit.
+    """
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    total = np.exp(shifted, dtype=np.float64).sum(axis=-1, keepdims=True)
+    out: F32 = shifted - np.log(total).astype(np.float32)
     return out.astype(np.float32, copy=False)

@@ -227,7 +227,7 @@ def stack(name: str, weights: Sequence[Weight]) -> Weight:
     Where zero points vary in some of them only, all get offsets.
     """
     if len({weight.format for weight in weights}) > 1:
-        weights = [_with_offset(weight) for weight in weights]
+        weights = [with_offset(weight) for weight in weights]
     first = weights[0]
     for other in weights[1:]:
         same = other.permutation is first.permutation or (
@@ -254,15 +254,16 @@ def stack(name: str, weights: Sequence[Weight]) -> Weight:
     )
 
 
-def _with_offset(weight: Weight) -> Weight:
-    """The same affine weight without a zero point."""
+def with_offset(weight: Weight) -> Weight:
+    """The same weight with its zero point, where it is affine and has one, in its offsets."""
     form = weight.format
-    if not isinstance(form, AffineFormat) or form.offset or weight.scale is None:
+    if not isinstance(form, AffineFormat) or weight.scale is None:
         return weight
+    shift = -weight.scale * np.float32(form.zero)
     return dataclasses.replace(
         weight,
         format=AffineFormat(form.bits, form.group, offset=True),
-        offset=(-weight.scale * np.float32(form.zero)).astype(np.float32, copy=False),
+        offset=(shift if weight.offset is None else weight.offset + shift).astype(np.float32),
     )
 
 

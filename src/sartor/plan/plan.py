@@ -25,6 +25,8 @@ class ExecutionPlan:
     threads            CPU threads; 0 uses every core of the affinity mask
     activation         arithmetic of quantised linear layers: dynamic int8 (groups of 32;
                        outliers and the inputs of the head keep 16 bits), or fp32
+    head_bits          weights that make the logits: 0 as the file has them; 2 to 8 quantises
+                       them again where they have more, which changes answers
     kv                 storage of keys and values
     block_size         tokens a state block; a power of two
     max_batch_tokens   token budget of one step (prompt chunks and decodes together)
@@ -39,6 +41,7 @@ class ExecutionPlan:
     device: str = "auto"
     threads: int = 0
     activation: ActivationFormat = "int8"
+    head_bits: int = 0
     kv: KVFormat = "bf16"
     block_size: int = 32
     max_batch_tokens: int = 512
@@ -52,6 +55,12 @@ class ExecutionPlan:
         _choice("activation", self.activation, ("int8", "fp32"))
         _choice("kv", self.kv, ("bf16", "fp16", "fp32"))
         _choice("isa", self.isa, ("auto", "portable", "avx2", "avx512", "amx"))
+        _at_least("head_bits", self.head_bits, 0)
+        if self.head_bits == 1 or self.head_bits > 8:
+            raise UsageError(
+                f"plan: head_bits is {self.head_bits}; it must be 2 to 8, or 0 to keep the head "
+                "as the file has it"
+            )
         _at_least("threads", self.threads, 0)
         _at_least("max_batch_tokens", self.max_batch_tokens, 1)
         _at_least("max_sequences", self.max_sequences, 1)
@@ -64,7 +73,7 @@ class ExecutionPlan:
 
     def numerics(self) -> tuple[object, ...]:
         """What can change an answer: part of a prefix key and of a replay's identity."""
-        return (self.backend, self.activation, self.kv, self.isa)
+        return (self.backend, self.activation, self.head_bits, self.kv, self.isa)
 
     def replace(self, **changes: object) -> ExecutionPlan:
         """A copy with some fields changed; unknown names are an error that lists the fields."""

@@ -120,7 +120,7 @@ def open_served_model(
 
     SartorError (FormatError, UnsupportedError, UsageError) says what is wrong with it.
     """
-    checkpoint = open_checkpoint(path, cache)
+    checkpoint = open_checkpoint(path)
     makes: Makes = "text"
     try:
         try:
@@ -129,7 +129,7 @@ def open_served_model(
             makes = "text" if model.program.samples else "embeddings"
         except UnknownArchitectureError as unknown:
             context, vocab_size = describe_fallback(checkpoint, unknown, plan)
-        tokenizer, template = load_text(checkpoint, cache)
+        tokenizer, template = load_text(checkpoint)
         identity = f"{checkpoint.identity()} {plan.numerics()}"
     finally:
         checkpoint.close()

@@ -13,7 +13,7 @@ from sartor.errors import FormatError, UnsupportedError
 from sartor.text import wordpiece
 from sartor.text.byte_level import TokenizersEncoder, unspell
 from sartor.text.gguf import sentencepiece_tokenizer
-from sartor.text.sentencepiece import SPACE, byte_value, piece_vocabulary
+from sartor.text.sentencepiece import SPACE, byte_value
 from sartor.text.sentencepiece_model import read_model
 from sartor.text.tokenizer import Tokenizer, end_of_generation
 
@@ -179,8 +179,8 @@ def _from_sentencepiece(folder: Path) -> Tokenizer:
     bos, eos = lookup("bos_token", model.bos_id), lookup("eos_token", model.eos_id)
     config = read_json(folder / "tokenizer_config.json")
     return sentencepiece_tokenizer(
-        piece_vocabulary(model.tokens),
-        np.asarray(model.scores),
+        model.tokens,
+        model.scores,
         np.asarray(model.types),
         bos_id=bos,
         stop_ids=[eos, *_declared_stops(folder, len(ids))],

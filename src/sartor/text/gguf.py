@@ -2,23 +2,23 @@
 
 Key names and defaults: the GGUF specification and llama.cpp (``src/llama-vocab.cpp``).
 
-Strings and merges of a large vocabulary are kept as tables (``vocabulary.py``); everything else is
-read anew at every start.
+Built anew at every start: 0.15 s for 49,152 byte-level tokens with their merges and 0.35 s for
+262,144 SentencePiece pieces on two cores. Keeping the built tokenizer in a file was measured, and
+loading its JSON took as long for the first and five times as long for the second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 
 from sartor.errors import FormatError, UnsupportedError
 from sartor.text import wordpiece
 from sartor.text.byte_level import TokenizersEncoder, unspell
-from sartor.text.pair_encoder import PairEncoder
-from sartor.text.pretokenizers import PreTokenizer, pre_tokenizer
+from sartor.text.pretokenizers import pre_tokenizer
 from sartor.text.sentencepiece import (
     SPACE,
     SentencePieceBPE,
@@ -26,10 +26,8 @@ from sartor.text.sentencepiece import (
     TokenTypes,
     byte_value,
     ids_of_type,
-    piece_vocabulary,
 )
-from sartor.text.tokenizer import END_OF_GENERATION, Encoder, Tokenizer, end_of_generation
-from sartor.text.vocabulary import Vocabulary, make_vocabulary
+from sartor.text.tokenizer import Tokenizer, end_of_generation
 
 PREFIX = "tokenizer.ggml."
 _STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
@@ -74,9 +72,11 @@ class Keys:
     def strings(self, name: str) -> list[str]:
         return self._array(name, {str}, "strings")
 
-    def numbers(self, name: str, length: int) -> list[Any]:
+    def numbers(self, name: str, length: int) -> NDArray[Any]:
         """Numbers, one for each token: more are tolerated as padding, fewer are not."""
-        values = self._array(name, {int, float}, "numbers")
+        values = self._metadata.get(PREFIX + name)
+        if not isinstance(values, np.ndarray) or values.dtype.kind not in "iuf":
+            values = np.asarray(self._array(name, {int, float}, "numbers"))
         if len(values) < length:
             raise FormatError(
                 f"{PREFIX}{name} has {len(values)} entries for {length} tokens; the file is "
@@ -86,17 +86,7 @@ class Keys:
 
     def types(self, length: int) -> TokenTypes:
         """The type of each token."""
-        return self._array_of("token_type", length, "iu", np.int64)
-
-    def scores(self, length: int) -> npt.NDArray[np.floating]:
-        """The score of each token."""
-        return self._array_of("scores", length, "f", np.float64)
-
-    def _array_of(self, name: str, length: int, kinds: str, dtype: type) -> npt.NDArray[Any]:
-        values = self._metadata.get(PREFIX + name)
-        if isinstance(values, np.ndarray) and values.dtype.kind in kinds and len(values) >= length:
-            return values[:length]  # as files have it: no need for Python's numbers
-        return np.asarray(self.numbers(name, length), dtype)
+        return self.numbers("token_type", length).astype(np.int64)
 
     def codes(self, name: str) -> bytes:
         """Bytes stored as an array of (signed or unsigned) 8-bit integers."""
@@ -114,105 +104,78 @@ class Keys:
         return values
 
 
-def build_tokenizer(
-    metadata: Mapping[str, object], vocabulary: Vocabulary | None = None
-) -> Tokenizer:
+def build_tokenizer(metadata: Mapping[str, object]) -> Tokenizer:
     """See ``tokenizer_from_gguf``."""
     keys = Keys(metadata)
-    model = _model(keys)
-    return _BUILDERS[model](keys, vocabulary or _vocabulary(keys, model))
-
-
-def build_vocabulary(metadata: Mapping[str, object]) -> Vocabulary:
-    """The tables of the vocabulary that the metadata describes."""
-    keys = Keys(metadata)
-    return _vocabulary(keys, _model(keys))
-
-
-def _vocabulary(keys: Keys, model: str) -> Vocabulary:
+    model = keys.text("model")
+    builder = _BUILDERS.get(model)
+    if builder is None:
+        raise UnsupportedError(
+            f"{PREFIX}model is {model!r}, which is not supported; supported: "
+            f"{', '.join(sorted(_BUILDERS))}"
+        )
     tokens = keys.strings("tokens")
     if "" in tokens:
         tokens = [t or f"[EMPTY_{i}]" for i, t in enumerate(tokens)]
     if not tokens:
         raise FormatError(f"{PREFIX}tokens is empty; the file is damaged")
-    _check_distinct(tokens)
-    if model != "gpt2":
-        return piece_vocabulary(tokens)
-    try:
-        return make_vocabulary(tokens, keys.strings("merges"))
-    except FormatError as error:
-        raise FormatError(f"{PREFIX}merges does not fit {PREFIX}tokens: {error}") from None
+    return builder(keys, tokens)
 
 
-def _model(keys: Keys) -> str:
-    model = keys.text("model")
-    if model not in _BUILDERS:
-        raise UnsupportedError(
-            f"{PREFIX}model is {model!r}, which is not supported; supported: "
-            f"{', '.join(sorted(_BUILDERS))}"
-        )
-    return model
+def _byte_level(keys: Keys, tokens: list[str]) -> Tokenizer:
+    from tokenizers import AddedToken, models, normalizers
+    from tokenizers import Tokenizer as Backend
 
-
-def _byte_level(keys: Keys, tokens: Vocabulary) -> Tokenizer:
     rule = pre_tokenizer(keys.text("pre", "default"))
-    size = len(tokens)
+    _check_distinct(tokens)
+    vocab = dict(zip(tokens, range(len(tokens)), strict=True))
+    merges: list[Any] = [tuple(merge.split(" ", 1)) for merge in keys.strings("merges")]
+    try:
+        model = models.BPE(vocab, merges, ignore_merges=rule.whole_words)
+    except Exception as error:  # the library raises plain Exception for merges of unknown tokens
+        raise FormatError(f"{PREFIX}merges does not fit {PREFIX}tokens: {error}") from None
+    backend = Backend(model)
+    if rule.nfc:
+        backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = rule.build()
+
     control: list[int] = []
     user: list[int] = []
     if "token_type" in keys:
-        types = keys.types(size)
+        types = keys.types(len(tokens))
         control = ids_of_type(types, TokenType.CONTROL)
         user = ids_of_type(types, TokenType.USER_DEFINED)
-    stops = {keys.token(name, size) for name in _STOP_KEYS}
+    stops = {keys.token(name, len(tokens)) for name in _STOP_KEYS}
     special = frozenset(control) | _named_stops(tokens, user)
-    added_ids = {*control, *user}
-    added = dict(zip(tokens.of(added_ids), added_ids, strict=True))
+    backend.add_special_tokens(
+        [AddedToken(tokens[i], special=True, normalized=False) for i in sorted(special)]
+    )
+    backend.add_tokens([AddedToken(tokens[i], normalized=False) for i in user if i not in special])
+    added = {*control, *user}
 
     def bytes_of(token: int) -> bytes:
         text = tokens[token]
-        return text.encode("utf-8", "replace") if token in added_ids else unspell(text)
+        return text.encode("utf-8", "replace") if token in added else unspell(text)
 
-    bos = keys.token("bos_token_id", size)
+    bos = keys.token("bos_token_id", len(tokens))
     return Tokenizer(
-        encoder=PairEncoder(
-            tokens, rule, added, special, lambda: _complete(tokens, rule, added, special)
-        ),
+        encoder=TokenizersEncoder(backend),
         bytes_of=bytes_of,
-        vocab_size=size,
+        vocab_size=len(tokens),
         special_ids=special,
         bos_id=bos,
-        eos_ids=end_of_generation(_stops(tokens, special).items(), stops),
+        eos_ids=end_of_generation(((tokens[i], i) for i in special), stops),
         prefix=_bos(keys, bos, rule.add_bos),
-        suffix=_eos(keys, size),
+        suffix=_eos(keys, len(tokens)),
         strips_leading_space=False,
     )
 
 
-def _complete(
-    tokens: Vocabulary, rule: PreTokenizer, added: Mapping[str, int], special: frozenset[int]
-) -> Encoder:
-    """The tokenizer of the ``tokenizers`` library, with dictionaries of everything."""
-    from tokenizers import AddedToken, models, normalizers
-    from tokenizers import Tokenizer as Backend
-
-    vocab = dict(zip(tokens[:], range(len(tokens)), strict=True))
-    backend = Backend(models.BPE(vocab, tokens.merges(), ignore_merges=rule.whole_words))
-    if rule.nfc:
-        backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = rule.build()
-    backend.add_special_tokens(
-        [AddedToken(t, special=True, normalized=False) for t, i in added.items() if i in special]
-    )
-    backend.add_tokens(
-        [AddedToken(t, normalized=False) for t, i in added.items() if i not in special]
-    )
-    return TokenizersEncoder(backend)
-
-
-def _sentencepiece(keys: Keys, tokens: Vocabulary) -> Tokenizer:
+def _sentencepiece(keys: Keys, tokens: list[str]) -> Tokenizer:
     size = len(tokens)
     types = keys.types(size)
-    scores = keys.scores(size)
+    scores = keys.numbers("scores", size).tolist()  # Python's own are quicker to compare
+    _check_distinct(tokens)
     # SentencePiece's own default ids, for files from before the keys were mandatory.
     bos = keys.token("bos_token_id", size) if "bos_token_id" in keys else _control_at(types, 1)
     eos = keys.token("eos_token_id", size) if "eos_token_id" in keys else _control_at(types, 2)
@@ -232,10 +195,9 @@ def _sentencepiece(keys: Keys, tokens: Vocabulary) -> Tokenizer:
     )
 
 
-def _wordpiece(keys: Keys, vocabulary: Vocabulary) -> Tokenizer:
+def _wordpiece(keys: Keys, tokens: list[str]) -> Tokenizer:
     from tokenizers import AddedToken
 
-    tokens = vocabulary[:]
     size = len(tokens)
     named = {text: i for i, text in enumerate(tokens) if wordpiece.is_named(text)}
 
@@ -281,7 +243,7 @@ def _wordpiece(keys: Keys, vocabulary: Vocabulary) -> Tokenizer:
     )
 
 
-_BUILDERS: dict[str, Callable[[Keys, Vocabulary], Tokenizer]] = {
+_BUILDERS: dict[str, Callable[[Keys, list[str]], Tokenizer]] = {
     "bert": _wordpiece,
     "gpt2": _byte_level,
     "llama": _sentencepiece,
@@ -289,8 +251,8 @@ _BUILDERS: dict[str, Callable[[Keys, Vocabulary], Tokenizer]] = {
 
 
 def sentencepiece_tokenizer(
-    tokens: Vocabulary,
-    scores: npt.NDArray[np.floating],
+    tokens: Sequence[str],
+    scores: Sequence[float],
     types: TokenTypes,
     *,
     bos_id: int | None,
@@ -340,7 +302,7 @@ def sentencepiece_tokenizer(
         vocab_size=len(tokens),
         special_ids=special | ({unknown_id} if unknown_id is not None else frozenset()),
         bos_id=bos_id,
-        eos_ids=end_of_generation(_stops(tokens, special).items(), stop_ids),
+        eos_ids=end_of_generation(((tokens[i], i) for i in special), stop_ids),
         prefix=prefix,
         suffix=suffix,
         strips_leading_space=space_prefix,
@@ -366,15 +328,11 @@ def _eos(keys: Keys, vocab_size: int) -> list[int]:
     return [eos]
 
 
-def _stops(tokens: Vocabulary, ids: Collection[int]) -> dict[str, int]:
-    """Those of ``ids`` that by their names end a generation."""
-    found = ((name, tokens.find(name)) for name in END_OF_GENERATION)
-    return {name: token for name, token in found if token is not None and token in ids}
-
-
-def _named_stops(tokens: Vocabulary, user: Sequence[int]) -> frozenset[int]:
+def _named_stops(tokens: Sequence[str], user: Sequence[int]) -> frozenset[int]:
     """Some files mark <|im_end|> and its like as user-defined: they are control tokens."""
-    return frozenset(_stops(tokens, frozenset(user)).values())
+    from sartor.text.tokenizer import END_OF_GENERATION
+
+    return frozenset(i for i in user if tokens[i] in END_OF_GENERATION)
 
 
 def _control_at(types: TokenTypes, token: int) -> int | None:

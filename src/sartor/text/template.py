@@ -129,12 +129,9 @@ def plain_data(value: Any, where: str, depth: int = 0) -> Any:
     raise UsageError(f"{where}: a value of type {type(value).__name__} is not JSON data")
 
 
-def template_from_gguf(
-    metadata: Mapping[str, object], tokens: Sequence[str] | None = None
-) -> ChatTemplate | None:
+def template_from_gguf(metadata: Mapping[str, object]) -> ChatTemplate | None:
     """The template in a GGUF's metadata, or None: the model was not made for chat.
 
-    ``tokens``: the metadata's, where they are at hand in a form that is quicker to read.
     There is deliberately no fallback: a chat format that the model has not seen gives poor answers
     without any sign of why. Callers refuse chat and offer plain completion.
     """
@@ -149,7 +146,7 @@ def template_from_gguf(
     if tools_source is not None and not isinstance(tools_source, str):
         raise FormatError("tokenizer.chat_template.tool_use must be a string")
     keys = Keys(metadata)
-    tokens = keys.strings("tokens") if tokens is None else tokens
+    tokens = keys.strings("tokens")
     variables = {}
     for variable, key in (
         ("bos_token", "bos_token_id"),

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from sartor.errors import UsageError
-
-if TYPE_CHECKING:
-    from sartor.text.vocabulary import Vocabulary
 
 # Tokens that end a turn or a text, by the names that chat models give them. Files often declare
 # only one of theirs; a model that emits another would run on until its token limit.
@@ -138,26 +135,16 @@ class Tokenizer:
         return data
 
 
-def tokenizer_from_gguf(
-    metadata: Mapping[str, object], vocabulary: Vocabulary | None = None
-) -> Tokenizer:
+def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
     """Build the tokenizer that a GGUF's metadata describes (keys ``tokenizer.ggml.*``).
 
-    ``vocabulary``: what ``vocabulary_from_gguf`` makes of the same metadata, where it was kept.
     Array values may be lists or numpy arrays. FormatError names a key that is missing, mistyped or
     contradicts another; UnsupportedError names a tokenizer model or pre-tokenizer that is not
     supported and lists those that are. Source: the GGUF specification and llama.cpp.
     """
     from sartor.text.gguf import build_tokenizer
 
-    return build_tokenizer(metadata, vocabulary)
-
-
-def vocabulary_from_gguf(metadata: Mapping[str, object]) -> Vocabulary:
-    """The strings of a GGUF's vocabulary as tables, to keep for later starts; errors as above."""
-    from sartor.text.gguf import build_vocabulary
-
-    return build_vocabulary(metadata)
+    return build_tokenizer(metadata)
 
 
 def tokenizer_from_folder(folder: Path) -> Tokenizer:

@@ -5,6 +5,7 @@ from typing import Any
 
 CHUNK: int
 LANES: int
+_Peak = tuple[float, float, float]
 
 def usable_paths() -> list[str]: ...
 def pack_codes(
@@ -33,7 +34,9 @@ def matrix(
     experts: int = 1,
     permutation: Any | None = None,
 ) -> Matrix: ...
-def measure_ceilings(pool: ThreadPool, isa: str, seconds: float) -> tuple[float, float, float]: ...
+def measure_ceilings(
+    pool: ThreadPool, isa: str, own_cores: bool, seconds: float
+) -> tuple[float, _Peak, _Peak, _Peak]: ...
 def uniform(seed: int, choice: int, position: int) -> float: ...
 
 class Matrix: ...
@@ -73,6 +76,27 @@ class Program:
         fields: dict[str, Any],
     ) -> None: ...
 
+class Sampler:
+    """The sampler alone; it may write to ``logits``, but leaves them as they were."""
+
+    def __init__(self, isa: str) -> None: ...
+    def run(
+        self,
+        logits: Any,
+        sampling: Any,
+        history: Any,
+        history_starts: Any,
+        bias_tokens: Any,
+        bias_starts: Any,
+        bias_values: Any,
+        repeats: int = 1,
+    ) -> tuple[tuple[Any, Any, Any, Any, Any], Any]:
+        """Samples every row ``repeats`` times, in turns.
+
+        Tokens, their log probabilities, alternatives, theirs, where those of a row start; and
+        the least seconds of the thread's clock that each row took.
+        """
+
 class Executor:
     def __init__(self, program: Program, pool: ThreadPool, isa: str) -> None: ...
     def block_bytes(self, group: int) -> int: ...
@@ -80,6 +104,7 @@ class Executor:
     def load_adapter(self, number: int, layers: Sequence[tuple[int, Matrix, Matrix]]) -> None: ...
     def drop_adapter(self, number: int) -> None: ...
     def run(self, *arrays: Any) -> tuple[Any, Any, Any, Any, Any, list[Any], Any]: ...
+    def record(self, name: str, tolerance: float, expected: Any, *arrays: Any) -> bytes: ...
     @property
     def state_bytes(self) -> int: ...
     @property

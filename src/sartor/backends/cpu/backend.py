@@ -12,10 +12,11 @@ import numpy as np
 from sartor.backends.base import Device, MemoryUse, PackedWeights, WeightSource
 from sartor.backends.cpu import _native
 from sartor.backends.cpu.custom import CustomKernel, custom_kernels, fused_operators
-from sartor.backends.cpu.packing import pack_matrix
+from sartor.backends.cpu.packing import PackedMatrix, pack_matrix
 from sartor.backends.cpu.weights import CpuWeights, pack
 from sartor.errors import CapacityError, UsageError
 from sartor.graph import (
+    STATE_BYTES,
     Batch,
     Capabilities,
     KVStateSpec,
@@ -23,16 +24,24 @@ from sartor.graph import (
     LowRank,
     Node,
     Program,
+    ProgramWork,
     Ragged,
     RecurrentStateSpec,
     StepOutput,
 )
 from sartor.graph.passes import fuse, logits_linear
-from sartor.hardware import Ceilings, available_cores, inventory
+from sartor.hardware import (
+    Arithmetic,
+    Ceilings,
+    Peak,
+    available_cores,
+    inventory,
+    physical_cores,
+)
 from sartor.ops import CORE_OPERATORS, FUSED_OPERATORS
 from sartor.ops.functions import OUTLIER
 from sartor.ops.rope import attention_factor, inverse_frequencies
-from sartor.ops.weights import dense
+from sartor.ops.weights import F32, dense
 from sartor.plan import ExecutionPlan
 
 # The order of `enum class Op` in native/core/executor.hpp.
@@ -73,7 +82,8 @@ _SAME_CODE = {"linear_group": "linear", "latent_attention": "attention"}
 
 
 class CpuBackend:
-    """x86-64 with AMX, AVX-512 VNNI or AVX2, and a portable path for any other processor."""
+    """x86-64 with AMX, AVX-512 VNNI or AVX2, ARM64 with NEON dot products, and a portable path
+    for any other processor."""
 
     name = "cpu"
 
@@ -106,14 +116,19 @@ class CpuBackend:
                 self._pools[threads] = _native.ThreadPool(threads)
             return self._pools[threads]
 
-    def ceilings(self, device: str, seconds: float = 0.5) -> Ceilings:
-        """Measures the device: streaming reads, int8 and float32 arithmetic on every core.
+    def ceilings(
+        self, device: str, seconds: float = 0.5, *, threads: int = 0, isa: str = "auto"
+    ) -> Ceilings:
+        """Measures the device: streaming reads, then int8, float32 and bfloat16 arithmetic.
 
-        Takes ``seconds`` for each of the three, and 256 MiB of memory a core.
+        Takes ``seconds`` for each of the four, and 256 MiB of memory a thread, 2 GiB at most.
         """
-        isa = _native.usable_paths()[0]
-        pool = self.pool(0)
-        return Ceilings(*_native.measure_ceilings(pool, isa, seconds), pool.threads, isa)
+        isa = _native.usable_paths()[0] if isa == "auto" else isa
+        pool = self.pool(threads)
+        cores = physical_cores(pool.threads)
+        read, *peaks = _native.measure_ceilings(pool, isa, cores == pool.threads, seconds)
+        int8, fp32, bf16 = (Peak(*peak, cores) for peak in peaks)
+        return Ceilings(read, int8, fp32, bf16 if bf16.ops_per_s else None, pool.threads, isa)
 
     def pack(
         self, program: Program, source: WeightSource, plan: ExecutionPlan, cache: Path | None
@@ -161,7 +176,9 @@ class CpuExecutable:
         self._taps = taps
         self._pool = pool
         self._custom = custom_kernels()
-        native, self._matrices = _translate(program, weights, plan, taps, self._custom)
+        wanted = fused_operators(frozenset(FUSED_OPERATORS), self._custom)
+        self._fused = fuse(program, wanted, frozenset(taps))
+        native, self._matrices = _translate(program, self._fused, weights, plan, taps, self._custom)
         self._native = _native.Executor(native, pool, plan.isa)
         self._adapter_bytes: dict[int, int] = {}
         self._finished: dict[int, StepOutput] = {}
@@ -185,34 +202,8 @@ class CpuExecutable:
         self._allocated = True
 
     def submit(self, batch: Batch) -> int:
-        if not self._allocated:
-            raise UsageError("cpu backend: allocate_state before the first step")
-        batch.validate()
-        tokens = batch.tokens
-        if len(tokens) and tokens.min() < 0:
-            names = np.where(tokens < 0, -1 - tokens, 0)
-            tokens = np.where(tokens < 0, self._last_tokens[names], tokens).astype(np.int32)
-        unknown = set(batch.taps) - set(self._taps)
-        if unknown:
-            raise UsageError(f"taps {sorted(unknown)} were not named when the program was compiled")
         ids, logprobs, top_ids, top_logprobs, top_starts, taps, embeddings = self._native.run(
-            tokens,
-            batch.positions,
-            batch.starts,
-            batch.contexts,
-            list(batch.block_tables),
-            batch.output_rows,
-            batch.sampling.view(np.uint8),
-            batch.history.values,
-            batch.history.starts,
-            batch.bias_tokens.values,
-            batch.bias_tokens.starts,
-            batch.bias_values.values,
-            [self._rope_frequencies(i, batch) for i in range(len(self.program.ropes))],
-            [tap in batch.taps for tap in self._taps],
-            batch.adapters,
-            batch.embedding_rows,
-            batch.embeddings,
+            *self._arrays(batch)
         )
         output = StepOutput(
             ids,
@@ -260,11 +251,28 @@ class CpuExecutable:
             return f"{self._custom[found.op].name} {found.op}"
         if found.op not in _LINEARS:
             return f"{self.plan.isa} {found.op}"
-        specs = self.program.weight_values()
-        name = next(specs[v].name for v in found.inputs if v in specs)
-        matrix = self._weights.matrices[name]
-        arithmetic = self.plan.activation if matrix.integer_codes else "fp32"
-        return f"{self.plan.isa} {arithmetic} {matrix.format_name}"
+        matrix = self._matrix(self.program, found)
+        return f"{self.plan.isa} {self._arithmetic(matrix)} {matrix.format_name}"
+
+    def work(self) -> ProgramWork:
+        """Counts what the fused program asks of the machine."""
+        packed = self._weights
+        arithmetic = {
+            node.name: self._arithmetic(self._matrix(self._fused, node))
+            for node in self._fused.nodes
+            if node.op in _LINEARS
+        }
+        sizes = {name: matrix.nbytes for name, matrix in packed.matrices.items()}
+        sizes |= {name: vector.nbytes for name, vector in packed.vectors.items()}
+        return ProgramWork(self._fused, sizes, STATE_BYTES[self.plan.kv], arithmetic)
+
+    def _matrix(self, program: Program, node: Node) -> PackedMatrix:
+        """The first matrix of a linear node."""
+        specs = program.weight_values()
+        return self._weights.matrices[next(specs[v].name for v in node.inputs if v in specs)]
+
+    def _arithmetic(self, matrix: PackedMatrix) -> Arithmetic:
+        return self.plan.activation if matrix.integer_codes else "fp32"
 
     def profile(self, on: bool) -> None:
         """Starts or stops timing every instruction; :meth:`seconds` reads the sums."""
@@ -278,6 +286,46 @@ class CpuExecutable:
         self._native.allocate_state([0] * len(self.program.groups()))
         self._allocated = not self.program.states
 
+    def record(self, batch: Batch, name: str, tolerance: float, expected: F32) -> bytes:
+        """A step as bytes that native/runner/replay.cpp runs anywhere, with what it is to give.
+
+        ``expected`` are the rows of the first tap; ``tolerance`` is a share of its largest
+        value. ValueError for a step with adapters or with kernels of another package.
+        """
+        return bytes(self._native.record(name, tolerance, expected, *self._arrays(batch)))
+
+    def _arrays(self, batch: Batch) -> tuple[Any, ...]:
+        """A checked batch in the order of ``make_step`` in native/binding.cpp."""
+        if not self._allocated:
+            raise UsageError("cpu backend: allocate_state before the first step")
+        batch.validate()
+        tokens = batch.tokens
+        if len(tokens) and tokens.min() < 0:
+            names = np.where(tokens < 0, -1 - tokens, 0)
+            tokens = np.where(tokens < 0, self._last_tokens[names], tokens).astype(np.int32)
+        unknown = set(batch.taps) - set(self._taps)
+        if unknown:
+            raise UsageError(f"taps {sorted(unknown)} were not named when the program was compiled")
+        return (
+            tokens,
+            batch.positions,
+            batch.starts,
+            batch.contexts,
+            list(batch.block_tables),
+            batch.output_rows,
+            batch.sampling.view(np.uint8),
+            batch.history.values,
+            batch.history.starts,
+            batch.bias_tokens.values,
+            batch.bias_tokens.starts,
+            batch.bias_values.values,
+            [self._rope_frequencies(i, batch) for i in range(len(self.program.ropes))],
+            [tap in batch.taps for tap in self._taps],
+            batch.adapters,
+            batch.embedding_rows,
+            batch.embeddings,
+        )
+
     def _rope_frequencies(self, index: int, batch: Batch) -> Any:
         spec = self.program.ropes[index]
         if not spec.depends_on_length:
@@ -287,18 +335,17 @@ class CpuExecutable:
 
 def _translate(
     program: Program,
+    fused: Program,
     weights: CpuWeights,
     plan: ExecutionPlan,
     taps: tuple[str, ...],
     custom: Mapping[str, CustomKernel],
 ) -> tuple[Any, dict[str, int]]:
-    """The native form of a program, fused, with weights bound; and its matrices by name."""
+    """The native form of a fused program, with weights bound; and its matrices by name."""
     for tap in taps:
         outputs = program.node(tap).outputs
         if not outputs or program.values[outputs[-1]].dtype != "fp32":
             raise UsageError(f"node {tap} has no result in floating point that could be tapped")
-    wanted = fused_operators(frozenset(FUSED_OPERATORS), custom)
-    fused = fuse(program, wanted, frozenset(taps))
     native = _native.Program(
         vocab=program.vocab,
         block_size=plan.block_size,

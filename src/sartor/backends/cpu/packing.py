@@ -16,7 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from sartor.backends.cpu import _native
-from sartor.ops.weights import DenseFormat, Fp8Format, LookupFormat, Weight, dense
+from sartor.ops.weights import (
+    AffineFormat,
+    DenseFormat,
+    Fp8Format,
+    LookupFormat,
+    Weight,
+    dense,
+    with_offset,
+)
 
 LAYOUT_VERSION = 2
 """Part of a packed file's identity: change it when the layout changes."""
@@ -93,6 +101,8 @@ def pack_matrix(pool: Any, weight: Weight) -> PackedMatrix:
 
     Groups of a length that no kernel has are cut into groups of 16 of equal scale.
     """
+    if weight.offset is not None and isinstance(weight.format, AffineFormat):
+        weight = with_offset(weight)  # the kernels know a zero point or offsets, not both
     if isinstance(weight.format, DenseFormat):
         return _pack_dense(pool, weight, weight.format.dtype)
     if weight.format.group != 16 and weight.format.group % _native.CHUNK:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import math
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,7 +70,7 @@ def matrix_names(program: Program) -> frozenset[str]:
 
 def pack(pool: Any, program: Program, source: WeightSource, cache: Path | None) -> CpuWeights:
     """The weights from their packed file, or packed now and written to it in the background."""
-    parameters = sum(math.prod(spec.shape) for spec in program.weights)
+    parameters = program.size
     if cache is None:
         return _pack_now(pool, program, source, parameters)
     path = cache / f"{_identity(program, source)}{SUFFIX}"

@@ -122,11 +122,19 @@ def draw(logits: Tensor, shape: SamplingShape, arrays: Mapping[str, Tensor]) -> 
     if not shape.reports:
         return Sampled(tokens)
     rows = given["reports"]
-    logprobs = logits.index_select(0, rows).log_softmax(dim=1)
+    raw = logits.index_select(0, rows)
+    shifted = raw - raw.amax(dim=1, keepdim=True)
+    total = shifted.to(_exact(logits.device)).exp().sum(dim=1, keepdim=True)
+    logprobs = shifted - total.log().to(shifted.dtype)
     chosen = logprobs.gather(1, tokens.index_select(0, rows)[:, None])[:, 0]
     # A stable sort: of equal ones the lower id comes first.
     values, ids = logprobs.sort(dim=1, descending=True, stable=True)
     return Sampled(tokens, chosen, ids[:, : shape.alternatives], values[:, : shape.alternatives])
+
+
+def _exact(device: torch.device) -> torch.dtype:
+    """What the reference computes in. Apple's GPUs have no float64: rare results differ there."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _adjust(logits: Tensor, shape: SamplingShape, given: Mapping[str, Tensor]) -> Tensor:
@@ -151,8 +159,7 @@ def _adjust(logits: Tensor, shape: SamplingShape, given: Mapping[str, Tensor]) -
 
 def _draw(logits: Tensor, given: Mapping[str, Tensor], *, cuts: bool) -> Tensor:
     """One token of each row by its temperature, top-k, top-p, min-p and random number."""
-    # The reference computes in float64; Apple's GPUs have none, and differ in rare draws there.
-    exact = torch.float32 if logits.device.type == "mps" else torch.float64
+    exact = _exact(logits.device)
     temperature = torch.where(given["temperature"] > 0, given["temperature"], 1.0).to(exact)
     scaled = logits.to(exact) / temperature[:, None]
     weights = (scaled - scaled.amax(dim=1, keepdim=True)).exp()
@@ -179,7 +186,7 @@ def uniform(seed: Tensor, counter: Tensor) -> Tensor:
     """:func:`sartor.ops.sampling.uniform` over int64 tensors, whose products wrap as unsigned
     ones do; ``counter`` is choice * 2**32 + position."""
     bits = _shifted(_mix64(_mix64(seed) ^ counter), 11)
-    exact = torch.float32 if seed.device.type == "mps" else torch.float64
+    exact = _exact(seed.device)
     return bits.to(exact) * 2.0**-53
 
 

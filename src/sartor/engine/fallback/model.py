@@ -148,3 +148,8 @@ def _check_installed(
             f"{unknown}; transformers may have it, but {' and '.join(missing)} cannot be found: "
             "install sartor[transformers]"
         ) from unknown
+    if plan.head_bits:
+        raise UnsupportedError(
+            f"plan: head_bits is {plan.head_bits}, but {checkpoint.architecture} runs through "
+            "transformers, which keeps all weights as they are; leave it at 0"
+        )

@@ -2,6 +2,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace sartor {
@@ -26,34 +28,73 @@ bool has_avx512() {
 #endif
 }
 
-// CPUID leaf 7: EDX bits 24 (tiles) and 25 (int8); gcc 12 has no name for them.
-bool has_amx() {
-#if defined(__x86_64__)
+struct Leaf {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx >> 24 & 3) == 3;
+};
+
+// CPUID leaf 7, for what gcc 12 has no name for.
+Leaf leaf7([[maybe_unused]] unsigned part) {
+  Leaf found;
+#if defined(__x86_64__)
+  __get_cpuid_count(7, part, &found.eax, &found.ebx, &found.ecx, &found.edx);
+#endif
+  return found;
+}
+
+// EDX bits 24 (tiles) and 25 (int8).
+bool has_amx() { return has_avx512() && (leaf7(0).edx >> 24 & 3) == 3; }
+
+// Linux, arch/arm64/include/uapi/asm/hwcap.h: spelt out, as older headers lack the later ones.
+bool has_neon() {
+#if defined(__aarch64__) && defined(__linux__)
+  constexpr unsigned long kFphp = 1 << 9, kAsimdhp = 1 << 10, kAsimddp = 1 << 20;
+  constexpr unsigned long kNeeded = kFphp | kAsimdhp | kAsimddp;
+  return (getauxval(AT_HWCAP) & kNeeded) == kNeeded;
 #else
   return false;
 #endif
 }
 
+bool has_i8mm() {
+#if defined(__aarch64__) && defined(__linux__)
+  constexpr unsigned long kI8mm = 1 << 13;
+  return has_neon() && (getauxval(AT_HWCAP2) & kI8mm) != 0;
+#else
+  return false;
+#endif
+}
+
+bool always() { return true; }
+
+struct Path {
+  const char* name;
+  bool (*runs)();
+  const Kernels* (*kernels)();  // asked only where it runs
+};
+
+constexpr Path kPaths[] = {
+    // best first
+    {"amx", has_amx, amx_kernels},    {"avx512", has_avx512, avx512_kernels},
+    {"avx2", has_avx2, avx2_kernels}, {"i8mm", has_i8mm, i8mm_kernels},
+    {"neon", has_neon, neon_kernels}, {"portable", always, portable_kernels}};
+
 }  // namespace
+
+bool has_bf16_vectors() { return has_avx512() && (leaf7(1).eax >> 5 & 1); }
+bool has_bf16_tiles() { return has_amx() && (leaf7(0).edx >> 22 & 1); }
 
 std::vector<std::string> usable_paths() {
   std::vector<std::string> names;
-  if (avx512_kernels() && has_avx512() && has_amx() && amx_kernels()) names.emplace_back("amx");
-  if (avx512_kernels() && has_avx512()) names.emplace_back("avx512");
-  if (avx2_kernels() && has_avx2()) names.emplace_back("avx2");
-  names.emplace_back("portable");
+  for (const Path& path : kPaths)
+    if (path.runs() && path.kernels()) names.emplace_back(path.name);
   return names;
 }
 
 const Kernels* select_kernels(const std::string& name) {
-  for (const std::string& usable : usable_paths()) {
-    if (name != "auto" && name != usable) continue;
-    if (usable == "amx") return amx_kernels();
-    if (usable == "avx512") return avx512_kernels();
-    if (usable == "avx2") return avx2_kernels();
-    return portable_kernels();
+  for (const Path& path : kPaths) {
+    if (name != "auto" && name != path.name) continue;
+    const Kernels* kernels = path.runs() ? path.kernels() : nullptr;
+    if (kernels || name != "auto") return kernels;
   }
   return nullptr;
 }

@@ -243,31 +243,6 @@ static float max_of(const float* x, int64_t n) {
   return best;
 }
 
-// The lowest index of the largest value.
-static int64_t argmax(const float* x, int64_t n) {
-  const float best = max_of(x, n);
-  for (int64_t i = 0; i < n; ++i)
-    if (x[i] == best) return i;
-  return 0;
-}
-
-static double sum_exp(const float* x, int64_t n, float top, float inverse_temperature) {
-  const F t = f_set(top), s = f_set(inverse_temperature);
-  double total = 0;
-  // Runs of 4096 in float, added in double: exact enough for 262,144 logits.
-  for (int64_t begin = 0; begin < n; begin += 4096) {
-    const float* part = x + begin;
-    const int64_t count = n - begin < 4096 ? n - begin : 4096;
-    F run = f_set(0.0f);
-    int64_t i = 0;
-    for (; i + 16 <= count; i += 16) run = f_add(run, f_exp(f_mul(f_sub(f_load(part + i), t), s)));
-    float tail = 0;
-    for (; i < count; ++i) tail += __builtin_expf((part[i] - top) * inverse_temperature);
-    total += static_cast<double>(f_sum(run)) + static_cast<double>(tail);
-  }
-  return total;
-}
-
 static void narrow(const float* x, int64_t n, Storage storage, uint8_t* out) {
   if (storage == Storage::kFp32) {
     std::memcpy(out, x, static_cast<size_t>(n) * 4);

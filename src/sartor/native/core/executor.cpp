@@ -56,9 +56,7 @@ Executor::Executor(ProgramInfo program, std::shared_ptr<ThreadPool> pool, const 
   plan_buffers();
   const auto threads = index(pool_->threads());
   sampler_scratch_.resize(threads);
-  int64_t scratch = 0;
-  for (const Matrix& matrix : program_.matrices)
-    scratch = std::max(scratch, panel_ints(matrix.k_padded));
+  int64_t scratch = linear_scratch();
   for (const StateInfo& state : program_.states)
     scratch = std::max(scratch,
                        attention_scratch(state.head_dim, value_stride(state), program_.block_size));
@@ -531,7 +529,7 @@ void Executor::load_adapter(int32_t number, Adapter adapter) {
 }
 
 void Executor::sample_rows(const Instruction& n, const StepInput& step, StepResult& result) {
-  const float* logits = value(n.inputs[0]);
+  float* logits = value(n.inputs[0]);
   result.samples.resize(index(step.outputs));
   pool_->run(step.outputs, [&](int64_t r, int thread) {
     SampleInput in;

@@ -122,6 +122,13 @@ struct ProgramInfo {
   Storage kv = Storage::kBf16;
   bool int8_activations = true;
   int32_t embedding = -1;  // the value that an encoder gives
+
+  // Width of the vectors that may stand for tokens; -1 where none may.
+  int64_t embedding_width() const {
+    for (const Instruction& n : instructions)
+      if (n.op == Op::kReplaceRows) return values[index(n.inputs[0])].width;
+    return -1;
+  }
 };
 
 // What an adapter adds to a linear layer: `up(down(x))`, both dense.
@@ -238,20 +245,16 @@ class Executor {
                 const std::vector<Product>& products);
   // Rows of x with their features in the order of a matrix's columns.
   const float* permuted(const Matrix& m, const float* x, int64_t rows, int64_t width);
+  int64_t blocks_a_task(int64_t blocks, int64_t rows) const;
   // Neighbouring rows that one task takes.
   struct RowRun {
     int64_t begin, count;
   };
-  // Rows as linear_int8 wants them, and what their codes left over; null where that is not used.
-  struct Arranged {
-    const int32_t *coarse = nullptr, *fine = nullptr;
-    int64_t stride = 0;  // a row
-  };
-  // The quantised rows arranged for each matrix; matrices that are alike share.
+  // The quantised rows arranged for each matrix, run by run; matrices that are alike share.
+  // Without rows where a matrix does not take codes.
+  using Arranged = std::vector<ArrangedRows>;
   std::vector<Arranged> arrange(const std::vector<const Matrix*>& matrices,
                                 const std::vector<RowRun>& runs, bool refined);
-  void multiply_int8(const Matrix& m, int64_t block_begin, int64_t block_end, const Arranged& rows,
-                     const RowRun& run, LinearOutput out, int thread);
   void grouped_linear(const Instruction& instruction, const StepInput& step);
   void adapt(const Instruction& instruction, const StepInput& step);
   bool rounds(const Matrix& m) const { return program_.int8_activations && m.integer_codes(); }

@@ -66,12 +66,8 @@ void Executor::multiply(int32_t v, const float* x, int64_t count, int64_t width,
     blocks += product.matrix->blocks();
     if (rounds(*product.matrix)) quantize(v, x, count, width, threshold);
   }
-  // Rows that stay in the first-level cache while a few column blocks pass over them; few rows
-  // leave the columns as the only thing to share out.
-  const int64_t row_step = count <= 2 * kMaxRowTile ? count : 4 * kMaxRowTile;
-  const int64_t row_tasks = (count + row_step - 1) / row_step;
-  const int64_t share = blocks * row_tasks / (pool_->threads() * 8);
-  const int64_t block_step = std::clamp<int64_t>(share, 1, 32);
+  const int64_t row_tasks = (count + kTaskRows - 1) / kTaskRows;
+  const int64_t block_step = blocks_a_task(blocks * row_tasks, count);
   std::vector<int64_t> first_task;
   int64_t column_tasks = 0;
   for (const Product& product : products) {
@@ -79,14 +75,15 @@ void Executor::multiply(int32_t v, const float* x, int64_t count, int64_t width,
     column_tasks += (product.matrix->blocks() + block_step - 1) / block_step;
   }
   std::vector<RowRun> runs;
-  for (int64_t row = 0; row < count; row += row_step)
-    runs.push_back({row, std::min(row_step, count - row)});
+  for (int64_t row = 0; row < count; row += kTaskRows)
+    runs.push_back({row, std::min<int64_t>(kTaskRows, count - row)});
   std::vector<const Matrix*> matrices;
   for (const Product& product : products) matrices.push_back(product.matrix);
   const std::vector<Arranged> arranged = arrange(matrices, runs, threshold >= 0.0f);
   pool_->run(column_tasks * row_tasks, [&](int64_t task, int thread) {
     const int64_t column = task / row_tasks;
-    const RowRun& run = runs[index(task % row_tasks)];
+    const auto r = index(task % row_tasks);
+    const RowRun& run = runs[r];
     size_t p = products.size() - 1;
     while (first_task[p] > column) --p;
     const Matrix& m = *products[p].matrix;
@@ -94,15 +91,29 @@ void Executor::multiply(int32_t v, const float* x, int64_t count, int64_t width,
     const int64_t end = std::min(m.blocks(), begin + block_step);
     LinearOutput out = products[p].out;
     out.data += run.begin * out.stride;
-    if (rounds(m)) multiply_int8(m, begin, end, arranged[p], run, out, thread);
+    if (rounds(m))
+      kernels_->linear_int8(m, begin, end, arranged[p][r], out,
+                            thread_scratch_[index(thread)].floats(0));
     else kernels_->linear_fp32(m, begin, end, x + run.begin * width, width, run.count, out);
   });
 }
 
+// Enough tasks for every thread to end at about the same time.
+int64_t Executor::blocks_a_task(int64_t blocks, int64_t rows) const {
+  const int64_t share = blocks / (pool_->threads() * 8);
+  if (rows <= kFewRows) return std::clamp<int64_t>(share, 1, 32);
+  return std::clamp<int64_t>(share / 2 * 2, 2, kTaskBlocks);
+}
+
 std::vector<Executor::Arranged> Executor::arrange(const std::vector<const Matrix*>& matrices,
                                                   const std::vector<RowRun>& runs, bool refined) {
-  const int64_t rows = runs.back().begin + runs.back().count, copies = refined ? 2 : 1;
-  std::vector<Arranged> arranged(matrices.size());
+  // Where the tiles of each run begin: the last may have more rows than are left.
+  std::vector<int64_t> slots;
+  int64_t rows = 0;
+  for (const RowRun& run : runs) {
+    slots.push_back(rows);
+    rows += arranged_rows(run.count);
+  }
   struct Area {
     const Matrix* matrix;
     int64_t at;
@@ -116,43 +127,35 @@ std::vector<Executor::Arranged> Executor::arrange(const std::vector<const Matrix
     while (area < areas.size() && !arrange_alike(*areas[area].matrix, *matrices[i])) ++area;
     if (area < areas.size()) continue;
     areas.push_back({matrices[i], ints});
-    ints += copies * rows * arranged_ints(matrices[i]->k_padded);
+    ints += rows * arranged_ints(matrices[i]->k_padded, refined);
   }
+  std::vector<Arranged> arranged(matrices.size());
   if (areas.empty()) return arranged;
   auto* base = reinterpret_cast<int32_t*>(arranged_.floats(ints + 16));
-  const auto pieces = static_cast<int64_t>(runs.size()) * copies;
-  const auto task = [&](int64_t i, int) {
-    const Area& area = areas[index(i / pieces)];
-    const RowRun& run = runs[index(i % pieces / copies)];
-    const bool fine = i % copies == 1;
-    const int64_t stride = arranged_ints(area.matrix->k_padded);
-    int32_t* to = base + area.at + ((fine ? rows : 0) + run.begin) * stride;
-    const QuantizedRows from = (fine ? residual_ : quantized_).rows(run.begin, quantized_stride_);
-    kernels_->arrange_rows(*area.matrix, from, run.count, to);
+  const auto count = static_cast<int64_t>(runs.size());
+  const auto rows_of = [&](const Area& area, size_t r) {
+    const int64_t stride = arranged_ints(area.matrix->k_padded, refined);
+    return std::pair{base + area.at + slots[r] * stride, stride};
   };
-  const int64_t tasks = static_cast<int64_t>(areas.size()) * pieces;
+  const auto task = [&](int64_t i, int) {
+    const Area& area = areas[index(i / count)];
+    const auto r = index(i % count);
+    const QuantizedRows from = quantized_.rows(runs[r].begin, quantized_stride_);
+    QuantizedRows left;
+    if (refined) left = residual_.rows(runs[r].begin, quantized_stride_);
+    kernels_->arrange_rows(*area.matrix, from, refined ? &left : nullptr, runs[r].count,
+                           rows_of(area, r).first);
+  };
+  const int64_t tasks = static_cast<int64_t>(areas.size()) * count;
   if (rows * quantized_stride_ <= kInlineWork)
     for (int64_t i = 0; i < tasks; ++i) task(i, 0);
   else pool_->run(tasks, task);
-  for (size_t i = 0; i < matrices.size(); ++i) {
-    if (!rounds(*matrices[i])) continue;
-    const int64_t stride = arranged_ints(matrices[i]->k_padded);
-    const int32_t* coarse = base + areas[area_of[i]].at;
-    arranged[i] = {coarse, refined ? coarse + rows * stride : nullptr, stride};
-  }
+  for (size_t i = 0; i < matrices.size(); ++i)
+    for (size_t r = 0; r < runs.size() && rounds(*matrices[i]); ++r) {
+      const auto [data, stride] = rows_of(areas[area_of[i]], r);
+      arranged[i].push_back({data, stride, runs[r].count});
+    }
   return arranged;
-}
-
-void Executor::multiply_int8(const Matrix& m, int64_t begin, int64_t end, const Arranged& rows,
-                             const RowRun& run, LinearOutput out, int thread) {
-  auto* panel = reinterpret_cast<int32_t*>(thread_scratch_[index(thread)].bytes());
-  const int64_t at = run.begin * rows.stride;
-  kernels_->linear_int8(m, begin, end, rows.coarse + at, run.count, out, panel);
-  if (!rows.fine) return;
-  // The weights of this task are still in the cache.
-  out.bias = nullptr;
-  out.accumulate = true;
-  kernels_->linear_int8(m, begin, end, rows.fine + at, run.count, out, panel);
 }
 
 void Executor::linear(const Instruction& n, const StepInput& step) {
@@ -211,17 +214,15 @@ void Executor::grouped_linear(const Instruction& n, const StepInput& step) {
   if (int8) quantize(kNoValue, gathered, count, k, n.residual_threshold);
   quantized_value_ = refined_value_ = kNoValue;
 
-  constexpr int64_t kRowStep = 4 * kMaxRowTile;
   std::vector<RowRun> runs;
   std::vector<int64_t> experts;
   for (const ExpertRows& g : groups)
-    for (int64_t row = g.begin; row < g.begin + g.count; row += kRowStep) {
-      runs.push_back({row, std::min(kRowStep, g.begin + g.count - row)});
+    for (int64_t row = g.begin; row < g.begin + g.count; row += kTaskRows) {
+      runs.push_back({row, std::min<int64_t>(kTaskRows, g.begin + g.count - row)});
       experts.push_back(g.expert);
     }
   const auto run_count = static_cast<int64_t>(runs.size());
-  const int64_t work = all.blocks() * run_count;
-  const int64_t block_step = std::clamp<int64_t>(work / (pool_->threads() * 8), 1, 32);
+  const int64_t block_step = blocks_a_task(all.blocks() * run_count, count);
   const int64_t column_tasks = (all.blocks() + block_step - 1) / block_step;
   const float* bias = vector(n, 0);
   float* products = products_.floats(count * width + 16);
@@ -235,7 +236,9 @@ void Executor::grouped_linear(const Instruction& n, const StepInput& step) {
     const Matrix m = all.expert(expert);
     const LinearOutput out{products + run.begin * width, width,
                            bias ? bias + expert * width : nullptr};
-    if (int8) multiply_int8(m, begin, end, arranged, run, out, thread);
+    if (int8)
+      kernels_->linear_int8(m, begin, end, arranged[index(task / column_tasks)], out,
+                            thread_scratch_[index(thread)].floats(0));
     else kernels_->linear_fp32(m, begin, end, gathered + run.begin * k, k, run.count, out);
     const int64_t first = begin * kLanes, columns = std::min(width, end * kLanes) - first;
     for (int64_t i = run.begin; i < run.begin + run.count; ++i)

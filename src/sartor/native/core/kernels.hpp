@@ -10,9 +10,12 @@
 
 namespace sartor {
 
-constexpr int kLanes = 16;  // output features in a column block
-constexpr int kChunk = 32;  // input features that share an activation scale
-constexpr int kMaxRowTile = 16;
+constexpr int kLanes = 16;       // output features in a column block
+constexpr int kChunk = 32;       // input features that share an activation scale
+constexpr int kPanelChunks = 8;  // chunks whose codes are unpacked together
+constexpr int64_t kPanelBytes = kPanelChunks * kChunk * kLanes;
+constexpr int kTaskRows = 64;   // rows that one task multiplies, at most,
+constexpr int kTaskBlocks = 8;  // and column blocks, where panels are unpacked for them
 
 enum class Storage : int32_t {
   kFp32 = 0,
@@ -60,6 +63,13 @@ struct QuantizedRows {
   const float* scales = nullptr;       // [rows][stride / 32]
   const int32_t* half_sums = nullptr;  // [rows][stride / 16]
   int64_t stride = 0;                  // features, a multiple of 32
+};
+
+// Rows that arrange_rows() has put in the order in which linear_int8 walks through them: tiles of
+// rows, `stride` int32 a row.
+struct ArrangedRows {
+  const int32_t* data = nullptr;
+  int64_t stride = 0, count = 0;
 };
 
 // Where a linear kernel writes: rows of `stride` floats; columns are absolute.
@@ -134,6 +144,19 @@ struct ScanTask {
 };
 constexpr int64_t kScanFeatures = 64;  // of a task: its part of the state stays in the cache
 
+// Operations that a core can start in a cycle at most, a multiply and an add counting as two; 0
+// where that is not known.
+struct PeakWidths {
+  double int8 = 0, fp32 = 0, bf16 = 0;
+};
+// The weight of a logit is 2^(16 (x - top) slope), or 0 below the cut, which is finite.
+struct Weighing {
+  float top = 0.0f, cut = 0.0f;
+  double slope = 1.0;
+};
+constexpr int64_t kSampleBlock = 256;  // logits
+constexpr int32_t kBuckets = 4096;     // and kLanes that end the list
+
 struct Kernels {
   const char* name;
   void (*quantize_rows)(const float* x, int64_t rows, int64_t k, int64_t x_stride, int8_t* codes,
@@ -144,14 +167,15 @@ struct Kernels {
                             float threshold, const int8_t* codes, const float* scales,
                             int8_t* residual_codes, float* residual_scales, int32_t* half_sums,
                             int64_t stride);
-  // Quantised rows in the order in which linear_int8 walks through them, for any matrix that
-  // arrange_alike() says is like w: arranged_ints() an row. Done once, and not by every task.
-  void (*arrange_rows)(const Matrix& w, const QuantizedRows& x, int64_t rows, int32_t* arranged);
-  // Column blocks [block_begin, block_end) of w for rows that were arranged; panel:
-  // panel_ints(w) for the unpacked codes of a column block.
+  // Quantised rows, with what their codes left over or null, in the order in which linear_int8
+  // walks through them, for any matrix that arrange_alike() says is like w. Done once, and not by
+  // every task. arranged: arranged_rows(rows) times arranged_ints() int32.
+  void (*arrange_rows)(const Matrix& w, const QuantizedRows& x, const QuantizedRows* residual,
+                       int64_t rows, int32_t* arranged);
+  // Column blocks [block_begin, block_end) of w: at most kTaskBlocks where there are more than
+  // kFewRows rows, and at most kTaskRows of these. scratch: linear_scratch() floats.
   void (*linear_int8)(const Matrix& w, int64_t block_begin, int64_t block_end,
-                      const int32_t* arranged, int64_t rows, const LinearOutput& out,
-                      int32_t* panel);
+                      const ArrangedRows& x, const LinearOutput& out, float* scratch);
   void (*linear_fp32)(const Matrix& w, int64_t block_begin, int64_t block_end, const float* x,
                       int64_t x_stride, int64_t rows, const LinearOutput& out);
   void (*dequantize_row)(const Matrix& w, int64_t row, float scale, float* out);
@@ -175,26 +199,41 @@ struct Kernels {
   void (*rope)(const float* x, const float* cosines, const float* sines, int64_t heads,
                int64_t head_dim, int64_t dim, bool interleaved, float* out);
   void (*attention)(const AttentionTask& task);
-  int64_t (*argmax)(const float* x, int64_t n);
   float (*max)(const float* x, int64_t n);
-  // Sum of exp((x - top) * inverse_temperature); 16 lanes added in order, then the lanes.
-  double (*sum_exp)(const float* x, int64_t n, float top, float inverse_temperature);
+  void (*block_maxima)(const float* x, int64_t n, float* maxima);  // of kSampleBlock logits each
+  double (*sum_weights)(const float* x, int64_t n, const Weighing& w);
+  // Adds the weight of each logit, or 1 for it, to bucket (top - x) * scale, rounded to the
+  // nearest. That of the cut is kBuckets at most; logits below it add nothing.
+  void (*sort_into_buckets)(const float* x, int64_t n, const Weighing& w, float scale, bool count,
+                            double* buckets);
+  // Writes `first` + i for every x[i] in [low, high), rising; how many.
+  int64_t (*collect)(const float* x, int64_t n, float low, float high, int32_t first, int32_t* ids);
   void (*narrow)(const float* x, int64_t n, Storage storage, uint8_t* out);
-  // Probes of the machine's ceilings (see probe.hpp); each returns operations or bytes done.
-  double (*probe_int8)(int64_t iterations);
-  double (*probe_fp32)(int64_t iterations);
-  double (*probe_read)(const uint8_t* data, int64_t bytes);
+  // Probes of the machine's ceilings (see probe.hpp); each returns operations or bytes done, 0
+  // where the processor has no such arithmetic. An iteration also goes through `links` of a chain.
+  double (*probe_int8)(int64_t iterations, int64_t links);
+  double (*probe_fp32)(int64_t iterations, int64_t links);
+  double (*probe_bf16)(int64_t iterations, int64_t links);
+  double (*probe_read)(const uint8_t* data, int64_t bytes, int streams);
+  PeakWidths peak_widths;
 };
 
-// int32 slots of one chunk of a row tile: a row has its codes (8), two corrections, two sums and
-// a scale; the chunk says where it stands.
-constexpr int64_t tile_chunk_ints(int64_t rows) { return rows * 13 + 2; }
-constexpr int64_t kTileHeader = 16;  // int32 slots before the chunks of a tile
-constexpr int kAmxTiles = 4;         // row tiles that share one unpacked column block
+constexpr int64_t kFewRows = 2;       // rows that no path multiplies from unpacked panels
+constexpr int64_t kEntryInts = 16;    // int32 that a row takes, at most, for a chunk
+constexpr int64_t kBlocksAtOnce = 4;  // column blocks that a path unpacks together, at most
 
+// int32 slots before the chunks of a row tile.
+inline int64_t tile_header_ints(int64_t k_padded) {
+  const int64_t panels = (k_padded / kChunk + kPanelChunks - 1) / kPanelChunks;
+  return (panels + 1 + 15) / 16 * 16;
+}
 // int32 slots a row, whatever the tiles are that rows are put together in.
-inline int64_t arranged_ints(int64_t k_padded) {
-  return kTileHeader + tile_chunk_ints(1) * (k_padded / kChunk);
+inline int64_t arranged_ints(int64_t k_padded, bool residual) {
+  return tile_header_ints(k_padded) + k_padded / kChunk * kEntryInts * (residual ? 2 : 1);
+}
+// Rows that tiles for `rows` rows may have.
+inline int64_t arranged_rows(int64_t rows) {
+  return rows <= 2 ? rows : rows <= 4 ? 4 : rows <= 8 ? 8 : (rows + 15) / 16 * 16;
 }
 // Whether rows arranged for one matrix are right for the other.
 inline bool arrange_alike(const Matrix& a, const Matrix& b) {
@@ -202,9 +241,8 @@ inline bool arrange_alike(const Matrix& a, const Matrix& b) {
          a.has_offset == b.has_offset && (a.has_offset || a.bits == b.bits) &&
          a.offset_multiplier * b.scale_multiplier == b.offset_multiplier * a.scale_multiplier;
 }
-inline int64_t panel_ints(int64_t k_padded) {
-  const int64_t chunks = k_padded / kChunk;
-  return chunks * 128 + chunks / 4 + 32;
+inline int64_t linear_scratch() {
+  return kBlocksAtOnce * kPanelBytes / 4 + kTaskRows * kTaskBlocks * kLanes;
 }
 
 inline int64_t attention_scratch(int64_t head_dim, int64_t value_dim, int64_t block_size) {
@@ -233,6 +271,8 @@ inline Matrix Matrix::expert(int64_t index) const {
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();  // null where the build has no x86 paths
 const Kernels* avx512_kernels();
-const Kernels* amx_kernels();  // null also where the system does not grant the tiles
+const Kernels* amx_kernels();   // null also where the system does not grant the tiles
+const Kernels* neon_kernels();  // null where the build has no ARM64 paths
+const Kernels* i8mm_kernels();
 
 }  // namespace sartor

@@ -5,7 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu_features.hpp"
+#include "exp2.hpp"
 #include "kernels.hpp"
+#include "probe_parts.hpp"
 
 #define SARTOR_STRING2(x) #x
 #define SARTOR_STRING(x) SARTOR_STRING2(x)
@@ -29,11 +32,14 @@ static const float kIndex[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 1
 // clang-format off
 #include SARTOR_VEC
 #include "elementwise.inc.hpp"
+#include "quantize.inc.hpp"
 #include "linear.inc.hpp"
 #if !defined(SARTOR_LINEAR_ONLY)
+#include "linear_float.inc.hpp"
 #include "attention.inc.hpp"
 #include "recurrent.inc.hpp"
 #include "probe.inc.hpp"
+#include "sampling.inc.hpp"
 #endif
 // clang-format on
 
@@ -59,13 +65,17 @@ static const Kernels kTable = {SARTOR_STRING(SARTOR_ISA),
                                gated_activation,
                                rope,
                                attention,
-                               argmax,
                                max_of,
-                               sum_exp,
+                               block_maxima,
+                               sum_weights,
+                               sort_into_buckets,
+                               collect,
                                narrow,
                                probe_int8,
                                probe_fp32,
-                               probe_read};
+                               probe_bf16,
+                               probe_read,
+                               kPeakWidths};
 #endif
 
 }  // namespace SARTOR_ISA

@@ -1,80 +1,8 @@
-// Linear layers over packed weights: int8 and float32 activations.
-
-// 32 features of a row; zeros past its end.
-static inline void load_chunk(const float* row, int64_t begin, int64_t k, F& a, F& b) {
-  if (begin + kChunk <= k) {
-    a = f_load(row + begin);
-    b = f_load(row + begin + 16);
-    return;
-  }
-  const int64_t rest = k > begin ? k - begin : 0;
-  a = load_part(row + begin, rest < 16 ? rest : 16);
-  b = load_part(row + begin + 16, rest > 16 ? rest - 16 : 0);
-}
-
-// Rounds to nearest even; codes stay within [-127, 127].
-static inline void store_codes(F a, F b, int8_t* codes, int32_t* half_sums) {
-  const F top = f_set(127.0f), bottom = f_set(-127.0f);
-  int32_t whole[32];
-  i_store(whole, i_from(f_max(f_min(a, top), bottom)));
-  i_store(whole + 16, i_from(f_max(f_min(b, top), bottom)));
-  half_sums[0] = half_sums[1] = 0;
-  for (int i = 0; i < 32; ++i) {
-    codes[i] = static_cast<int8_t>(whole[i]);
-    half_sums[i / 16] += whole[i];
-  }
-}
-
-static void quantize_rows(const float* x, int64_t rows, int64_t k, int64_t x_stride, int8_t* codes,
-                          float* scales, int32_t* half_sums, int64_t stride) {
-  const int64_t chunks = stride / kChunk;
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < chunks; ++c) {
-      F a, b;
-      load_chunk(x + r * x_stride, c * kChunk, k, a, b);
-      const float scale = f_top(f_max(f_abs(a), f_abs(b))) / 127.0f;
-      const F inverse = f_set(scale > 0.0f ? 1.0f / scale : 0.0f);
-      scales[r * chunks + c] = scale;
-      store_codes(f_mul(a, inverse), f_mul(b, inverse), codes + r * stride + c * kChunk,
-                  half_sums + (r * chunks + c) * 2);
-    }
-  }
-}
-
-static void quantize_residual(const float* x, int64_t rows, int64_t k, int64_t x_stride,
-                              float threshold, const int8_t* codes, const float* scales,
-                              int8_t* residual_codes, float* residual_scales, int32_t* half_sums,
-                              int64_t stride) {
-  const int64_t chunks = stride / kChunk;
-  for (int64_t r = 0; r < rows; ++r) {
-    const float* row_scales = scales + r * chunks;
-    float squares = 0.0f;
-    for (int64_t c = 0; c < chunks; ++c) squares += row_scales[c] * row_scales[c];
-    const float least =
-        threshold * __builtin_sqrtf(squares / static_cast<float>((k + kChunk - 1) / kChunk));
-    for (int64_t c = 0; c < chunks; ++c) {
-      const int64_t at = r * chunks + c;
-      const float scale = row_scales[c];
-      if (scale <= least || scale == 0.0f) {
-        residual_scales[at] = 0.0f;
-        half_sums[2 * at] = half_sums[2 * at + 1] = 0;
-        std::memset(residual_codes + at * kChunk, 0, kChunk);
-        continue;
-      }
-      F a, b;
-      load_chunk(x + r * x_stride, c * kChunk, k, a, b);
-      float widened[32];
-      for (int i = 0; i < 32; ++i) widened[i] = static_cast<float>(codes[at * kChunk + i]);
-      const F minus = f_set(-scale);
-      const float fine = scale / 256.0f;
-      const F inverse = f_set(1.0f / fine);
-      residual_scales[at] = fine;
-      store_codes(f_mul(f_fma(f_load(widened), minus, a), inverse),
-                  f_mul(f_fma(f_load(widened + 16), minus, b), inverse),
-                  residual_codes + at * kChunk, half_sums + 2 * at);
-    }
-  }
-}
+// Linear layers over integer codes and int8 activations.
+//
+// Few rows read the packed codes as they stream by; more rows share codes that were unpacked to
+// bytes, a panel of kPanelChunks chunks by a few column blocks at a time, small enough for the
+// first-level cache with the rows' own chunks beside it.
 
 // One chunk of codes, 64 * kBits bytes, as 8 registers of bytes: register i holds inputs
 // 4i .. 4i + 3 of the chunk for each of 16 outputs (layout: packing.hpp).
@@ -143,160 +71,242 @@ static inline void store_columns(const Matrix& w, int64_t block, const LinearOut
   left >= 16 ? f_store(to, value) : store_part(to, value, left);
 }
 
-// The activations of a row tile, rearranged by chunks so that the kernel walks one pointer.
-// `correction` is -zero * (sum of codes) and `sum` is scale * (sum of codes): one a scale group
-// within the chunk, two where groups are of 16.
-template <int kRows>
-struct TileChunk {
-  int8_t codes[kRows][kChunk];
-  int32_t correction[2][kRows];
-  float sum[2][kRows];
-  float scale[kRows];
-  int32_t chunk;  // which chunk of the inputs this is
-  int32_t group;  // and its first scale group
-};
-
-// Returns how many chunks it wrote: one whose scales are all 0 adds exactly nothing.
-template <bool kHalves, int kRows>
-static inline int64_t gather_tile(const Matrix& w, const QuantizedRows& x, int64_t row,
-                                  TileChunk<kRows>* tile) {
-  const int64_t chunks = w.chunks(), x_chunks = x.stride / kChunk;
-  const int32_t chunks_a_group = kHalves ? 1 : w.group / kChunk;
-  const float ratio = w.offset_multiplier / w.scale_multiplier;
-  TileChunk<kRows>* to = tile;
-  for (int64_t c = 0; c < chunks; ++c) {
-    bool used = false;
-    for (int m = 0; m < kRows; ++m) used |= x.scales[(row + m) * x_chunks + c] != 0.0f;
-    if (!used) continue;
-    to->chunk = static_cast<int32_t>(c);
-    to->group = kHalves ? to->chunk * 2 : to->chunk / chunks_a_group;
-    for (int m = 0; m < kRows; ++m) {
-      const int64_t at = (row + m) * x_chunks + c;
-      const int32_t first = x.half_sums[2 * at], second = x.half_sums[2 * at + 1];
-      const int32_t sums[2] = {kHalves ? first : first + second, second};
-      std::memcpy(to->codes[m], x.codes + at * kChunk, kChunk);
-      to->scale[m] = x.scales[at];
-      for (int part = 0; part < 2; ++part) {
-        to->correction[part][m] = -w.zero * sums[part];
-        to->sum[part][m] = x.scales[at] * static_cast<float>(sums[part]) * ratio;
-      }
-    }
-    ++to;
-  }
-  return to - tile;
+// Rows of the next tile when `left` are left. A tile may be larger than what is left.
+static inline int64_t tile_rows(int64_t left) {
+  if (left > kDirectRows) return kTileRows;
+  if (left > 2 && kDirectRows >= 4) return 4;
+  return left > 1 && kDirectRows >= 2 ? 2 : 1;
 }
 
-// kRows rows by one column block.
-template <int kBits, bool kHalves, bool kOffset, int kRows>
-static inline void int8_tile(const Matrix& w, int64_t block, const TileChunk<kRows>* tile,
-                             int64_t count, int64_t row, const LinearOutput& out) {
+// The scales and offsets of a column block.
+struct BlockScales {
+  const uint16_t *scales, *offsets;
+};
+template <bool kOffset>
+static inline BlockScales block_scales(const Matrix& w, int64_t block) {
+  const int64_t at = block * (w.k_padded / w.group) * kLanes;
+  return {w.scales + at, kOffset ? w.offsets + at : nullptr};
+}
+
+// kRows rows by kBlocks column blocks, straight from the packed codes.
+template <int kBits, bool kHalves, bool kOffset, int kRows, int kBlocks>
+static void direct_tile(const Matrix& w, int64_t block, const int32_t* tile, int64_t row,
+                        int64_t rows, const LinearOutput& out) {
   constexpr int kParts = kHalves ? 2 : 1;
   constexpr int kBytes = 64 * kStoredBits<kBits>;
-  const int64_t chunks = w.chunks(), groups = w.k_padded / w.group;
-  const uint8_t* block_codes = w.codes + block * chunks * kBytes;
-  const uint16_t* block_scales = w.scales + block * groups * kLanes;
-  const uint16_t* block_offsets = kOffset ? w.offsets + block * groups * kLanes : nullptr;
-  F total[kRows];
+  constexpr int64_t kAhead = kPrefetchBytes / kBytes;  // chunks
+  const int64_t chunks = w.chunks(), panels = (chunks + kPanelChunks - 1) / kPanelChunks;
+  const int64_t stride = chunks * kBytes;
+  const uint8_t* block_codes = w.codes + block * stride;
+  const TileEntry<kRows>* entry = entries_of<kRows>(w, tile);
+  BlockScales from[kBlocks];
+  F total[kBlocks][kRows];
   SARTOR_UNROLL
-  for (int m = 0; m < kRows; ++m) total[m] = f_set(0.0f);
+  for (int b = 0; b < kBlocks; ++b) {
+    from[b] = block_scales<kOffset>(w, block + b);
+    SARTOR_UNROLL
+    for (int m = 0; m < kRows; ++m) total[b][m] = f_set(0.0f);
+  }
   // The rows are unrolled so that the totals stay in registers; unrolling the chunks as well
   // would push them out (gcc 12).
   SARTOR_NO_UNROLL
-  for (const TileChunk<kRows>* end = tile + count; tile < end; ++tile) {
-    const uint8_t* codes = block_codes + tile->chunk * kBytes;
-    const uint16_t* scales = block_scales + tile->group * kLanes;
-    const uint16_t* offsets = kOffset ? block_offsets + tile->group * kLanes : nullptr;
-    // Few rows wait for memory: a column block is too short for the hardware to run ahead of.
-    if constexpr (kRows <= 4)
-      for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(codes + kPrefetchBytes + i);
-    Q bytes[8];
-    unpack_codes<kBits>(w, codes, bytes);
+  for (const TileEntry<kRows>* end = entry + tile[panels]; entry < end; ++entry) {
+    const uint8_t* codes = block_codes + entry->chunk * kBytes;
+    // Few rows wait for memory. After a column block this stream goes on kBlocks further.
+    const int64_t ahead = entry->chunk + kAhead;
+    const uint8_t* next =
+        block_codes + ahead * kBytes + (ahead < chunks ? 0 : kBlocks - 1) * stride;
     SARTOR_UNROLL
-    for (int part = 0; part < kParts; ++part) {
-      const F s = f_load_fp16(scales + part * kLanes);
-      const F o = kOffset ? f_load_fp16(offsets + part * kLanes) : s;
+    for (int b = 0; b < kBlocks; ++b, codes += stride, next += stride) {
+      for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(next + i);
+      Q bytes[8];
+      unpack_codes<kBits>(w, codes, bytes);
       SARTOR_UNROLL
-      for (int m = 0; m < kRows; ++m) {
-        I dot = i_set(tile->correction[part][m]);
+      for (int part = 0; part < kParts; ++part) {
+        const F s = f_load_fp16(from[b].scales + (entry->group + part) * kLanes);
+        const F o = kOffset ? f_load_fp16(from[b].offsets + (entry->group + part) * kLanes) : s;
         SARTOR_UNROLL
-        for (int i = part * 4; i < (kHalves ? part * 4 + 4 : 8); ++i)
-          dot = i_dot<kByteBits<kBits>>(dot, bytes[i], tile->codes[m] + 4 * i);
-        total[m] = f_fma(f_from(dot), f_mul(s, f_set(tile->scale[m])), total[m]);
-        if constexpr (kOffset) total[m] = f_fma(o, f_set(tile->sum[part][m]), total[m]);
+        for (int m = 0; m < kRows; ++m) {
+          I dot = i_set(kOffset ? 0 : entry->term[part][m].correction);
+          SARTOR_UNROLL
+          for (int i = part * 4; i < (kHalves ? part * 4 + 4 : 8); ++i)
+            dot = i_dot<kByteBits<kBits>>(dot, bytes[i], a_load(entry->codes[m] + 4 * i));
+          F& to = total[b][m];
+          to = f_fma(f_from(dot), f_mul(s, f_set(entry->scale[m])), to);
+          if constexpr (kOffset) to = f_fma(o, f_set(entry->term[part][m].sum), to);
+        }
       }
     }
   }
   const F multiplier = f_set(w.scale_multiplier);
-  for (int m = 0; m < kRows; ++m)
-    store_columns(w, block, out, row + m, f_mul(total[m], multiplier));
+  SARTOR_UNROLL
+  for (int b = 0; b < kBlocks; ++b)
+    for (int m = 0; m < kRows && m < rows; ++m)
+      store_columns(w, block + b, out, row + m, f_mul(total[b][m], multiplier));
 }
 
-// The next tile of `left` rows: as many as a kernel takes at once.
-static inline int64_t tile_rows(int64_t left) {
-  if (kRowTile >= 12 && left >= 12) return 12;
-  return kRowTile >= 4 && left >= 4 ? 4 : 1;
-}
-
-template <int kRows>
-static inline void arrange_tile(const Matrix& w, const QuantizedRows& x, int64_t row,
-                                int32_t* arranged) {
-  static_assert(sizeof(TileChunk<kRows>) == tile_chunk_ints(kRows) * 4);
-  auto* tile = reinterpret_cast<TileChunk<kRows>*>(arranged + kTileHeader);
-  const int64_t count =
-      w.group == 16 ? gather_tile<true>(w, x, row, tile) : gather_tile<false>(w, x, row, tile);
-  arranged[0] = static_cast<int32_t>(count);
-}
-
-#if !defined(SARTOR_LINEAR_ONLY)
-static void arrange_rows(const Matrix& w, const QuantizedRows& x, int64_t rows, int32_t* arranged) {
-  const int64_t stride = arranged_ints(w.k_padded);
-  for (int64_t row = 0; row < rows;) {
-    const int64_t count = tile_rows(rows - row);
-    int32_t* to = arranged + row * stride;
-    if (count == 12) arrange_tile<12>(w, x, row, to);
-    else if (count == 4) arrange_tile<4>(w, x, row, to);
-    else arrange_tile<1>(w, x, row, to);
-    row += count;
+// Codes of kPanelChunks chunks as bytes: [chunk][512]. kSigned takes the zero point off.
+template <int kBits, bool kSigned>
+static void unpack_panel(const Matrix& w, int64_t block, int64_t begin, int64_t end,
+                         uint8_t* panel) {
+  constexpr int kBytes = 64 * kStoredBits<kBits>;
+  const int64_t stride = w.chunks() * kBytes;
+  const uint8_t* codes = w.codes + block * stride;
+  for (int64_t c = begin; c < end; ++c, panel += 512) {
+    // What comes next lies a column block or more away: too far for the hardware to guess.
+    for (int i = 0; i < kBytes; i += 64)
+      __builtin_prefetch(codes + c * kBytes + kTileBlocks * stride + i);
+    Q bytes[8];
+    unpack_codes<kBits>(w, codes + c * kBytes, bytes);
+    for (int i = 0; i < 8; ++i)
+      q_store(panel + 64 * i, kSigned ? q_minus(bytes[i], static_cast<uint8_t>(w.zero)) : bytes[i]);
   }
 }
-#endif
 
-template <int kBits, bool kHalves, bool kOffset, int kRows>
-static void int8_rows(const Matrix& w, int64_t block_begin, int64_t block_end,
-                      const int32_t* arranged, int64_t row, const LinearOutput& out) {
-  const int32_t* from = arranged + row * arranged_ints(w.k_padded);
-  const auto* tile = reinterpret_cast<const TileChunk<kRows>*>(from + kTileHeader);
+template <bool kSigned>
+struct Unpackers {
+  using Function = void (*)(const Matrix&, int64_t, int64_t, int64_t, uint8_t*);
+  static constexpr Function kOf[9] = {unpack_panel<0, kSigned>, nullptr,
+                                      unpack_panel<2, kSigned>, unpack_panel<3, kSigned>,
+                                      unpack_panel<4, kSigned>, unpack_panel<5, kSigned>,
+                                      unpack_panel<6, kSigned>, unpack_panel<7, kSigned>,
+                                      unpack_panel<8, kSigned>};
+};
+
+static inline int code_kind(const Matrix& w) { return w.storage == Storage::kLookup ? 0 : w.bits; }
+
+// Sums of rows by columns that grow panel by panel: [block][row][16].
+struct Totals {
+  float* data;
+  int64_t rows;  // of all tiles
+  float* at(int64_t block, int64_t row) const { return data + (block * rows + row) * kLanes; }
+};
+
+// Panels of a task's columns, one after the other; tiles(panel, block, blocks, codes) adds what
+// each gives to the totals, which are written out at the end.
+template <bool kSigned, typename Tiles>
+static void each_panel(const Matrix& w, int64_t block_begin, int64_t block_end, int64_t rows,
+                       const Totals& totals, const LinearOutput& out, uint8_t* codes,
+                       const Tiles& tiles) {
+  const auto unpack = Unpackers<kSigned>::kOf[code_kind(w)];
+  std::memset(totals.data, 0,
+              static_cast<size_t>((block_end - block_begin) * totals.rows * kLanes) * 4);
+  for (int64_t begin = 0; begin < w.chunks(); begin += kPanelChunks) {
+    const int64_t end = begin + kPanelChunks < w.chunks() ? begin + kPanelChunks : w.chunks();
+    for (int64_t block = block_begin; block < block_end; block += kTileBlocks) {
+      const int64_t left = block_end - block;
+      const int64_t blocks = left < kTileBlocks ? left : kTileBlocks;
+      for (int64_t b = 0; b < blocks; ++b)
+        unpack(w, block + b, begin, end, codes + b * kPanelBytes);
+      tiles(begin / kPanelChunks, block, blocks, codes);
+    }
+  }
+  const F multiplier = f_set(w.scale_multiplier);
   for (int64_t block = block_begin; block < block_end; ++block)
-    int8_tile<kBits, kHalves, kOffset, kRows>(w, block, tile, from[0], row, out);
+    for (int64_t row = 0; row < rows; ++row)
+      store_columns(w, block, out, row,
+                    f_mul(f_load(totals.at(block - block_begin, row)), multiplier));
 }
 
-template <int kBits, bool kHalves, bool kOffset>
-static void int8_format(const Matrix& w, int64_t block_begin, int64_t block_end,
-                        const int32_t* arranged, int64_t rows, const LinearOutput& out) {
-  for (int64_t row = 0; row < rows;) {
-    const int64_t count = tile_rows(rows - row);
-    if constexpr (kRowTile >= 12)
-      if (count == 12)
-        int8_rows<kBits, kHalves, kOffset, 12>(w, block_begin, block_end, arranged, row, out);
-    if constexpr (kRowTile >= 4)
-      if (count == 4)
-        int8_rows<kBits, kHalves, kOffset, 4>(w, block_begin, block_end, arranged, row, out);
-    if (count == 1)
-      int8_rows<kBits, kHalves, kOffset, 1>(w, block_begin, block_end, arranged, row, out);
-    row += count;
+// kTileRows rows by kBlocks column blocks, one panel.
+template <int kBits, bool kHalves, bool kOffset, int kBlocks>
+static void panel_tile(const Matrix& w, int64_t block, const TileEntry<kTileRows>* entry,
+                       const TileEntry<kTileRows>* end, const uint8_t* codes,
+                       float* const (&totals)[kTileBlocks]) {
+  constexpr int kParts = kHalves ? 2 : 1;
+  BlockScales from[kBlocks];
+  for (int b = 0; b < kBlocks; ++b) from[b] = block_scales<kOffset>(w, block + b);
+  SARTOR_NO_UNROLL
+  for (; entry < end; ++entry) {
+    const uint8_t* bytes = codes + entry->chunk % kPanelChunks * 512;
+    SARTOR_UNROLL
+    for (int part = 0; part < kParts; ++part) {
+      // All sums of a tile at once, so that none waits for itself.
+      I dot[kTileRows][kBlocks];
+      SARTOR_UNROLL
+      for (int m = 0; m < kTileRows; ++m) SARTOR_UNROLL
+      for (int b = 0; b < kBlocks; ++b)
+        dot[m][b] = i_set(kOffset ? 0 : entry->term[part][m].correction);
+      SARTOR_UNROLL
+      for (int i = part * 4; i < (kHalves ? part * 4 + 4 : 8); ++i) {
+        Q column[kBlocks];
+        SARTOR_UNROLL
+        for (int b = 0; b < kBlocks; ++b) column[b] = q_load(bytes + b * kPanelBytes + 64 * i);
+        SARTOR_UNROLL
+        for (int m = 0; m < kTileRows; ++m) {
+          const A four = a_load(entry->codes[m] + 4 * i);
+          SARTOR_UNROLL
+          for (int b = 0; b < kBlocks; ++b) dot[m][b] = i_dot<kBits>(dot[m][b], column[b], four);
+        }
+      }
+      SARTOR_UNROLL
+      for (int b = 0; b < kBlocks; ++b) {
+        const F s = f_load_fp16(from[b].scales + (entry->group + part) * kLanes);
+        const F o = kOffset ? f_load_fp16(from[b].offsets + (entry->group + part) * kLanes) : s;
+        SARTOR_UNROLL
+        for (int m = 0; m < kTileRows; ++m) {
+          float* at = totals[b] + m * kLanes;
+          F total = f_fma(f_from(dot[m][b]), f_mul(s, f_set(entry->scale[m])), f_load(at));
+          if constexpr (kOffset) total = f_fma(o, f_set(entry->term[part][m].sum), total);
+          f_store(at, total);
+        }
+      }
+    }
   }
 }
 
 #if !defined(SARTOR_LINEAR_ONLY)
-using Int8Function = void (*)(const Matrix&, int64_t, int64_t, const int32_t*, int64_t,
-                              const LinearOutput&);
+static void arrange_rows(const Matrix& w, const QuantizedRows& x, const QuantizedRows* residual,
+                         int64_t rows, int32_t* arranged) {
+  const int64_t stride = arranged_ints(w.k_padded, residual != nullptr);
+  for (int64_t row = 0; row < rows;) {
+    const int64_t left = rows - row, count = tile_rows(left);
+    int32_t* to = arranged + row * stride;
+    if (count == kTileRows) arrange_tile<kTileRows>(w, x, residual, row, left, to);
+    else if (count == 4) arrange_tile<4>(w, x, residual, row, left, to);
+    else if (count == 2) arrange_tile<2>(w, x, residual, row, left, to);
+    else arrange_tile<1>(w, x, residual, row, left, to);
+    row += count;
+  }
+}
+
+template <int kBits, bool kHalves, bool kOffset, int kBlocks>
+static void direct_blocks(const Matrix& w, int64_t block, const ArrangedRows& x, int64_t row,
+                          const LinearOutput& out) {
+  while (row < x.count) {
+    const int64_t left = x.count - row, count = tile_rows(left);
+    const int32_t* tile = x.data + row * x.stride;
+    if constexpr (kDirectRows >= 4)
+      if (count == 4)
+        direct_tile<kBits, kHalves, kOffset, 4, kBlocks>(w, block, tile, row, left, out);
+    if (count == 2)
+      direct_tile<kBits, kHalves, kOffset, 2, kBlocks>(w, block, tile, row, left, out);
+    if (count == 1)
+      direct_tile<kBits, kHalves, kOffset, 1, kBlocks>(w, block, tile, row, left, out);
+    row += count;
+  }
+}
+
+// Several column blocks at once are several streams, which a core reads faster than one.
+template <int kBits, bool kHalves, bool kOffset>
+static void direct_rows(const Matrix& w, int64_t block_begin, int64_t block_end,
+                        const ArrangedRows& x, int64_t row, const LinearOutput& out) {
+  int64_t block = block_begin;
+  for (; block + kStreams <= block_end; block += kStreams)
+    direct_blocks<kBits, kHalves, kOffset, kStreams>(w, block, x, row, out);
+  for (; block < block_end; ++block)
+    direct_blocks<kBits, kHalves, kOffset, 1>(w, block, x, row, out);
+}
+
+using DirectFunction = void (*)(const Matrix&, int64_t, int64_t, const ArrangedRows&, int64_t,
+                                const LinearOutput&);
 #define SARTOR_BITS(bits)                                                \
   {                                                                      \
-    {int8_format<bits, false, false>, int8_format<bits, false, true>}, { \
-      int8_format<bits, true, false>, int8_format<bits, true, true>      \
+    {direct_rows<bits, false, false>, direct_rows<bits, false, true>}, { \
+      direct_rows<bits, true, false>, direct_rows<bits, true, true>      \
     }                                                                    \
   }
-static const Int8Function kInt8Functions[9][2][2] = {
+static const DirectFunction kDirectFunctions[9][2][2] = {
     SARTOR_BITS(0), {{nullptr, nullptr}, {nullptr, nullptr}},
     SARTOR_BITS(2), SARTOR_BITS(3),
     SARTOR_BITS(4), SARTOR_BITS(5),
@@ -304,135 +314,50 @@ static const Int8Function kInt8Functions[9][2][2] = {
     SARTOR_BITS(8)};
 #undef SARTOR_BITS
 
-static void linear_int8(const Matrix& w, int64_t block_begin, int64_t block_end,
-                        const int32_t* arranged, int64_t rows, const LinearOutput& out, int32_t*) {
-  const int bits = w.storage == Storage::kLookup ? 0 : w.bits;
-  kInt8Functions[bits][w.group == 16][w.has_offset](w, block_begin, block_end, arranged, rows, out);
-}
-
-template <int kBits>
-static void dequantize_bits(const Matrix& w, int64_t block, int64_t chunk, float* out) {
-  Q bytes[8];
-  unpack_codes<kBits>(w, w.codes + (block * w.chunks() + chunk) * 64 * kStoredBits<kBits>, bytes);
-  const int64_t groups = w.k_padded / w.group;
-  const F zero = f_set(static_cast<float>(w.zero));
-  for (int i = 0; i < 8; ++i) {
-    const int64_t group = (chunk * kChunk + 4 * i) / w.group;
-    const F s =
-        f_mul(f_load_fp16(w.scales + (block * groups + group) * kLanes), f_set(w.scale_multiplier));
-    F o = f_set(0.0f);
-    if (w.has_offset)
-      o = f_mul(f_load_fp16(w.offsets + (block * groups + group) * kLanes),
-                f_set(w.offset_multiplier));
-    f_store(out + 64 * i, f_fma(f_sub(f_byte<0>(bytes[i]), zero), s, o));
-    f_store(out + 64 * i + 16, f_fma(f_sub(f_byte<1>(bytes[i]), zero), s, o));
-    f_store(out + 64 * i + 32, f_fma(f_sub(f_byte<2>(bytes[i]), zero), s, o));
-    f_store(out + 64 * i + 48, f_fma(f_sub(f_byte<3>(bytes[i]), zero), s, o));
-  }
-}
-
-// One chunk of 32 inputs by 16 outputs as float32, whatever the storage: out [32][16].
-static void dequantize_chunk(const Matrix& w, int64_t block, int64_t chunk, float* out) {
-  const int64_t first = chunk * kChunk;
-  switch (w.storage) {
-    case Storage::kAffine:
-      switch (w.bits) {
-        case 2:
-          return dequantize_bits<2>(w, block, chunk, out);
-        case 3:
-          return dequantize_bits<3>(w, block, chunk, out);
-        case 4:
-          return dequantize_bits<4>(w, block, chunk, out);
-        case 5:
-          return dequantize_bits<5>(w, block, chunk, out);
-        case 6:
-          return dequantize_bits<6>(w, block, chunk, out);
-        case 7:
-          return dequantize_bits<7>(w, block, chunk, out);
-        default:
-          return dequantize_bits<8>(w, block, chunk, out);
-      }
-    case Storage::kLookup:
-      return dequantize_bits<0>(w, block, chunk, out);
-    case Storage::kFp32: {
-      const float* from =
-          reinterpret_cast<const float*>(w.codes) + (block * w.k_padded + first) * 16;
-      std::memcpy(out, from, 32 * 16 * 4);
-      return;
-    }
-    case Storage::kFp8: {
-      const uint8_t* from = w.codes + (block * w.k_padded + first) * 16;
-      const int64_t groups = w.k_padded / w.group;
-      for (int i = 0; i < 32; ++i) {
-        // E4M3 has the layout of fp16 with four bits less of exponent bias and fewer bits.
-        uint16_t halves[16];
-        for (int lane = 0; lane < 16; ++lane) {
-          const int byte = from[16 * i + lane];
-          halves[lane] = static_cast<uint16_t>(((byte & 0x80) << 8) | ((byte & 0x7f) << 7));
+// The rows of whole tiles, from unpacked panels.
+template <int kBits, bool kHalves, bool kOffset>
+static void panel_rows(const Matrix& w, int64_t block_begin, int64_t block_end,
+                       const ArrangedRows& x, int64_t tiles, const LinearOutput& out,
+                       float* scratch) {
+  auto* codes = reinterpret_cast<uint8_t*>(scratch);
+  const Totals totals{scratch + kTileBlocks * kPanelBytes / 4, tiles * kTileRows};
+  const int64_t rows = x.count < totals.rows ? x.count : totals.rows;
+  each_panel<false>(
+      w, block_begin, block_end, rows, totals, out, codes,
+      [&](int64_t panel, int64_t block, int64_t blocks, const uint8_t* unpacked) {
+        for (int64_t t = 0; t < tiles; ++t) {
+          const int32_t* tile = x.data + t * kTileRows * x.stride;
+          const TileEntry<kTileRows>* entries = entries_of<kTileRows>(w, tile);
+          float* at[kTileBlocks];
+          for (int64_t b = 0; b < kTileBlocks; ++b)
+            at[b] = totals.at(block - block_begin + (b < blocks ? b : 0), t * kTileRows);
+          const auto run = blocks == kTileBlocks ? panel_tile<kBits, kHalves, kOffset, kTileBlocks>
+                                                 : panel_tile<kBits, kHalves, kOffset, 1>;
+          for (int64_t b = 0; b < blocks; b += blocks == kTileBlocks ? kTileBlocks : 1)
+            run(w, block + b, entries + tile[panel], entries + tile[panel + 1],
+                unpacked + b * kPanelBytes, at);
         }
-        const uint16_t* scales = w.scales + (block * groups + (first + i) / w.group) * kLanes;
-        const F s = f_mul(f_load_fp16(scales), f_set(256.0f * w.scale_multiplier));
-        f_store(out + 16 * i, f_mul(f_load_fp16(halves), s));
-      }
-      return;
-    }
-    default: {
-      const uint16_t* from =
-          reinterpret_cast<const uint16_t*>(w.codes) + (block * w.k_padded + first) * 16;
-      for (int i = 0; i < 32; ++i)
-        f_store(out + 16 * i, w.storage == Storage::kBf16 ? f_load_bf16(from + 16 * i)
-                                                          : f_load_fp16(from + 16 * i));
-    }
-  }
+      });
 }
 
-template <int kRows>
-static void fp32_rows(const Matrix& w, int64_t block, const float* x, int64_t x_stride, int64_t row,
-                      const LinearOutput& out) {
-  F total[kRows];
-  SARTOR_UNROLL
-  for (int m = 0; m < kRows; ++m) total[m] = f_set(0.0f);
-  const float* a = x + row * x_stride;
-  float buffer[32 * 16];
-  for (int64_t c = 0; c < w.chunks(); ++c) {
-    const float* tile = buffer;
-    if (w.storage == Storage::kFp32)
-      tile = reinterpret_cast<const float*>(w.codes) + (block * w.k_padded + c * kChunk) * 16;
-    else dequantize_chunk(w, block, c, buffer);
-    const int64_t begin = c * kChunk;
-    const int64_t count = w.k - begin < kChunk ? w.k - begin : kChunk;
-    SARTOR_NO_UNROLL
-    for (int64_t i = 0; i < count; ++i) {
-      const F column = f_load(tile + 16 * i);
-      SARTOR_UNROLL
-      for (int m = 0; m < kRows; ++m)
-        total[m] = f_fma(column, f_set(a[m * x_stride + begin + i]), total[m]);
-    }
-  }
-  for (int m = 0; m < kRows; ++m) store_columns(w, block, out, row + m, total[m]);
-}
-
-static void linear_fp32(const Matrix& w, int64_t block_begin, int64_t block_end, const float* x,
-                        int64_t x_stride, int64_t rows, const LinearOutput& out) {
-  for (int64_t block = block_begin; block < block_end; ++block) {
-    int64_t row = 0;
-    for (; row + kRowTile <= rows; row += kRowTile)
-      fp32_rows<kRowTile>(w, block, x, x_stride, row, out);
-    if constexpr (kRowTile >= 4)
-      for (; row + 4 <= rows; row += 4) fp32_rows<4>(w, block, x, x_stride, row, out);
-    for (; row < rows; ++row) fp32_rows<1>(w, block, x, x_stride, row, out);
-  }
-}
-
-static void dequantize_row(const Matrix& w, int64_t row, float factor, float* out) {
-  const int64_t block = row / kLanes, lane = row % kLanes;
-  float buffer[32 * 16];
-  for (int64_t c = 0; c < w.chunks(); ++c) {
-    dequantize_chunk(w, block, c, buffer);
-    const int64_t begin = c * kChunk;
-    const int64_t count = w.k - begin < kChunk ? w.k - begin : kChunk;
-    for (int64_t i = 0; i < count; ++i)
-      out[w.permutation ? w.permutation[begin + i] : begin + i] = buffer[16 * i + lane] * factor;
-  }
+static void linear_int8(const Matrix& w, int64_t block_begin, int64_t block_end,
+                        const ArrangedRows& x, const LinearOutput& out, float* scratch) {
+  using PanelFunction = void (*)(const Matrix&, int64_t, int64_t, const ArrangedRows&, int64_t,
+                                 const LinearOutput&, float*);
+  constexpr int kNarrow = kWideCodesCostMore ? 7 : 8;  // bits of a code
+  static constexpr PanelFunction kPanelFunctions[2][2][2] = {
+      {{panel_rows<kNarrow, false, false>, panel_rows<kNarrow, false, true>},
+       {panel_rows<kNarrow, true, false>, panel_rows<kNarrow, true, true>}},
+      {{panel_rows<8, false, false>, panel_rows<8, false, true>},
+       {panel_rows<8, true, false>, panel_rows<8, true, true>}}};
+  int64_t row = 0;
+  while (row < x.count && tile_rows(x.count - row) == kTileRows) row += kTileRows;
+  const bool wide = w.storage == Storage::kLookup || w.bits == 8;
+  if (row > 0)
+    kPanelFunctions[wide][w.group == 16][w.has_offset](w, block_begin, block_end, x,
+                                                       row / kTileRows, out, scratch);
+  if (row < x.count)
+    kDirectFunctions[code_kind(w)][w.group == 16][w.has_offset](w, block_begin, block_end, x, row,
+                                                                out);
 }
 #endif

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <vector>
 
 namespace sartor {
 namespace {
@@ -14,110 +14,49 @@ uint64_t mix64(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// Likeliest first, ties to the lowest id.
-struct Likelier {
-  const float* logits;
-  bool operator()(int32_t a, int32_t b) const {
-    return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
-  }
-};
-
-void penalise(const SampleInput& in, std::vector<int32_t>& counts, float* logits) {
-  // Counts of the output in the low bits; the top bit marks that the token was seen at all.
-  constexpr int32_t kSeen = int32_t{1} << 30;
-  counts.resize(static_cast<size_t>(in.vocab), 0);
-  for (int64_t i = 0; i < in.history_length; ++i) {
-    int32_t& entry = counts[static_cast<size_t>(in.history[i])];
-    entry = (entry | kSeen) + (i >= in.row.prompt_length ? 1 : 0);
-  }
-  for (int64_t i = 0; i < in.history_length; ++i) {
-    const int32_t token = in.history[i];
-    int32_t& entry = counts[static_cast<size_t>(token)];
-    if (entry == 0) continue;  // an earlier occurrence was handled
-    const int32_t written = entry & (kSeen - 1);
-    float& x = logits[token];
-    x = x > 0 ? x / in.row.repetition_penalty : x * in.row.repetition_penalty;
-    if (written > 0) {
-      x -= in.row.presence_penalty;
-      x -= in.row.frequency_penalty * static_cast<float>(written);
-    }
-    entry = 0;
-  }
+int32_t draw(LogitRow& row, const SamplingRow& wish, int64_t vocab) {
+  if (wish.temperature == 0.0f || !std::isfinite(row.top())) return row.argmax();
+  row.set_temperature(wish.temperature);
+  Rank last = row.last_of_all();
+  if (wish.top_k > 0 && wish.top_k < vocab) last = std::min(last, row.last_of_count(wish.top_k));
+  const Rank within = last;
+  if (wish.top_p < 1.0f) last = std::min(last, row.last_of_share(wish.top_p, within));
+  if (wish.min_p > 0.0f) last = std::min(last, row.last_with_weight(wish.min_p));
+  return row.draw(last, uniform(wish.seed, wish.choice, static_cast<uint32_t>(wish.position)));
 }
 
-// The ids that top-k, top-p and min-p leave, in rising order.
-void keep_likely(const Kernels& kernels, const SampleInput& in, const float* x, float top,
-                 std::vector<int32_t>& ids) {
-  const SamplingRow& row = in.row;
-  const int64_t n = in.vocab;
-  const bool limited = row.top_k > 0 && row.top_k < n;
-  const float inverse = 1.0f / row.temperature;
-  // First look at logits near the top: nearly always enough, and few.
-  float reach = 12.0f;
-  for (;;) {
-    const float cut = top - reach * row.temperature;
-    ids.clear();
-    for (int64_t i = 0; i < n; ++i)
-      if (x[i] >= cut) ids.push_back(static_cast<int32_t>(i));
-    const bool all = static_cast<int64_t>(ids.size()) == n || !(reach < 1e30f);
-    if (limited && static_cast<int64_t>(ids.size()) < row.top_k && !all) {
-      reach = reach < 100.0f ? reach * 4 : 1e38f;
-      continue;
-    }
-    double total;
-    if (limited) {
-      const auto keep = std::min<size_t>(ids.size(), static_cast<size_t>(row.top_k));
-      std::nth_element(ids.begin(), ids.begin() + static_cast<int64_t>(keep) - 1, ids.end(),
-                       Likelier{x});
-      ids.resize(keep);
-      total = 0;
-      for (const int32_t id : ids) total += std::exp(double{x[id] - top} * inverse);
-    } else {
-      total = row.top_p < 1.0f ? kernels.sum_exp(x, n, top, inverse) : 0.0;
-    }
-    if (row.top_p < 1.0f) {
-      std::sort(ids.begin(), ids.end(), Likelier{x});
-      const double wanted = double{row.top_p} * total;
-      double before = 0;
-      size_t kept = 0;
-      while (kept < ids.size() && (kept == 0 || before < wanted))
-        before += std::exp(double{x[ids[kept++]] - top} * inverse);
-      if (kept == ids.size() && before < wanted && !limited && !all) {
-        reach = reach < 100.0f ? reach * 4 : 1e38f;
-        continue;
-      }
-      ids.resize(kept);
-    } else if (!limited && !all && row.min_p <= 0.0f) {
-      reach = 1e38f;  // nothing filters: every token takes part
-      continue;
-    } else if (!limited && !all && std::exp(-reach) > row.min_p) {
-      reach *= 4;
-      continue;
-    }
-    break;
-  }
-  if (row.min_p > 0.0f) {
-    const float least = row.min_p;
-    std::erase_if(ids, [&](int32_t id) { return std::exp((x[id] - top) * inverse) < least; });
-  }
-  std::sort(ids.begin(), ids.end());
-}
+// Log probabilities: the token's, and those of the `count` likeliest tokens.
+void report(LogitRow& row, const float* logits, int64_t vocab, int64_t count,
+            SampleResult& result) {
+  const float top = row.top();
+  const bool finite = std::isfinite(top);
+  row.set_temperature(1.0f);
+  const double total = finite ? row.total(row.last_of_all()) : NAN;
+  const auto normaliser = static_cast<float>(std::log(total));
+  const auto logprob = [&](float logit) { return logit - top - normaliser; };
+  result.logprob = logprob(logits[result.token]);
+  count = std::min(count, vocab);
+  if (count <= 0) return;
 
-int32_t draw(const Kernels& kernels, const SampleInput& in, const float* x,
-             std::vector<int32_t>& ids) {
-  const float top = kernels.max(x, in.vocab);
-  keep_likely(kernels, in, x, top, ids);
-  const float inverse = 1.0f / in.row.temperature;
-  double total = 0;
-  for (const int32_t id : ids) total += std::exp(double{x[id] - top} * inverse);
-  const double target =
-      uniform(in.row.seed, in.row.choice, static_cast<uint32_t>(in.row.position)) * total;
-  double sum = 0;
-  for (const int32_t id : ids) {
-    sum += std::exp(double{x[id] - top} * inverse);
-    if (sum > target) return id;
+  // Different logits may have one log probability: ties go to the lowest id there too.
+  std::vector<Rank> places;
+  if (finite) {
+    const float least = logprob(logit_of(row.last_of_count(count)));
+    const auto holds = [&](float logit) { return logprob(logit) >= least; };
+    for (const Rank rank : row.at_least(least_float(top, holds)))
+      places.push_back(rank_of(logprob(logit_of(rank)), id_of(rank)));
   }
-  return ids.empty() ? static_cast<int32_t>(kernels.argmax(x, in.vocab)) : ids.back();
+  if (static_cast<int64_t>(places.size()) < count) {  // the others are out of all proportion
+    places.clear();
+    for (int64_t i = 0; i < vocab; ++i)
+      places.push_back(rank_of(finite ? logprob(logits[i]) : 0.0f, static_cast<int32_t>(i)));
+  }
+  std::partial_sort(places.begin(), places.begin() + count, places.end());
+  places.resize(static_cast<size_t>(count));
+  for (const Rank place : places) {
+    result.top_tokens.push_back(id_of(place));
+    result.top_logprobs.push_back(logprob(logits[id_of(place)]));
+  }
 }
 
 }  // namespace
@@ -128,34 +67,25 @@ double uniform(uint64_t seed, uint32_t choice, uint32_t position) {
 }
 
 SampleResult sample(const Kernels& kernels, const SampleInput& in, SamplerScratch& scratch) {
-  SampleResult result;
-  const float* logits = in.logits;
-  if (in.history_length > 0 || in.bias_length > 0) {
-    scratch.logits.assign(in.logits, in.logits + in.vocab);
-    if (in.history_length > 0) penalise(in, scratch.counts, scratch.logits.data());
-    for (int64_t i = 0; i < in.bias_length; ++i)
-      scratch.logits[static_cast<size_t>(in.bias_tokens[i])] += in.bias_values[i];
-    logits = scratch.logits.data();
-  }
-  result.token = in.row.temperature == 0.0f ? static_cast<int32_t>(kernels.argmax(logits, in.vocab))
-                                            : draw(kernels, in, logits, scratch.ids);
-  if (in.row.logprobs < 0) return result;
+  PenaltyInput penalties;
+  penalties.repetition = in.row.repetition_penalty;
+  penalties.presence = in.row.presence_penalty;
+  penalties.frequency = in.row.frequency_penalty;
+  penalties.history = in.history;
+  penalties.history_length = in.history_length;
+  penalties.prompt_length = in.row.prompt_length;
+  penalties.bias_tokens = in.bias_tokens;
+  penalties.bias_values = in.bias_values;
+  penalties.bias_length = in.bias_length;
+  const bool changed = scratch.penalties.apply(penalties, in.logits, in.vocab);
 
-  const float top = kernels.max(in.logits, in.vocab);
-  const double total = kernels.sum_exp(in.logits, in.vocab, top, 1.0f);
-  const auto normaliser = static_cast<float>(std::log(total));
-  const auto logprob = [&](int32_t id) { return in.logits[id] - top - normaliser; };
-  result.logprob = logprob(result.token);
-  const auto wanted = static_cast<size_t>(std::min<int64_t>(in.row.logprobs, in.vocab));
-  scratch.ids.resize(static_cast<size_t>(in.vocab));
-  for (int64_t i = 0; i < in.vocab; ++i)
-    scratch.ids[static_cast<size_t>(i)] = static_cast<int32_t>(i);
-  const auto middle = scratch.ids.begin() + static_cast<int64_t>(wanted);
-  std::partial_sort(scratch.ids.begin(), middle, scratch.ids.end(), Likelier{in.logits});
-  for (auto it = scratch.ids.begin(); it != middle; ++it) {
-    result.top_tokens.push_back(*it);
-    result.top_logprobs.push_back(logprob(*it));
-  }
+  SampleResult result;
+  LogitRow row(kernels, in.logits, in.vocab, scratch.row);
+  result.token = draw(row, in.row, in.vocab);
+  if (changed) scratch.penalties.undo(in.logits);
+  if (in.row.logprobs < 0) return result;
+  if (changed) row = LogitRow(kernels, in.logits, in.vocab, scratch.row);
+  report(row, in.logits, in.vocab, in.row.logprobs, result);
   return result;
 }
 

@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "kernels.hpp"
+#include "logit_row.hpp"
+#include "penalties.hpp"
 
 namespace sartor {
 
@@ -26,7 +28,7 @@ struct SampleResult {
 };
 
 struct SampleInput {
-  const float* logits = nullptr;
+  float* logits = nullptr;  // written to, and restored
   int64_t vocab = 0;
   SamplingRow row{};
   const int32_t* history = nullptr;
@@ -40,9 +42,8 @@ double uniform(uint64_t seed, uint32_t choice, uint32_t position);
 
 // `scratch` is reused between calls of one thread.
 struct SamplerScratch {
-  std::vector<float> logits;
-  std::vector<int32_t> ids;
-  std::vector<int32_t> counts;
+  Penalties penalties;
+  RowScratch row;
 };
 SampleResult sample(const Kernels& kernels, const SampleInput& input, SamplerScratch& scratch);
 

@@ -1,7 +1,12 @@
 // Sixteen lanes as two 256-bit registers (AVX2, FMA, F16C).
 // Included inside a namespace of its own.
 
-constexpr int kRowTile = 4;  // two registers a row of totals, eight in all, beside the codes
+constexpr int kRowTile = 4;   // of float32 rows: two registers a row of totals
+constexpr int kTileRows = 4;  // of int8 rows: eight registers of sums
+constexpr int kTileBlocks = 1;
+constexpr int kDirectRows = 2;  // more read unpacked codes
+constexpr int kStreams = 2;     // column blocks that few rows read at once
+constexpr bool kWideCodesCostMore = true;
 
 struct F {
   __m256 lo, hi;
@@ -17,6 +22,9 @@ static inline F f_load(const float* p) { return {_mm256_loadu_ps(p), _mm256_load
 static inline void f_store(float* p, F a) {
   _mm256_storeu_ps(p, a.lo);
   _mm256_storeu_ps(p + 8, a.hi);
+}
+static inline void f_widen(const float* p, double* out) {
+  for (int i = 0; i < 16; i += 4) _mm256_storeu_pd(out + i, _mm256_cvtps_pd(_mm_loadu_ps(p + i)));
 }
 static inline F f_set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 #define SARTOR_BINARY(name, op) \
@@ -50,6 +58,11 @@ static inline F f_exp2i(I n) {
 static inline F f_where_less(F x, F y, F a, F b) {
   return {_mm256_blendv_ps(b.lo, a.lo, _mm256_cmp_ps(x.lo, y.lo, _CMP_LT_OQ)),
           _mm256_blendv_ps(b.hi, a.hi, _mm256_cmp_ps(x.hi, y.hi, _CMP_LT_OQ))};
+}
+static inline uint32_t f_at_least(F x, F y) {
+  const int lo = _mm256_movemask_ps(_mm256_cmp_ps(x.lo, y.lo, _CMP_GE_OQ));
+  const int hi = _mm256_movemask_ps(_mm256_cmp_ps(x.hi, y.hi, _CMP_GE_OQ));
+  return static_cast<uint32_t>(lo | hi << 8);
 }
 static inline I i_set(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 static inline void i_store(int32_t* p, I a) {
@@ -107,6 +120,14 @@ static inline Q q_load(const uint8_t* p) {
   return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
 }
+static inline void q_store(uint8_t* p, Q a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lo);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), a.hi);
+}
+static inline Q q_minus(Q a, uint8_t b) {
+  const __m256i value = _mm256_set1_epi8(static_cast<char>(b));
+  return {_mm256_sub_epi8(a.lo, value), _mm256_sub_epi8(a.hi, value)};
+}
 template <int kShift>
 static inline Q q_field(Q a, uint8_t mask) {
   const __m256i m = _mm256_set1_epi8(static_cast<char>(mask));
@@ -155,12 +176,38 @@ static inline __m256i dot8(__m256i acc, __m256i w, __m256i a) {
     return _mm256_add_epi32(acc, _mm256_add_epi32(low_sum, _mm256_slli_epi32(top_sum, 7)));
   }
 }
-template <int kBits>
-static inline I i_dot(I acc, Q w, const int8_t* a) {
+// The same 4 activations for every lane.
+struct A {
+  __m256i v;
+};
+static inline A a_load(const int8_t* p) {
   int32_t four;
-  std::memcpy(&four, a, 4);
-  const __m256i wide = _mm256_set1_epi32(four);
-  return {dot8<kBits>(acc.lo, w.lo, wide), dot8<kBits>(acc.hi, w.hi, wide)};
+  std::memcpy(&four, p, 4);
+  return {_mm256_set1_epi32(four)};
+}
+template <int kBits>
+static inline I i_dot(I acc, Q w, A a) {
+  return {dot8<kBits>(acc.lo, w.lo, a.v), dot8<kBits>(acc.hi, w.hi, a.v)};
+}
+static inline void i_store_bytes(int8_t* p, I a) {
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xD8);
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(p),
+      _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+static inline I i_load_bytes(const int8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))};
+}
+// The sums of 16 and 16 signed bytes.
+static inline void sum_bytes(const int8_t* p, int32_t* sums) {
+  const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m256i raised = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));  // + 128, unsigned
+  alignas(32) int64_t eights[4];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(eights),
+                     _mm256_sad_epu8(raised, _mm256_setzero_si256()));
+  sums[0] = static_cast<int32_t>(eights[0] + eights[1]) - 16 * 128;
+  sums[1] = static_cast<int32_t>(eights[2] + eights[3]) - 16 * 128;
 }
 template <int kByte>
 static inline F f_byte(Q w) {

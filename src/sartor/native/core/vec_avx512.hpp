@@ -1,7 +1,16 @@
 // Sixteen lanes as one 512-bit register (AVX-512 F, BW, DQ, VL and VNNI).
 // Included inside a namespace of its own.
 
-constexpr int kRowTile = 12;  // leaves registers for a chunk of codes (8) and the scales
+constexpr int kRowTile = 12;  // of float32 rows
+#if defined(SARTOR_TILE_ROWS)
+constexpr int kTileRows = SARTOR_TILE_ROWS;
+#else
+constexpr int kTileRows = 8;  // of int8 rows: with two column blocks 16 sums that do not wait
+#endif
+constexpr int kTileBlocks = 2;  // for each other, and one load of a row's codes for both
+constexpr int kDirectRows = 4;  // more read unpacked codes
+constexpr int kStreams = 4;     // column blocks that few rows read at once
+constexpr bool kWideCodesCostMore = false;
 
 struct F {
   __m512 v;
@@ -12,9 +21,16 @@ struct I {
 struct Q {
   __m512i v;
 };
+struct A {
+  __m512i v;
+};
 
 static inline F f_load(const float* p) { return {_mm512_loadu_ps(p)}; }
 static inline void f_store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
+static inline void f_widen(const float* p, double* out) {
+  _mm512_storeu_pd(out, _mm512_cvtps_pd(_mm256_loadu_ps(p)));
+  _mm512_storeu_pd(out + 8, _mm512_cvtps_pd(_mm256_loadu_ps(p + 8)));
+}
 static inline F f_set(float x) { return {_mm512_set1_ps(x)}; }
 static inline F f_add(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
 static inline F f_sub(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -37,6 +53,7 @@ static inline F f_exp2i(I n) {
 static inline F f_where_less(F x, F y, F a, F b) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_LT_OQ), b.v, a.v)};
 }
+static inline uint32_t f_at_least(F x, F y) { return _mm512_cmp_ps_mask(x.v, y.v, _CMP_GE_OQ); }
 static inline I i_set(int32_t x) { return {_mm512_set1_epi32(x)}; }
 static inline void i_store(int32_t* p, I a) { _mm512_storeu_si512(p, a.v); }
 static inline float f_sum(F a) { return _mm512_reduce_add_ps(a.v); }
@@ -66,6 +83,10 @@ static inline void f_store_bf16(uint16_t* p, F a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(out));
 }
 static inline Q q_load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+static inline void q_store(uint8_t* p, Q a) { _mm512_storeu_si512(p, a.v); }
+static inline Q q_minus(Q a, uint8_t b) {
+  return {_mm512_sub_epi8(a.v, _mm512_set1_epi8(static_cast<char>(b)))};
+}
 template <int kShift>
 static inline Q q_field(Q a, uint8_t mask) {
   const __m512i m = _mm512_set1_epi8(static_cast<char>(mask));
@@ -89,11 +110,31 @@ static inline Q q_lookup(Q codes, const int8_t* table) {
       _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   return {_mm512_xor_si512(_mm512_shuffle_epi8(values, codes.v), _mm512_set1_epi8(-128))};
 }
-template <int kBits>
-static inline I i_dot(I acc, Q w, const int8_t* a) {
+// The same 4 activations for every lane.
+static inline A a_load(const int8_t* p) {
   int32_t four;
-  std::memcpy(&four, a, 4);
-  return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(four))};
+  std::memcpy(&four, p, 4);
+  return {_mm512_set1_epi32(four)};
+}
+template <int kBits>
+static inline I i_dot(I acc, Q w, A a) {
+  return {_mm512_dpbusd_epi32(acc.v, w.v, a.v)};
+}
+static inline void i_store_bytes(int8_t* p, I a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
+}
+static inline I i_load_bytes(const int8_t* p) {
+  return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+// The sums of 16 and 16 signed bytes.
+static inline void sum_bytes(const int8_t* p, int32_t* sums) {
+  const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m256i raised = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));  // + 128, unsigned
+  alignas(32) int64_t eights[4];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(eights),
+                     _mm256_sad_epu8(raised, _mm256_setzero_si256()));
+  sums[0] = static_cast<int32_t>(eights[0] + eights[1]) - 16 * 128;
+  sums[1] = static_cast<int32_t>(eights[2] + eights[3]) - 16 * 128;
 }
 template <int kByte>
 static inline F f_byte(Q w) {

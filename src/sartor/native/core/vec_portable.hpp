@@ -2,6 +2,11 @@
 // Included inside a namespace of its own.
 
 constexpr int kRowTile = 1;  // small code: there are no registers to fill
+constexpr int kTileRows = 4;
+constexpr int kTileBlocks = 1;
+constexpr int kDirectRows = 2;
+constexpr int kStreams = 1;  // column blocks that few rows read at once
+constexpr bool kWideCodesCostMore = false;
 
 struct F {
   float v[16];
@@ -21,6 +26,7 @@ static inline F f_load(const float* p) {
   return r;
 }
 static inline void f_store(float* p, F a) { std::memcpy(p, a.v, 64); }
+static inline void f_widen(const float* p, double* out) { SARTOR_EACH out[i] = p[i]; }
 static inline F f_set(float x) {
   F r;
   SARTOR_EACH r.v[i] = x;
@@ -90,6 +96,12 @@ static inline F f_exp2i(I n) {
 static inline F f_where_less(F x, F y, F a, F b) {
   SARTOR_EACH b.v[i] = x.v[i] < y.v[i] ? a.v[i] : b.v[i];
   return b;
+}
+// Bit i: x[i] >= y[i].
+static inline uint32_t f_at_least(F x, F y) {
+  uint32_t bits = 0;
+  SARTOR_EACH bits |= static_cast<uint32_t>(x.v[i] >= y.v[i]) << i;
+  return bits;
 }
 static inline I i_set(int32_t x) {
   I r;
@@ -172,6 +184,11 @@ static inline Q q_load(const uint8_t* p) {
   std::memcpy(r.v, p, 64);
   return r;
 }
+static inline void q_store(uint8_t* p, Q a) { std::memcpy(p, a.v, 64); }
+static inline Q q_minus(Q a, uint8_t b) {
+  for (int i = 0; i < 64; ++i) a.v[i] = static_cast<uint8_t>(a.v[i] - b);
+  return a;
+}
 // (a >> shift) & mask on every byte.
 template <int kShift>
 static inline Q q_field(Q a, uint8_t mask) {
@@ -196,11 +213,26 @@ static inline Q q_lookup(Q codes, const int8_t* table) {
   return codes;
 }
 // acc + sum of 4 products a lane: unsigned bytes of w times the 4 signed bytes at a. Exact.
+struct A {
+  const int8_t* v;
+};
+static inline A a_load(const int8_t* p) { return {p}; }
 template <int kBits>
-static inline I i_dot(I acc, Q w, const int8_t* a) {
-  SARTOR_EACH acc.v[i] +=
-      w.v[4 * i] * a[0] + w.v[4 * i + 1] * a[1] + w.v[4 * i + 2] * a[2] + w.v[4 * i + 3] * a[3];
+static inline I i_dot(I acc, Q w, A a) {
+  SARTOR_EACH acc.v[i] += w.v[4 * i] * a.v[0] + w.v[4 * i + 1] * a.v[1] + w.v[4 * i + 2] * a.v[2] +
+                          w.v[4 * i + 3] * a.v[3];
   return acc;
+}
+static inline void i_store_bytes(int8_t* p, I a) { SARTOR_EACH p[i] = static_cast<int8_t>(a.v[i]); }
+static inline I i_load_bytes(const int8_t* p) {
+  I r;
+  SARTOR_EACH r.v[i] = p[i];
+  return r;
+}
+// The sums of 16 and 16 signed bytes.
+static inline void sum_bytes(const int8_t* p, int32_t* sums) {
+  sums[0] = sums[1] = 0;
+  for (int i = 0; i < 32; ++i) sums[i / 16] += p[i];
 }
 // Byte k of each lane as float.
 template <int kByte>

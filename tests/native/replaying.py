@@ -1,0 +1,43 @@
+"""Builds and starts sartor_replay."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from sartor.backends import conformance
+
+ROOT = Path(__file__).parents[2]
+
+
+def build_runner(folder: str, *options: str) -> Path:
+    """sartor_replay, built in ``build/folder``; what is there already is not built again."""
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    source, build = ROOT / "src" / "sartor" / "native", ROOT / "build" / folder
+    for command in (
+        ("cmake", "-G", "Ninja", "-S", source, "-B", build, "-DSARTOR_PYTHON=OFF", *options),
+        ("cmake", "--build", build, "-j2", "--target", "sartor_replay"),
+    ):
+        done = subprocess.run(
+            command, env={**os.environ, "PATH": path}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    return build / "sartor_replay"
+
+
+def replay(runner: Path, cases: Path, *before: str) -> subprocess.CompletedProcess[str]:
+    """Runs it; ``before`` is what starts it where this machine cannot."""
+    command = (*before, str(runner), str(cases))
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def right_paths(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """The paths on which the whole suite was run; fails where anything of it was wrong."""
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if "WRONG" in line] == []
+    assert done.returncode == 0, done.stderr
+    count = sum(1 for _ in conformance.cases())
+    end = f": {count} of {count} right"
+    return [line.removesuffix(end) for line in lines if line.endswith(end)]
