@@ -42,11 +42,11 @@ def compiled(case: conformance.Case, device: str = "torch-cpu") -> tuple[TorchEx
     program = conformance.case_program(case)
     plan = conformance.ExecutionPlan(backend="torch", device=device, threads=1)
     plan = plan.replace(**case.plan)
-    weights = BACKEND.pack(program, conformance._RandomWeights(program, case), plan, None)
+    weights = BACKEND.pack(program, conformance.RandomWeights(program, case), plan, None)
     executable = BACKEND.compile(program, weights, plan, device, (case.tap,))
     assert isinstance(executable, TorchExecutable)
     executable.allocate_state([4] * len(program.groups()))
-    return executable, conformance._batch(program, plan.block_size, case.tap)
+    return executable, conformance.make_batch(program, plan.block_size, case.tap)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -94,7 +94,7 @@ def test_dense_weights_keep_their_type() -> None:
 def test_a_misshapen_weight_is_named() -> None:
     case = case_of("linear/fp32", "fp32")
     program = conformance.case_program(case)
-    source = conformance._RandomWeights(program, case)
+    source = conformance.RandomWeights(program, case)
     source._weights["op.weight"] = dense("op.weight", np.zeros((3, 3), np.float32))
     with pytest.raises(FormatError, match=r"op\.weight"):
         BACKEND.pack(program, source, conformance.ExecutionPlan(), None)
@@ -108,7 +108,7 @@ def test_an_unknown_device_lists_the_known() -> None:
         BACKEND.capabilities("npu")
     case = case_of("add")
     program = conformance.case_program(case)
-    source = conformance._RandomWeights(program, case)
+    source = conformance.RandomWeights(program, case)
     weights = BACKEND.pack(program, source, conformance.ExecutionPlan(device="torch-cpu"), None)
     with pytest.raises(UsageError, match="torch-cpu"):
         BACKEND.compile(program, weights, conformance.ExecutionPlan(), "cuda:99")
@@ -201,12 +201,12 @@ def test_adapters_change_the_rows_of_their_sequences() -> None:
     for backend, device in ((BACKEND, "torch-cpu"), (reference, "reference")):
         program = conformance.case_program(case)
         plan = conformance.ExecutionPlan(backend=backend.name, device=device, activation="fp32")
-        weights = backend.pack(program, conformance._RandomWeights(program, case), plan, None)
+        weights = backend.pack(program, conformance.RandomWeights(program, case), plan, None)
         executable = backend.compile(program, weights, plan, device, ("op",))
         executable.allocate_state([])
         for index, layers in enumerate(adapters):
             executable.load_adapter(index, layers)
-        batch = conformance._batch(program, plan.block_size, "op")
+        batch = conformance.make_batch(program, plan.block_size, "op")
         for chosen in ([-1, -1], [1, -1], [0, 1]):
             named = dataclasses.replace(batch, adapters=np.array(chosen, np.int32))
             found.append(executable.collect(executable.submit(named)).taps["op"])

@@ -14,17 +14,27 @@ ROOT = Path(__file__).parents[2]
 
 def build_runner(folder: str, *options: str) -> Path:
     """sartor_replay, built in ``build/folder``; what is there already is not built again."""
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     source, build = ROOT / "src" / "sartor" / "native", ROOT / "build" / folder
-    for command in (
-        ("cmake", "-G", "Ninja", "-S", source, "-B", build, "-DSARTOR_PYTHON=OFF", *options),
-        ("cmake", "--build", build, "-j2", "--target", "sartor_replay"),
-    ):
-        done = subprocess.run(
-            command, env={**os.environ, "PATH": path}, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+    _run("cmake", "-G", "Ninja", "-S", source, "-B", build, "-DSARTOR_PYTHON=OFF", *options)
+    return _build(build)
+
+
+def build_beside_module() -> Path:
+    """sartor_replay of the objects that the Python module was linked from, where they are left."""
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}-*"
+    builds = sorted((ROOT / "build").glob(f"{tag}/build.ninja"))
+    return _build(builds[0].parent) if builds else build_runner("replay")
+
+
+def _build(build: Path) -> Path:
+    _run("cmake", "--build", build, "-j2", "--target", "sartor_replay")
     return build / "sartor_replay"
+
+
+def _run(*command: str | Path) -> None:
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    done = subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def replay(runner: Path, cases: Path, *before: str) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from replaying import build_runner, replay, right_paths
+from replaying import build_beside_module, replay, right_paths
 
 from sartor.backends import conformance, record
 from sartor.backends.cpu import _native, custom
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(900)  # a build, on a machine that may be busy
 
 @pytest.fixture(scope="module")
 def runner() -> Path:
-    return build_runner("replay")
+    return build_beside_module()
 
 
 def case_of(operator: str) -> conformance.Case:

@@ -412,15 +412,16 @@ def cases() -> Iterator[Case]:
         "sinks": {"sinks": True},
     }
     for kv in ("fp32", "fp16", "bf16"):
+        tolerance = tolerances.ATTENTION_BF16 if kv == "bf16" else tolerances.ATTENTION
         for name, chosen in options.items():
             plan = {"activation": "fp32", "kv": kv}
             build = partial(_attention, chosen)
-            yield Case("attention", f"{kv} {name}", build, tolerances.ATTENTION, plan=plan)
+            yield Case("attention", f"{kv} {name}", build, tolerance, plan=plan)
         yield Case(
             "latent_attention",
             kv,
             _latent_attention,
-            tolerances.ATTENTION,
+            tolerance,
             plan={"activation": "fp32", "kv": kv},
         )
     for name, window in (("whole", 0), ("window", 4)):

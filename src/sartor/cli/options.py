@@ -42,7 +42,9 @@ HeadBits = Annotated[
         "more: faster, at a cost that `sartor eval` tells; 0 keeps them.",
     ),
 ]
-Isa = Annotated[str, typer.Option(help="CPU instruction-set path: auto, portable, avx2 or avx512.")]
+Isa = Annotated[
+    str, typer.Option(help="CPU instruction-set path (see `sartor devices`); auto takes the best.")
+]
 
 
 def adapters(named: list[str] | None) -> dict[str, Path]:

@@ -10,6 +10,7 @@ import math
 
 FP32_STEP = 2.0**-24
 FP16_STEP = 2.0**-11
+BF16_STEP = 2.0**-9
 
 ELEMENTWISE = 64 * FP32_STEP
 """A few roundings, and exp or tanh by polynomial instead of the library's."""
@@ -22,6 +23,10 @@ ROPE = 64 * FP32_STEP
 
 ATTENTION = 256 * FP32_STEP
 """Scores, exponentials and a weighted sum in another order; the state is rounded alike."""
+
+ATTENTION_BF16 = 4 * BF16_STEP
+"""Queries and weights rounded to bf16 for dot products with a bf16 state: a step of each weight,
+and of each score, which are of the order of one, times its size."""
 
 SCAN = 256 * FP32_STEP
 """A recurrence over a dozen tokens, each step rounding a few sums."""

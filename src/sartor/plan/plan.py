@@ -16,6 +16,9 @@ from sartor.errors import UsageError
 ActivationFormat = Literal["int8", "fp32"]
 KVFormat = Literal["bf16", "fp16", "fp32"]
 
+ISAS = ("auto", "portable", "avx2", "avx512", "avx512bf16", "amx", "neon", "i8mm")
+"""Instruction-set paths of the CPU backend; a machine and a build have some of them."""
+
 
 @dataclass(frozen=True)
 class ExecutionPlan:
@@ -34,7 +37,7 @@ class ExecutionPlan:
     max_context        longest prompt + output; 0 takes the model's own limit
     state_bytes        memory for sequence state (KV cache); 0 sizes it from free memory
     prefix_cache       share the state of equal prefixes
-    isa                CPU instruction-set path: "auto", "portable", "avx2", "avx512", "amx"
+    isa                CPU instruction-set path: "auto", "portable", "avx2", "avx512", "avx512bf16", "amx"
     """
 
     backend: str = "auto"
@@ -54,7 +57,7 @@ class ExecutionPlan:
     def __post_init__(self) -> None:
         _choice("activation", self.activation, ("int8", "fp32"))
         _choice("kv", self.kv, ("bf16", "fp16", "fp32"))
-        _choice("isa", self.isa, ("auto", "portable", "avx2", "avx512", "amx"))
+        _choice("isa", self.isa, ISAS)
         _at_least("head_bits", self.head_bits, 0)
         if self.head_bits == 1 or self.head_bits > 8:
             raise UsageError(

@@ -1,251 +1,249 @@
-// Attention of one kv head over paged keys and values, for a run of tokens of one sequence.
+// Attention of one kv head over paged keys and values, for rows of one sequence.
 //
-// Query heads of a group and neighbouring tokens share each read of K and V. Blocks are combined
-// in order (online softmax, arXiv:1805.02867) inside segments of 512 absolute positions, and
-// segments in order after that: the arithmetic of a row depends on its position alone, not on
-// the rows beside it nor on how its prompt was chunked.
+// Positions are taken in segments of 512: scores of a whole segment, their softmax, the weighted
+// sum of its values. Segments are combined in order (online softmax, arXiv:1805.02867). So the
+// arithmetic of a row depends on its position alone, not on the rows beside it, nor on how its
+// prompt was chunked, nor on who computes which segment.
+//
+// A Unit does the two products: `Lanes` with vectors (attention_lanes.inc.hpp), or with tiles.
+//   Element            what queries and weights are given as: float, or bf16 in uint16_t
+//   kRows              most rows at a time
+//   scores(s, rows, q, q_stride, scores)     dot products with the keys of a segment
+//   weigh(s, rows, weights, sums)            sums over its values, [rows][value_stride]
+//
+// Exponents have base 2: scores carry log2(e).
 
-template <Storage kStorage>
-static inline F load_kv(const uint8_t* base, int64_t index) {
-  if constexpr (kStorage == Storage::kFp32)
-    return f_load(reinterpret_cast<const float*>(base) + index);
-  else if constexpr (kStorage == Storage::kBf16)
-    return f_load_bf16(reinterpret_cast<const uint16_t*>(base) + index);
-  else return f_load_fp16(reinterpret_cast<const uint16_t*>(base) + index);
+constexpr float kLog2E = 1.44269504088896341f;
+constexpr int64_t kScoreStride = kAttentionSegment + kLanes;  // floats; off the powers of two
+
+// A segment as rows read it; positions are relative to its begin.
+struct Segment {
+  const KvLayout* layout;
+  // Keys by groups of 16 positions, values by chunks of `chunk` positions (of the first run).
+  const uint8_t* groups[kAttentionSegment / 16 + 1];
+  const uint8_t* chunks[kAttentionSegment / 16 + 1];
+  int64_t from, to;  // positions that the rows at hand see
+
+  int64_t group_begin() const { return from / kLanes; }
+  int64_t group_end() const { return (to + kLanes - 1) / kLanes; }
+  int64_t chunk_begin() const { return from / layout->chunk(); }
+  int64_t chunk_end() const { return (to + layout->chunk() - 1) / layout->chunk(); }
+};
+
+// 2^x to about 1e-7 relative; 0 below -126.
+static inline F f_exp2(F x) {
+  const F clipped = f_max(f_min(x, f_set(127.0f)), f_set(-126.0f));
+  const F n = f_round(clipped);
+  const F r = f_mul(f_sub(clipped, n), f_set(0.69314718055994531f));
+  F p = f_set(1.9875691500e-4f);  // Cephes expf
+  p = f_fma(p, r, f_set(1.3981999507e-3f));
+  p = f_fma(p, r, f_set(8.3334519073e-3f));
+  p = f_fma(p, r, f_set(4.1665795894e-2f));
+  p = f_fma(p, r, f_set(1.6666665459e-1f));
+  p = f_fma(p, r, f_set(5.0000001201e-1f));
+  p = f_add(f_fma(f_mul(p, r), r, r), f_set(1.0f));
+  return f_where_less(x, f_set(-126.0f), f_set(0.0f), f_mul(p, f_exp2i(i_from(n))));
 }
 
-static inline float exp_one(float x) {
+static inline float exp2_one(float x) {
   float out[16];
-  f_store(out, f_exp(f_set(x)));
+  f_store(out, f_exp2(f_set(x)));
   return out[0];
 }
 
-template <int kRows>
-struct AttentionRows {
-  int64_t begin[kRows], end[kRows];        // positions that the row sees
-  float top[kRows], total[kRows];          // of the segment
-  float all_top[kRows], all_total[kRows];  // of the segments so far
-};
-
-template <Storage kStorage, int kRows, int kRuns>
-static inline void scores16(const uint8_t* keys, const float* q, int64_t head_dim,
-                            int64_t block_size, int64_t at, float* scores, const uint8_t* next) {
-  F sum[kRows][kRuns];
-  SARTOR_UNROLL
-  for (int r = 0; r < kRows; ++r) SARTOR_UNROLL
-  for (int u = 0; u < kRuns; ++u) sum[r][u] = f_set(0.0f);
-  SARTOR_NO_UNROLL
-  for (int64_t d = 0; d < head_dim; ++d) {
-    // Few rows wait for memory, and blocks lie apart: fetch the next one's keys meanwhile.
-    if constexpr (kRows <= 4)
-      __builtin_prefetch(next + (d * block_size + at) * (kStorage == Storage::kFp32 ? 4 : 2));
-    F k[kRuns];
-    SARTOR_UNROLL
-    for (int u = 0; u < kRuns; ++u) k[u] = load_kv<kStorage>(keys, d * block_size + at + 16 * u);
-    SARTOR_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const F qd = f_set(q[r * head_dim + d]);
-      SARTOR_UNROLL
-      for (int u = 0; u < kRuns; ++u) sum[r][u] = f_fma(k[u], qd, sum[r][u]);
-    }
-  }
-  SARTOR_UNROLL
-  for (int r = 0; r < kRows; ++r) SARTOR_UNROLL
-  for (int u = 0; u < kRuns; ++u) f_store(scores + r * block_size + at + 16 * u, sum[r][u]);
+// A record: `stride` sums, the highest score, the total of the weights.
+static inline void clear_record(float* record, int64_t stride) {
+  std::memset(record, 0, static_cast<size_t>(stride + kLanes) * 4);
+  record[stride] = -__builtin_inff();
 }
 
-template <Storage kStorage, int kRows, int kRuns>
-static inline void weigh16(const uint8_t* values, const float* weights, int64_t count,
-                           int64_t block_size, int64_t stride, int64_t at, const float* keep,
-                           float* sums, const uint8_t* next) {
-  F sum[kRows][kRuns];
-  SARTOR_UNROLL
-  for (int r = 0; r < kRows; ++r) SARTOR_UNROLL
-  for (int u = 0; u < kRuns; ++u)
-    sum[r][u] = f_mul(f_load(sums + r * stride + at + 16 * u), f_set(keep[r]));
-  SARTOR_NO_UNROLL
-  for (int64_t p = 0; p < count; ++p) {
-    if constexpr (kRows <= 4)
-      __builtin_prefetch(next + (p * stride + at) * (kStorage == Storage::kFp32 ? 4 : 2));
-    F v[kRuns];
-    SARTOR_UNROLL
-    for (int u = 0; u < kRuns; ++u) v[u] = load_kv<kStorage>(values, p * stride + at + 16 * u);
-    SARTOR_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const F w = f_set(weights[r * block_size + p]);
-      SARTOR_UNROLL
-      for (int u = 0; u < kRuns; ++u) sum[r][u] = f_fma(v[u], w, sum[r][u]);
-    }
-  }
-  SARTOR_UNROLL
-  for (int r = 0; r < kRows; ++r) SARTOR_UNROLL
-  for (int u = 0; u < kRuns; ++u) f_store(sums + r * stride + at + 16 * u, sum[r][u]);
+// record += part; both are of the same row, the part of a later segment.
+static inline void merge(float* record, const float* sums, float part_top, float part_total,
+                         int64_t stride) {
+  if (!(part_top > -__builtin_inff())) return;  // the row sees nothing of it
+  const float top = part_top > record[stride] ? part_top : record[stride];
+  const float old_keep = exp2_one(record[stride] - top), keep = exp2_one(part_top - top);
+  const F a = f_set(old_keep), b = f_set(keep);
+  for (int64_t i = 0; i < stride; i += kLanes)
+    f_store(record + i, f_fma(f_load(sums + i), b, f_mul(f_load(record + i), a)));
+  record[stride] = top;
+  record[stride + 1] = record[stride + 1] * old_keep + part_total * keep;
 }
 
-template <Storage kStorage, int kRows>
-static void attend_block(const AttentionTask& t, AttentionRows<kRows>& rows, int64_t block,
-                         const float* q, float* weights, float* sums) {
-  const int64_t size = t.block_size, stride = (t.value_dim + 15) / 16 * 16;
-  const int64_t element = kStorage == Storage::kFp32 ? 4 : 2;
-  const int64_t slot = static_cast<int64_t>(t.block_table[block]) * t.kv_heads + t.kv_head;
-  const uint8_t* keys = t.keys + slot * t.head_dim * size * element;
-  const uint8_t* values = t.values + slot * size * stride * element;
-  const int64_t start = block * size;
-  const int64_t last_block = (rows.end[kRows - 1] - 1) / size;
-  const int64_t next_slot =
-      static_cast<int64_t>(t.block_table[block < last_block ? block + 1 : block]) * t.kv_heads +
-      t.kv_head;
-  const uint8_t* next_keys = t.keys + next_slot * t.head_dim * size * element;
-  const uint8_t* next_values = t.values + next_slot * size * stride * element;
-  int64_t at = 0;
-  for (; at + 32 <= size; at += 32)
-    scores16<kStorage, kRows, 2>(keys, q, t.head_dim, size, at, weights, next_keys);
-  for (; at < size; at += 16)
-    scores16<kStorage, kRows, 1>(keys, q, t.head_dim, size, at, weights, next_keys);
-
-  float keep[kRows];
-  int64_t visible_end = 0;
-  for (int r = 0; r < kRows; ++r) {
-    const int64_t end = rows.end[r] - start, begin = rows.begin[r] - start;
-    if (end > visible_end) visible_end = end;
-    const F last = f_set(static_cast<float>(end)), first = f_set(static_cast<float>(begin));
-    const F none = f_set(-__builtin_inff());
-    float* row = weights + r * size;
-    F top = none;
-    for (int64_t i = 0; i < size; i += 16) {
-      F s = f_load(row + i);
-      if (t.softcap > 0.0f) s = f_mul(f_tanh(f_div(s, f_set(t.softcap))), f_set(t.softcap));
-      const F index = f_add(f_load(kIndex), f_set(static_cast<float>(i)));
-      s = f_where_less(index, last, s, none);
-      if (begin > 0) s = f_where_less(index, first, none, s);
-      f_store(row + i, s);
-      top = f_max(top, s);
-    }
-    const float highest = f_top(top);
-    if (!(highest > -__builtin_inff())) {  // nothing of this block is visible to the row
-      keep[r] = 1.0f;
-      std::memset(row, 0, static_cast<size_t>(size) * 4);
-      continue;
-    }
-    const float now = highest > rows.top[r] ? highest : rows.top[r];
-    const F shift = f_set(now);
-    F total = f_set(0.0f);
-    for (int64_t i = 0; i < size; i += 16) {
-      const F e = f_exp(f_sub(f_load(row + i), shift));
-      f_store(row + i, e);
-      total = f_add(total, e);
-    }
-    keep[r] = exp_one(rows.top[r] - now);
-    rows.total[r] = rows.total[r] * keep[r] + f_sum(total);
-    rows.top[r] = now;
+static inline void finish_row(const AttentionTask& t, int64_t row, const float* record) {
+  const int64_t stride = t.layout.value_stride();
+  const int64_t token = row / t.group, head = t.kv_head * t.group + row % t.group;
+  float keep = 1.0f, total = record[stride + 1];
+  if (t.sinks) {
+    const float sink = t.sinks[head] * kLog2E;
+    const float top = sink > record[stride] ? sink : record[stride];
+    keep = exp2_one(record[stride] - top);
+    total = total * keep + exp2_one(sink - top);
   }
-  const int64_t count = visible_end < size ? visible_end : size;
-  constexpr int kWide = kRows <= 2 ? 4 : 2;
-  at = 0;
-  for (; at + 16 * kWide <= stride; at += 16 * kWide)
-    weigh16<kStorage, kRows, kWide>(values, weights, count, size, stride, at, keep, sums,
-                                    next_values);
-  for (; at < stride; at += 16)
-    weigh16<kStorage, kRows, 1>(values, weights, count, size, stride, at, keep, sums, next_values);
+  scale(record, keep / total, t.layout.value_dim,
+        t.out + token * t.out_stride + head * t.layout.value_dim);
 }
 
-template <Storage kStorage, int kRows>
-static void attend_rows(const AttentionTask& t, int64_t first_row, int64_t count) {
-  const int64_t stride = (t.value_dim + 15) / 16 * 16, size = t.block_size;
-  float* q = t.scratch;
-  float* weights = q + kRows * t.head_dim;
-  float* sums = weights + kRows * size;
-  float* all = sums + kRows * stride;
-  AttentionRows<kRows> rows;
-  for (int r = 0; r < kRows; ++r) {
-    // Rows past the end repeat the last one; their results are dropped.
-    const int64_t row = first_row + (r < count ? r : count - 1);
-    const int64_t token = t.token_begin + row / t.group;
-    const int64_t head = t.kv_head * t.group + row % t.group;
-    const int64_t position = t.first_position + token;
-    rows.begin[r] = t.window > 0 && position >= t.window ? position + 1 - t.window : 0;
-    rows.end[r] = position + 1;
-    if (!t.causal) {
-      const bool whole = t.window == 0 || position + t.window > t.length;
-      rows.end[r] = whole ? t.length : position + t.window;
-    }
-    rows.all_top[r] = -__builtin_inff();
-    rows.all_total[r] = 0.0f;
-    scale(t.q + token * t.q_stride + head * t.head_dim, t.scale, t.head_dim, q + r * t.head_dim);
-  }
-  std::memset(all, 0, static_cast<size_t>(kRows * stride) * 4);
-  const int64_t last = rows.end[kRows - 1] - 1, low = rows.begin[0];
-  for (int64_t segment = low / kAttentionSegment; segment <= last / kAttentionSegment; ++segment) {
-    const int64_t begin = segment * kAttentionSegment;
-    const int64_t end = begin + kAttentionSegment - 1;
-    for (int r = 0; r < kRows; ++r) {
-      rows.top[r] = -__builtin_inff();
-      rows.total[r] = 0.0f;
-    }
-    std::memset(sums, 0, static_cast<size_t>(kRows * stride) * 4);
-    const int64_t from = (begin > low ? begin : low) / size;
-    const int64_t to = (end < last ? end : last) / size;
-    for (int64_t block = from; block <= to; ++block)
-      attend_block<kStorage, kRows>(t, rows, block, q, weights, sums);
-    for (int r = 0; r < kRows; ++r) {
-      if (!(rows.top[r] > -__builtin_inff())) continue;
-      const float top = rows.top[r] > rows.all_top[r] ? rows.top[r] : rows.all_top[r];
-      const float old_keep = exp_one(rows.all_top[r] - top), keep = exp_one(rows.top[r] - top);
-      const F a = f_set(old_keep), b = f_set(keep);
-      for (int64_t i = 0; i < stride; i += 16)
-        f_store(all + r * stride + i,
-                f_fma(f_load(sums + r * stride + i), b, f_mul(f_load(all + r * stride + i), a)));
-      rows.all_total[r] = rows.all_total[r] * old_keep + rows.total[r] * keep;
-      rows.all_top[r] = top;
-    }
-  }
-  for (int r = 0; r < count && r < kRows; ++r) {
-    const int64_t token = t.token_begin + (first_row + r) / t.group;
-    const int64_t head = t.kv_head * t.group + (first_row + r) % t.group;
-    float keep = 1.0f, total = rows.all_total[r];
-    if (t.sinks) {
-      const float top = t.sinks[head] > rows.all_top[r] ? t.sinks[head] : rows.all_top[r];
-      keep = exp_one(rows.all_top[r] - top);
-      total = total * keep + exp_one(t.sinks[head] - top);
-    }
-    scale(all + r * stride, keep / total, t.value_dim,
-          t.out + token * t.out_stride + head * t.value_dim);
+// Of 32 scores those in [begin, end) stay, the others get -inf.
+static inline void hide(float* scores, int64_t begin, int64_t end) {
+  const F none = f_set(-__builtin_inff());
+  for (int64_t i = 0; i < 32; i += kLanes) {
+    const F index = f_add(f_load(kIndex), f_set(static_cast<float>(i)));
+    const F s = f_where_less(index, f_set(static_cast<float>(end)), f_load(scores + i), none);
+    f_store(scores + i, f_where_less(index, f_set(static_cast<float>(begin)), none, s));
   }
 }
 
-template <Storage kStorage>
+static inline void store_elements(float* out, F x) { f_store(out, x); }
+
+// 32 weights; their total goes on by lanes.
+static inline void weights_of(const float* scores, F top, float* out, F& total) {
+  const F first = f_exp2(f_sub(f_load(scores), top));
+  const F second = f_exp2(f_sub(f_load(scores + kLanes), top));
+  f_store(out, first);
+  f_store(out + kLanes, second);
+  total = f_add(f_add(total, first), second);
+}
+
+// Scores of positions [begin, end) become weights where they stand, zero up to the chunks' ends.
+template <class Element>
+static inline void soften(const Segment& s, int64_t begin, int64_t end, float softcap,
+                          float* scores, float* row_top, float* row_total) {
+  auto* weights = reinterpret_cast<Element*>(scores);
+  const auto clear = [weights](int64_t from, int64_t to) {
+    if (from < to) std::memset(weights + from, 0, static_cast<size_t>(to - from) * sizeof(Element));
+  };
+  const int64_t chunk = s.layout->chunk();
+  const int64_t first = s.chunk_begin() * chunk, last = s.chunk_end() * chunk;
+  if (begin >= end) {
+    clear(first, last);
+    *row_top = -__builtin_inff();
+    *row_total = 0.0f;
+    return;
+  }
+  // By 32, at absolute positions: the total is a sum of the same lanes whatever is beside it.
+  const int64_t from = begin / 32 * 32, to = (end + 31) / 32 * 32;
+  if (softcap > 0.0f) {
+    const F cap = f_set(softcap), out = f_set(softcap * kLog2E);
+    for (int64_t i = from; i < to; i += kLanes)
+      f_store(scores + i, f_mul(f_tanh(f_div(f_load(scores + i), cap)), out));
+  }
+  if (begin > from) hide(scores + from, begin - from, 32);
+  if (end < to) hide(scores + to - 32, 0, end - to + 32);
+  F top[2] = {f_load(scores + from), f_load(scores + from + kLanes)};
+  for (int64_t i = from + 32; i < to; i += 32) {
+    top[0] = f_max(top[0], f_load(scores + i));
+    top[1] = f_max(top[1], f_load(scores + i + kLanes));
+  }
+  const float highest = f_top(f_max(top[0], top[1]));
+  F total = f_set(0.0f);
+  for (int64_t i = from; i < to; i += 32)
+    weights_of(scores + i, f_set(highest), weights + i, total);
+  clear(first, from);
+  clear(to, last);
+  *row_top = highest;
+  *row_total = f_sum(total);
+}
+
+// Rows as elements, scaled: [rows][q_stride], an odd feature with a zero beside it.
+template <class Unit>
+static inline void load_queries(const AttentionTask& t, int64_t q_stride,
+                                typename Unit::Element* out) {
+  const float factor = t.softcap > 0.0f ? t.scale : t.scale * kLog2E;
+  for (int64_t row = t.row_begin; row < t.row_end; ++row, out += q_stride) {
+    const float* q = t.q + row / t.group * t.q_stride +
+                     (t.kv_head * t.group + row % t.group) * t.layout.head_dim;
+    if (q_stride > t.layout.head_dim) out[q_stride - 1] = 0;
+    int64_t d = 0;
+    for (; d + kLanes <= t.layout.head_dim; d += kLanes)
+      store_elements(out + d, f_mul(f_load(q + d), f_set(factor)));
+    if (const int64_t left = t.layout.head_dim - d; left > 0) {
+      typename Unit::Element part[kLanes];
+      store_elements(part, f_mul(load_part(q + d, left), f_set(factor)));
+      std::memcpy(out + d, part, static_cast<size_t>(left) * sizeof part[0]);
+    }
+  }
+}
+
+// Where positions [from, to) of a segment lie; what follows the last is what is read next.
+static inline void find_segment(const AttentionTask& t, int64_t segment, Segment& s) {
+  const int64_t size = t.layout.block_size, chunk = t.layout.chunk();
+  const int64_t begin = segment * kAttentionSegment;
+  for (int64_t g = s.group_begin(); g < s.group_end(); ++g) {
+    const int64_t position = begin + g * kLanes;
+    s.groups[g] = t.keys + t.block_table[position / size] * t.key_stride +
+                  position % size / kLanes * t.layout.group_bytes();
+  }
+  for (int64_t c = s.chunk_begin(); c < s.chunk_end(); ++c) {
+    const int64_t position = begin + c * chunk;
+    s.chunks[c] = t.values + t.block_table[position / size] * t.value_stride +
+                  position % size / chunk * t.layout.chunk_bytes();
+  }
+  s.groups[s.group_end()] = s.chunks[s.chunk_begin()];
+  s.chunks[s.chunk_end()] = s.chunks[s.chunk_end() - 1];
+}
+
+template <class Unit>
 static void attend(const AttentionTask& t) {
-  const int64_t rows = (t.token_end - t.token_begin) * t.group;
-  for (int64_t row = 0; row < rows;) {
-    const int64_t left = rows - row < kAttentionRows ? rows - row : kAttentionRows;
-    switch (left) {
-      case 1:
-        attend_rows<kStorage, 1>(t, row, left);
-        break;
-      case 2:
-        attend_rows<kStorage, 2>(t, row, left);
-        break;
-      case 3:
-        attend_rows<kStorage, 3>(t, row, left);
-        break;
-      case 4:
-        attend_rows<kStorage, 4>(t, row, left);
-        break;
-      default:
-        attend_rows<kStorage, 8>(t, row, left);
-        break;
+  using Element = typename Unit::Element;
+  const int64_t rows = t.row_end - t.row_begin, stride = t.layout.value_stride();
+  const int64_t record = attention_record(t.layout);
+  const int64_t q_stride = t.layout.key_steps() * t.layout.pack();
+  auto* queries = reinterpret_cast<Element*>(t.scratch);
+  float* records = t.scratch + kAttentionTaskRows * (t.layout.head_dim + kLanes);
+  float* scores = records + kAttentionTaskRows * record;
+  float* sums = scores + kAttentionTile * kScoreStride;
+  Range seen[kAttentionTaskRows];
+  for (int64_t r = 0; r < rows; ++r) seen[r] = t.positions(t.row_begin + r);
+  load_queries<Unit>(t, q_stride, queries);
+  const auto clear = [&] {
+    for (int64_t r = 0; r < rows; ++r) clear_record(records + r * record, stride);
+  };
+  clear();
+  Unit unit(t.layout);
+  for (int64_t segment = t.segment_begin; segment < t.segment_end; ++segment) {
+    const Range whole{segment * kAttentionSegment, (segment + 1) * kAttentionSegment};
+    if (t.parts) {
+      records = t.parts + (segment - t.segment_begin) * rows * record;
+      clear();
     }
-    row += left;
+    Segment s;
+    s.layout = &t.layout;
+    const auto narrow_to = [&](int64_t first, int64_t last) {
+      s.from = seen[first].within(whole).begin - whole.begin;
+      s.to = seen[last].within(whole).end - whole.begin;
+      return s.from < s.to;
+    };
+    if (!narrow_to(0, rows - 1)) continue;
+    find_segment(t, segment, s);
+    for (int64_t first = 0; first < rows; first += Unit::kRows) {
+      const int64_t count = rows - first < Unit::kRows ? rows - first : Unit::kRows;
+      if (!narrow_to(first, first + count - 1)) continue;
+      unit.scores(s, count, queries + first * q_stride, q_stride, scores);
+      float tops[Unit::kRows], totals[Unit::kRows];
+      for (int64_t r = 0; r < count; ++r) {
+        const Range in = seen[first + r].within(whole);
+        soften<Element>(s, in.begin - whole.begin, in.end - whole.begin, t.softcap,
+                        scores + r * kScoreStride, tops + r, totals + r);
+      }
+      unit.weigh(s, count, scores, sums);
+      for (int64_t r = 0; r < count; ++r)
+        merge(records + (first + r) * record, sums + r * stride, tops[r], totals[r], stride);
+    }
   }
+  if (!t.parts)
+    for (int64_t r = 0; r < rows; ++r) finish_row(t, t.row_begin + r, records + r * record);
 }
 
-static void attention(const AttentionTask& t) {
-  switch (t.kv) {
-    case Storage::kFp32:
-      return attend<Storage::kFp32>(t);
-    case Storage::kFp16:
-      return attend<Storage::kFp16>(t);
-    default:
-      return attend<Storage::kBf16>(t);
+static void attention_merge(const AttentionTask& t) {
+  const int64_t rows = t.row_end - t.row_begin, stride = t.layout.value_stride();
+  const int64_t record = attention_record(t.layout);
+  for (int64_t r = 0; r < rows; ++r) {
+    clear_record(t.scratch, stride);
+    for (int64_t segment = 0; segment < t.segment_end - t.segment_begin; ++segment) {
+      const float* part = t.parts + (segment * rows + r) * record;
+      merge(t.scratch, part, part[stride], part[stride + 1], stride);
+    }
+    finish_row(t, t.row_begin + r, t.scratch);
   }
 }

@@ -41,8 +41,11 @@ Leaf leaf7([[maybe_unused]] unsigned part) {
   return found;
 }
 
-// EDX bits 24 (tiles) and 25 (int8).
-bool has_amx() { return has_avx512() && (leaf7(0).edx >> 24 & 3) == 3; }
+// EAX bit 5.
+bool has_avx512bf16() { return has_avx512() && (leaf7(1).eax >> 5 & 1); }
+
+// EDX bits 22 (bf16), 24 (tiles) and 25 (int8).
+bool has_amx() { return has_avx512bf16() && (leaf7(0).edx >> 22 & 13) == 13; }
 
 // Linux, arch/arm64/include/uapi/asm/hwcap.h: spelt out, as older headers lack the later ones.
 bool has_neon() {
@@ -74,14 +77,14 @@ struct Path {
 
 constexpr Path kPaths[] = {
     // best first
-    {"amx", has_amx, amx_kernels},    {"avx512", has_avx512, avx512_kernels},
-    {"avx2", has_avx2, avx2_kernels}, {"i8mm", has_i8mm, i8mm_kernels},
-    {"neon", has_neon, neon_kernels}, {"portable", always, portable_kernels}};
+    {"amx", has_amx, amx_kernels},          {"avx512bf16", has_avx512bf16, avx512bf16_kernels},
+    {"avx512", has_avx512, avx512_kernels}, {"avx2", has_avx2, avx2_kernels},
+    {"i8mm", has_i8mm, i8mm_kernels},       {"neon", has_neon, neon_kernels},
+    {"portable", always, portable_kernels}};
 
 }  // namespace
 
-bool has_bf16_vectors() { return has_avx512() && (leaf7(1).eax >> 5 & 1); }
-bool has_bf16_tiles() { return has_amx() && (leaf7(0).edx >> 22 & 1); }
+bool has_bf16_vectors() { return has_avx512bf16(); }
 
 std::vector<std::string> usable_paths() {
   std::vector<std::string> names;

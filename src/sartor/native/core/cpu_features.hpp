@@ -14,8 +14,7 @@ std::vector<std::string> usable_paths();
 // The path of that name, or the best one for "auto"; null where it cannot run here.
 const Kernels* select_kernels(const std::string& name);
 
-// Whether there are bfloat16 products beside those of a path: of AVX-512, and of AMX tiles.
+// Whether the processor multiplies pairs of bfloat16.
 bool has_bf16_vectors();
-bool has_bf16_tiles();
 
 }  // namespace sartor

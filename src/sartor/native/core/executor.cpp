@@ -14,8 +14,6 @@ namespace {
 
 constexpr int64_t kAlignment = 64;
 
-int64_t value_stride(const StateInfo& state) { return round_up(state.value_dim, kLanes); }
-
 }  // namespace
 
 Buffer::Buffer(Buffer&& other) noexcept : raw_(other.raw_), data_(other.data_), size_(other.size_) {
@@ -58,12 +56,11 @@ Executor::Executor(ProgramInfo program, std::shared_ptr<ThreadPool> pool, const 
   sampler_scratch_.resize(threads);
   int64_t scratch = linear_scratch();
   for (const StateInfo& state : program_.states)
-    scratch = std::max(scratch,
-                       attention_scratch(state.head_dim, value_stride(state), program_.block_size));
+    if (!state.slot_floats) scratch = std::max(scratch, attention_scratch(layout_of(state)));
   for (const Instruction& n : program_.instructions)
     if (n.op == Op::kSelfAttention)
-      scratch = std::max(scratch, attention_scratch(n.head_dim, round_up(n.value_dim, kLanes),
-                                                    program_.block_size));
+      scratch = std::max(scratch, attention_scratch({Storage::kFp32, n.head_dim, n.value_dim,
+                                                     program_.block_size}));
   for (size_t i = 0; i < threads; ++i) {
     thread_scratch_.emplace_back();
     thread_scratch_.back().floats(scratch);
@@ -120,9 +117,10 @@ int64_t Executor::block_bytes(int32_t group) const {
   int64_t total = 0;
   for (const StateInfo& state : program_.states)
     if (state.group == group)
-      total += state.slot_floats ? state.slot_floats * 4
-                                 : state.kv_heads * (state.head_dim + value_stride(state)) *
-                                       program_.block_size * storage_bytes(program_.kv);
+      total +=
+          state.slot_floats
+              ? state.slot_floats * 4
+              : state.kv_heads * (layout_of(state).key_bytes() + layout_of(state).value_bytes());
   return total;
 }
 
@@ -137,9 +135,9 @@ void Executor::allocate_state(const std::vector<int64_t>& blocks) {
       keys_.back().zeroed(count * state.slot_floats * 4);
       continue;
     }
-    const int64_t slots = count * state.kv_heads * program_.block_size * storage_bytes(program_.kv);
-    keys_.back().zeroed(slots * state.head_dim);
-    values_.back().zeroed(slots * value_stride(state));
+    const int64_t slots = count * state.kv_heads;
+    keys_.back().zeroed(slots * layout_of(state).key_bytes());
+    values_.back().zeroed(slots * layout_of(state).value_bytes());
   }
 }
 
@@ -154,7 +152,7 @@ int64_t Executor::scratch_bytes() const {
   int64_t total = 0;
   for (const Quantized* q : {&quantized_, &residual_})
     total += q->codes.size() + q->scales.size() + q->sums.size();
-  for (const Buffer* buffer : {&gathered_, &products_, &low_rank_, &arranged_})
+  for (const Buffer* buffer : {&gathered_, &products_, &low_rank_, &arranged_, &parts_})
     total += buffer->size();
   for (const auto* buffers : {&slots_, &rope_tables_, &thread_scratch_})
     for (const Buffer& buffer : *buffers) total += buffer.size();

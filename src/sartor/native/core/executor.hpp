@@ -260,11 +260,14 @@ class Executor {
   bool rounds(const Matrix& m) const { return program_.int8_activations && m.integer_codes(); }
   void quantize(int32_t value, const float* x, int64_t rows, int64_t width, float threshold);
 
-  // executor_state.cpp
+  // executor_attention.cpp
+  KvLayout layout_of(const StateInfo& state) const {
+    return {program_.kv, state.head_dim, state.value_dim, program_.block_size};
+  }
   // Where the positions of a step's sequences lie.
   struct Pages {
-    Storage storage;
-    int64_t kv_heads, head_dim, value_dim;
+    KvLayout layout;
+    int64_t kv_heads;
     uint8_t *keys, *values;
     BlockTable table;
     const int32_t* contexts;
@@ -278,6 +281,7 @@ class Executor {
   void latent_write(const Instruction& instruction, const StepInput& step);
   void attention(const Instruction& instruction, const StepInput& step);
   void self_attention(const Instruction& instruction, const StepInput& step);
+  // executor_state.cpp
   void short_conv(const Instruction& instruction, const StepInput& step);
   void recurrent_scan(const Instruction& instruction, const StepInput& step);
   // The slots that hold a sequence's state before and after the step; before is null at its start.
@@ -317,7 +321,7 @@ class Executor {
   static constexpr int32_t kNoValue = -1;
   int32_t quantized_value_ = kNoValue, refined_value_ = kNoValue;
   float refined_threshold_ = 0;
-  Buffer gathered_, products_, low_rank_, arranged_;
+  Buffer gathered_, products_, low_rank_, arranged_, parts_;
   std::unordered_map<int32_t, Adapter> adapters_;
   int64_t quantized_stride_ = 0;
   bool profiling_ = false;

@@ -8,23 +8,16 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kv_layout.hpp"
+#include "storage.hpp"
+
 namespace sartor {
 
-constexpr int kLanes = 16;       // output features in a column block
 constexpr int kChunk = 32;       // input features that share an activation scale
 constexpr int kPanelChunks = 8;  // chunks whose codes are unpacked together
 constexpr int64_t kPanelBytes = kPanelChunks * kChunk * kLanes;
 constexpr int kTaskRows = 64;   // rows that one task multiplies, at most,
 constexpr int kTaskBlocks = 8;  // and column blocks, where panels are unpacked for them
-
-enum class Storage : int32_t {
-  kFp32 = 0,
-  kFp16 = 1,
-  kBf16 = 2,
-  kAffine = 3,
-  kLookup = 4,
-  kFp8 = 5
-};
 
 // A packed weight matrix [n, k]. Padding: n to 16 columns, k to `k_padded`.
 //
@@ -80,18 +73,24 @@ struct LinearOutput {
   bool accumulate = false;  // add to what is there
 };
 
-// One sequence's view of one layer's keys and values.
-//
-// Keys are [block][kv_head][dim][block_size], values [block][kv_head][block_size][value_dim].
+// [begin, end)
+struct Range {
+  int64_t begin = 0, end = 0;
+  SARTOR_INLINE int64_t count() const { return end - begin; }
+  SARTOR_INLINE Range within(const Range& other) const {
+    return {begin > other.begin ? begin : other.begin, end < other.end ? end : other.end};
+  }
+};
+
+// One kv head of one sequence: rows are its query heads by token, [tokens][group].
 struct AttentionTask {
-  Storage kv = Storage::kBf16;
-  const uint8_t* keys = nullptr;
+  KvLayout layout;
+  const uint8_t* keys = nullptr;  // of the kv head in block 0
   const uint8_t* values = nullptr;
+  int64_t key_stride = 0, value_stride = 0;  // bytes from block to block
   const int32_t* block_table = nullptr;
-  int32_t block_size = 32;
-  int32_t kv_heads = 1, kv_head = 0, group = 1;  // group: query heads a kv head
-  int32_t head_dim = 64, value_dim = 64;
-  int32_t window = 0;
+  int64_t kv_head = 0, group = 1;
+  int64_t window = 0;
   bool causal = true;
   int64_t length = 0;  // positions there are; read where attention is not causal
   float scale = 1.0f, softcap = 0.0f;
@@ -100,13 +99,44 @@ struct AttentionTask {
   int64_t q_stride = 0;
   float* out = nullptr;  // [tokens][out_stride]
   int64_t out_stride = 0;
-  int64_t first_position = 0;  // position of token 0
-  int64_t token_begin = 0, token_end = 0;
+  int64_t first_position = 0;          // position of token 0
+  int64_t row_begin = 0, row_end = 0;  // kAttentionTaskRows at most
+  int64_t segment_begin = 0, segment_end = 0;
+  // Where each segment's result goes, [segments][rows of the task][attention_record()], for
+  // attention_merge to combine; null: the task has all segments, and the result goes to `out`.
+  float* parts = nullptr;
   float* scratch = nullptr;  // attention_scratch() floats
+
+  // What a row sees; neither end falls from row to row.
+  SARTOR_INLINE Range positions(int64_t row) const {
+    const int64_t position = first_position + row / group;
+    const int64_t begin = window > 0 && position >= window ? position + 1 - window : 0;
+    if (causal) return {begin, position + 1};
+    return {begin, window > 0 && position + window < length ? position + window : length};
+  }
 };
 
-constexpr int kAttentionRows = 8;       // query rows that share one read of K and V
-constexpr int kAttentionSegment = 512;  // positions that are combined before segments are
+constexpr int64_t kAttentionTaskRows = 256;
+constexpr int64_t kAttentionTile = 32;      // most rows that a path takes at a time
+constexpr int64_t kAttentionSegment = 512;  // positions that are combined before segments are
+
+// Floats of a row's sums, its highest score and its total.
+SARTOR_INLINE int64_t attention_record(const KvLayout& layout) {
+  return layout.value_stride() + kLanes;
+}
+SARTOR_INLINE int64_t attention_scratch(const KvLayout& layout) {
+  return kAttentionTaskRows * (layout.head_dim + kLanes + attention_record(layout)) +
+         kAttentionTile * (kAttentionSegment + kLanes + layout.value_stride());
+}
+
+// `count` tokens of one kv head, for positions `at` and on of one block.
+struct KvWriteTask {
+  KvLayout layout;
+  const float *k = nullptr, *v = nullptr;  // of the first token
+  int64_t k_stride = 0, v_stride = 0;      // floats from token to token
+  int64_t at = 0, count = 0;
+  uint8_t *keys = nullptr, *values = nullptr;  // of the block
+};
 
 enum class Activation : int32_t {
   kSilu,
@@ -199,6 +229,8 @@ struct Kernels {
   void (*rope)(const float* x, const float* cosines, const float* sines, int64_t heads,
                int64_t head_dim, int64_t dim, bool interleaved, float* out);
   void (*attention)(const AttentionTask& task);
+  void (*attention_merge)(const AttentionTask& task);  // the parts of all its segments
+  void (*write_kv)(const KvWriteTask& task);
   float (*max)(const float* x, int64_t n);
   void (*block_maxima)(const float* x, int64_t n, float* maxima);  // of kSampleBlock logits each
   double (*sum_weights)(const float* x, int64_t n, const Weighing& w);
@@ -245,14 +277,6 @@ inline int64_t linear_scratch() {
   return kBlocksAtOnce * kPanelBytes / 4 + kTaskRows * kTaskBlocks * kLanes;
 }
 
-inline int64_t attention_scratch(int64_t head_dim, int64_t value_dim, int64_t block_size) {
-  return kAttentionRows * (head_dim + 2 * value_dim + block_size + 64);
-}
-
-inline int64_t storage_bytes(Storage storage) {
-  return storage == Storage::kFp32 ? 4 : storage == Storage::kFp8 ? 1 : 2;
-}
-
 inline int64_t Matrix::code_bytes() const {
   const int64_t padded = blocks() * kLanes * k_padded;
   return integer_codes() ? padded * bits / 8 : padded * storage_bytes(storage);
@@ -271,6 +295,8 @@ inline Matrix Matrix::expert(int64_t index) const {
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();  // null where the build has no x86 paths
 const Kernels* avx512_kernels();
+const Kernels* avx512bf16_kernels();
+void attention_tiles(const AttentionTask& task);  // of amx_kernels()
 const Kernels* amx_kernels();   // null also where the system does not grant the tiles
 const Kernels* neon_kernels();  // null where the build has no ARM64 paths
 const Kernels* i8mm_kernels();

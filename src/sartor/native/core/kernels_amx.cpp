@@ -191,13 +191,12 @@ const Kernels* amx_kernels() {
     Kernels kernels = *avx512_kernels();
     kernels.name = "amx";
     kernels.arrange_rows = amx::arrange_tiles;
+    kernels.attention = attention_tiles;
     kernels.linear_int8 = amx::linear_int8_tiles;
     kernels.probe_int8 = amx::probe_tiles<false>;
     kernels.peak_widths.int8 = 2048;  // a tile product in 16 cycles
-    if (has_bf16_tiles()) {
-      kernels.probe_bf16 = amx::probe_tiles<true>;
-      kernels.peak_widths.bf16 = 1024;
-    }
+    kernels.probe_bf16 = amx::probe_tiles<true>;
+    kernels.peak_widths.bf16 = 1024;
     return kernels;
   }();
   return usable ? &table : nullptr;

@@ -4,6 +4,7 @@
 // set must never be merged by the linker into the path of an older machine.
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "cpu_features.hpp"
 #include "exp2.hpp"
@@ -32,18 +33,29 @@ static const float kIndex[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 1
 // clang-format off
 #include SARTOR_VEC
 #include "elementwise.inc.hpp"
+#if !defined(SARTOR_ATTENTION_ONLY)
 #include "quantize.inc.hpp"
 #include "linear.inc.hpp"
-#if !defined(SARTOR_LINEAR_ONLY)
+#endif
+#if !defined(SARTOR_LINEAR_ONLY) && !defined(SARTOR_ATTENTION_ONLY)
 #include "linear_float.inc.hpp"
+#endif
+#if !defined(SARTOR_LINEAR_ONLY)
 #include "attention.inc.hpp"
+#if defined(__AVX512BF16__)
+#include "attention_bf16.inc.hpp"
+#endif
+#include "attention_lanes.inc.hpp"
+#if !defined(SARTOR_ATTENTION_ONLY)
+#include "kv_write.inc.hpp"
 #include "recurrent.inc.hpp"
 #include "probe.inc.hpp"
 #include "sampling.inc.hpp"
 #endif
+#endif
 // clang-format on
 
-#if !defined(SARTOR_LINEAR_ONLY)
+#if !defined(SARTOR_LINEAR_ONLY) && !defined(SARTOR_ATTENTION_ONLY)
 static const Kernels kTable = {SARTOR_STRING(SARTOR_ISA),
                                quantize_rows,
                                quantize_residual,
@@ -65,6 +77,8 @@ static const Kernels kTable = {SARTOR_STRING(SARTOR_ISA),
                                gated_activation,
                                rope,
                                attention,
+                               attention_merge,
+                               write_kv,
                                max_of,
                                block_maxima,
                                sum_weights,

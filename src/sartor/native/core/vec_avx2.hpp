@@ -7,6 +7,8 @@ constexpr int kTileBlocks = 1;
 constexpr int kDirectRows = 2;  // more read unpacked codes
 constexpr int kStreams = 2;     // column blocks that few rows read at once
 constexpr bool kWideCodesCostMore = true;
+constexpr int kAttentionRows = 4;  // query rows of a tile
+constexpr int kAttentionSums = 4;  // and vectors of its sums
 
 struct F {
   __m256 lo, hi;
@@ -96,6 +98,17 @@ static inline F f_load_bf16(const uint16_t* p) {
   const __m256i lo = _mm256_slli_epi32(_mm256_cvtepu16_epi32(load128(p)), 16);
   const __m256i hi = _mm256_slli_epi32(_mm256_cvtepu16_epi32(load128(p + 8)), 16);
   return {_mm256_castsi256_ps(lo), _mm256_castsi256_ps(hi)};
+}
+static inline F f_load_even_bf16(const uint8_t* p) {
+  const __m256i* pairs = reinterpret_cast<const __m256i*>(p);
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(pairs), 16)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(pairs + 1), 16))};
+}
+static inline F f_load_odd_bf16(const uint8_t* p) {
+  const __m256i* pairs = reinterpret_cast<const __m256i*>(p);
+  const __m256i high = _mm256_set1_epi32(static_cast<int32_t>(0xffff0000u));
+  return {_mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(pairs), high)),
+          _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(pairs + 1), high))};
 }
 static inline void f_store_fp16(uint16_t* p, F a) {
   constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;

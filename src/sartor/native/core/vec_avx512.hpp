@@ -11,6 +11,8 @@ constexpr int kTileBlocks = 2;  // for each other, and one load of a row's codes
 constexpr int kDirectRows = 4;  // more read unpacked codes
 constexpr int kStreams = 4;     // column blocks that few rows read at once
 constexpr bool kWideCodesCostMore = false;
+constexpr int kAttentionRows = 12;  // query rows of a tile
+constexpr int kAttentionSums = 24;  // and vectors of its sums
 
 struct F {
   __m512 v;
@@ -68,6 +70,13 @@ static inline F f_load_fp16(const uint16_t* p) {
 static inline F f_load_bf16(const uint16_t* p) {
   const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16))};
+}
+static inline F f_load_even_bf16(const uint8_t* p) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16))};
+}
+static inline F f_load_odd_bf16(const uint8_t* p) {
+  const __m512i high = _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u));
+  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), high))};
 }
 static inline void f_store_fp16(uint16_t* p, F a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),

@@ -7,6 +7,8 @@ constexpr int kTileBlocks = 1;
 constexpr int kDirectRows = 2;  // more read unpacked codes
 constexpr int kStreams = 1;     // column blocks that few rows read at once
 constexpr bool kWideCodesCostMore = true;
+constexpr int kAttentionRows = 4;   // query rows of a tile
+constexpr int kAttentionSums = 16;  // and vectors of its sums
 
 struct F {
   float32x4_t a, b, c, d;
@@ -135,6 +137,20 @@ static inline void store_halves(uint16_t* p, uint16x4_t a, uint16x4_t b, uint16x
   vst1q_u16(p + 8, vcombine_u16(c, d));
 }
 static inline uint16x4_t fp16_bits(float32x4_t x) { return vreinterpret_u16_f16(vcvt_f16_f32(x)); }
+// Of sixteen pairs the first, and the second, of each.
+static inline F f_load_even_bf16(const uint8_t* p) {
+  const auto first = [](const uint8_t* q) {
+    return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_u8(vld1q_u8(q)), 16));
+  };
+  return {first(p), first(p + 16), first(p + 32), first(p + 48)};
+}
+static inline F f_load_odd_bf16(const uint8_t* p) {
+  const auto second = [](const uint8_t* q) {
+    return vreinterpretq_f32_u32(
+        vandq_u32(vreinterpretq_u32_u8(vld1q_u8(q)), vdupq_n_u32(0xffff0000u)));
+  };
+  return {second(p), second(p + 16), second(p + 32), second(p + 48)};
+}
 static inline void f_store_fp16(uint16_t* p, F x) {
   store_halves(p, fp16_bits(x.a), fp16_bits(x.b), fp16_bits(x.c), fp16_bits(x.d));
 }

@@ -7,6 +7,8 @@ constexpr int kTileBlocks = 1;
 constexpr int kDirectRows = 2;
 constexpr int kStreams = 1;  // column blocks that few rows read at once
 constexpr bool kWideCodesCostMore = false;
+constexpr int kAttentionRows = 1;  // query rows of a tile
+constexpr int kAttentionSums = 1;  // and vectors of its sums
 
 struct F {
   float v[16];
@@ -165,6 +167,27 @@ static inline F f_load_bf16(const uint16_t* p) {
   SARTOR_EACH {
     const uint32_t bits = static_cast<uint32_t>(p[i]) << 16;
     std::memcpy(&r.v[i], &bits, 4);
+  }
+  return r;
+}
+// Of sixteen pairs the first, and the second, of each.
+static inline F f_load_even_bf16(const uint8_t* p) {
+  F r;
+  SARTOR_EACH {
+    uint32_t pair;
+    std::memcpy(&pair, p + 4 * i, 4);
+    pair <<= 16;
+    std::memcpy(&r.v[i], &pair, 4);
+  }
+  return r;
+}
+static inline F f_load_odd_bf16(const uint8_t* p) {
+  F r;
+  SARTOR_EACH {
+    uint32_t pair;
+    std::memcpy(&pair, p + 4 * i, 4);
+    pair &= 0xffff0000u;
+    std::memcpy(&r.v[i], &pair, 4);
   }
   return r;
 }

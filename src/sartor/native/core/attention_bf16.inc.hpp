@@ -1,0 +1,44 @@
+// Attention whose queries and weights are rounded to bf16 (AVX-512 BF16): products are of bf16
+// pairs, sums are float32.
+
+static inline __m256i bf16_of(F x) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.v)); }
+
+static inline void store_elements(uint16_t* out, F x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), bf16_of(x));
+}
+
+// 2^x to 7e-5 relative, for what is rounded to 2^-9.
+static inline __m512 exp2_short(__m512 x) {
+  constexpr int kFloor = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+  const __m512 r = _mm512_reduce_ps(x, kFloor);
+  __m512 p = _mm512_set1_ps(0.07802446f);  // least squares, reweighted to the least maximum
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.22606727f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.69583348f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.99992522f));
+  return _mm512_scalef_ps(p, x);
+}
+
+// The total is of the rounded weights: the mean has no bias.
+static inline void weights_of(const float* scores, F top, uint16_t* out, F& total) {
+  const __m512 first = exp2_short(_mm512_sub_ps(_mm512_loadu_ps(scores), top.v));
+  const __m512 second = exp2_short(_mm512_sub_ps(_mm512_loadu_ps(scores + kLanes), top.v));
+  const __m512bh pairs = _mm512_cvtne2ps_pbh(second, first);
+  const auto ones = reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f80));
+  total.v = _mm512_dpbf16_ps(total.v, pairs, ones);
+  _mm512_storeu_si512(out, reinterpret_cast<__m512i>(pairs));
+}
+
+// For Lanes: pairs as they lie in memory.
+struct KvBf16Pairs {
+  using Element = uint16_t;
+  static constexpr int kPack = 2, kBytes = 64;
+  using Step = __m512bh;
+  static inline Step load(const uint8_t* p) {
+    return reinterpret_cast<Step>(_mm512_loadu_si512(p));
+  }
+  static inline F dot(F sum, Step s, const uint16_t* y) {
+    int32_t pair;
+    std::memcpy(&pair, y, 4);
+    return {_mm512_dpbf16_ps(sum.v, s, reinterpret_cast<Step>(_mm512_set1_epi32(pair)))};
+  }
+};
