@@ -18,7 +18,8 @@ DECLARED = f"[other]\nx = y:z\n\n[{GROUP}]\nmine = json:dumps\n"
 def package(folder: Path, name: str = "a_package-1.0.dist-info") -> Path:
     metadata = folder / name
     metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: a-package\nVersion: 1.0\n")
+    facts = "METADATA" if name.endswith("dist-info") else "PKG-INFO"
+    (metadata / facts).write_text("Metadata-Version: 2.1\nName: a-package\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(DECLARED)
     return folder
 
@@ -27,11 +28,19 @@ def found() -> list[str]:
     return [entry.value for entry in entry_points_of(GROUP)]
 
 
-def test_a_package_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["a_package-1.0.dist-info", "a_package.egg-info"])
+def test_a_package_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     assert found() == []
-    monkeypatch.syspath_prepend(str(package(tmp_path)))
+    monkeypatch.syspath_prepend(str(package(tmp_path, name)))
     assert found() == ["json:dumps"]
     assert [entry.load() for entry in entry_points_of(GROUP)] == [__import__("json").dumps]
+
+
+def test_an_egg_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    egg = tmp_path / "a_package-1.0-py3.11.egg"
+    egg.mkdir()
+    monkeypatch.syspath_prepend(str(package(egg, "EGG-INFO")))
+    assert found() == ["json:dumps"]
 
 
 def test_a_package_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

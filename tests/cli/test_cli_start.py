@@ -22,7 +22,8 @@ HEAVY = {
     "fastapi", "starlette", "uvicorn", "pydantic", "rich", "torch",
     "transformers", "huggingface_hub", "safetensors", "requests", "httpx", "zmq", "psutil",
     "asyncio", "multiprocessing", "importlib.metadata", "prometheus_client", "argparse",
-    "sartor.cli.serve", "sartor.cli.bench", "sartor.serving", "sartor.evaluation", "sartor.bench", "sartor.formats.safetensors",
+    "sartor.cli.serve", "sartor.cli.bench", "sartor.serving", "sartor.evaluation", "sartor.bench",
+    "sartor.formats.safetensors",
     "sartor.backends.torch", "sartor.backends.reference", "sartor.backends.conformance",
 }  # fmt: skip
 """Nothing of it is needed to answer from a stored GGUF model."""
