@@ -21,6 +21,7 @@ import numpy as np
 
 from sartor import SamplingParams
 from sartor.backends.cpu import _native
+from sartor.backends.registry import load_backend
 from sartor.graph.batch import F32, Ragged
 
 ROWS = 8
@@ -136,8 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     vocabularies = options.vocab
     isa = options.isa or _native.usable_paths()[0]
-    pool = _native.ThreadPool(1)
-    bandwidth, _, _ = _native.measure_ceilings(pool, isa, 0.5)
+    bandwidth = load_backend("cpu").ceilings("cpu", threads=1, isa=isa).read_bytes_per_s
     print(f"path {isa}; one core reads {bandwidth / 1e9:.1f} GB/s; milliseconds a row")
     print(f"{'':36}" + "".join(f"{size:>10,}" for size in vocabularies))
     floors = [size * 4 / bandwidth * 1000 for size in vocabularies]

@@ -329,3 +329,15 @@ def test_real_metadata(model_files: dict[str, Path]) -> None:
     assert isinstance(tokens, list)
     assert len(tokens) == checkpoint.metadata["llama.vocab_size"] == 49152
     assert tokens[:2] == ["<|endoftext|>", "<|im_start|>"]
+
+
+def test_source_pages_can_be_let_go(tmp_path: Path) -> None:
+    from sartor.formats.files import MappedFile
+
+    path = tmp_path / "source"
+    path.write_bytes(bytes(range(256)) * 100)
+    file = MappedFile.open(path)
+    view = file.view(0, file.size)
+    before = bytes(view)
+    file.forget()
+    assert bytes(view) == before == path.read_bytes()

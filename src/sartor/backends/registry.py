@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
-from ctypes.util import find_library
+from collections.abc import Callable
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sartor.backends.base import Backend, Device
+from sartor.backends.plugins import entry_points_of
 from sartor.errors import SartorError, UsageError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "sartor.backends"
 BUILT_IN = {
@@ -28,32 +33,38 @@ _DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg")
 
 
 @cache
-def _entries() -> dict[str, EntryPoint]:
-    built_in = {name: EntryPoint(name, target, GROUP) for name, target in BUILT_IN.items()}
-    return built_in | {
-        entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in built_in
-    }
+def _others() -> dict[str, EntryPoint]:
+    """Backends of other packages; they cannot take the place of a built-in one."""
+    return {e.name: e for e in entry_points_of(GROUP) if e.name not in BUILT_IN}
 
 
 def backend_names() -> list[str]:
     """Names that :func:`load_backend` knows."""
-    return sorted(_entries())
+    return sorted({*BUILT_IN, *_others()})
 
 
 @cache
 def load_backend(name: str) -> Backend:
     """One backend by name; UsageError lists the names, SartorError says why it cannot load."""
-    entry = _entries().get(name)
-    if entry is None:
+    if name not in BUILT_IN and name not in _others():
         raise UsageError(f"backend {name!r} is unknown; known are {', '.join(backend_names())}")
     try:
-        backend: Backend = entry.load()()
+        backend: Backend = _factory(name)()
     except ImportError as error:
         raise SartorError(
             f"backend {name!r} cannot be loaded ({error}); install what it needs, or choose "
             f"another of {', '.join(backend_names())}"
         ) from error
     return backend
+
+
+def _factory(name: str) -> Callable[[], Backend]:
+    if name in BUILT_IN:
+        module, _, attribute = BUILT_IN[name].partition(":")
+        found: Callable[[], Backend] = getattr(import_module(module), attribute)
+    else:
+        found = _others()[name].load()
+    return found
 
 
 def choose(backend: str = "auto", device: str = "auto") -> tuple[Backend, Device]:
@@ -81,6 +92,8 @@ def choose(backend: str = "auto", device: str = "auto") -> tuple[Backend, Device
 def _may_have_cuda() -> bool:
     """Whether importing torch, which takes seconds, is worth it to look for a CUDA device."""
     if sys.platform == "win32":
+        from ctypes.util import find_library
+
         driver = find_library("nvcuda") is not None
     else:
         driver = any(Path(path).exists() for path in _DRIVERS)

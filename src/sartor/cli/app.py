@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
-from sartor.cli.bench import bench
-from sartor.cli.conformance import conformance
-from sartor.cli.devices import devices
-from sartor.cli.evaluate import evaluate
-from sartor.cli.models import list_models, pull, remove, show
-from sartor.cli.run import run
-from sartor.cli.serve import serve
-from sartor.cli.tune import tune
-
-app = typer.Typer(
-    name="sartor",
-    add_completion=False,
-    rich_markup_mode=None,  # plain help: rich alone takes longer to import than all the rest
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command()(run)
-app.command()(serve)
-app.command()(pull)
-app.command("list")(list_models)
-app.command()(show)
-app.command("rm")(remove)
-app.command()(devices)
-app.command()(bench)
-app.command()(tune)
-app.command("eval")(evaluate)
-app.command()(conformance)
+_COMMANDS = {
+    "run": "sartor.cli.run:run",
+    "serve": "sartor.cli.serve:serve",
+    "pull": "sartor.cli.models:pull",
+    "list": "sartor.cli.models:list_models",
+    "show": "sartor.cli.models:show",
+    "rm": "sartor.cli.models:remove",
+    "devices": "sartor.cli.devices:devices",
+    "bench": "sartor.cli.bench:bench",
+    "tune": "sartor.cli.tune:tune",
+    "eval": "sartor.cli.evaluate:evaluate",
+    "conformance": "sartor.cli.conformance:conformance",
+}
+"""Where the function of each command is."""
 
 
-@app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -56,6 +44,21 @@ def _root(
         typer.echo(context.get_help())
 
 
+def _app(first: str) -> typer.Typer:
+    """All commands, or that one alone which the first argument names: a start imports no other."""
+    app = typer.Typer(
+        name="sartor",
+        add_completion=False,
+        rich_markup_mode=None,  # plain help: rich takes longer to import than all the rest
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_root)
+    for name in [first] if first in _COMMANDS else _COMMANDS:
+        module, _, function = _COMMANDS[name].partition(":")
+        app.command(name)(getattr(import_module(module), function))
+    return app
+
+
 def take_debug(arguments: list[str]) -> tuple[bool, list[str]]:
     """Whether ``--debug`` is among the options, and the rest; after ``--`` all is text."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
@@ -65,7 +68,7 @@ def take_debug(arguments: list[str]) -> tuple[bool, list[str]]:
 
 def dispatch(arguments: list[str]) -> int:
     """Runs the command that the arguments name; returns its exit code, errors are raised."""
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(_app(arguments[0] if arguments else ""))
     try:
         # Not `app()`: it would print errors and turn interrupts into exits by itself.
         with command.make_context("sartor", arguments) as context:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import secrets
+import os
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -267,7 +267,7 @@ class LLM:
         return self._engine
 
     def _request(self, prompt: Prompt, params: SamplingParams, adapter: str) -> Request:
-        seed = secrets.randbits(63) if params.seed is None else params.seed
+        seed = _random_seed() if params.seed is None else params.seed
         ids, segments = encode_prompt(self.tokenizer, prompt)
         return Request(
             f"llm-{next(self._ids)}", ids, params, seed, adapter=adapter, segments=segments
@@ -308,6 +308,10 @@ class LLM:
                     if owner is not None:  # else its caller has gone
                         owner.append(chunk)
             return inbox.popleft()
+
+
+def _random_seed() -> int:
+    return int.from_bytes(os.urandom(8)) >> 1
 
 
 def _params(

@@ -17,7 +17,7 @@ from sartor.engine.head import requantize_head
 from sartor.engine.sizing import size_state
 from sartor.errors import UnsupportedError
 from sartor.graph import Capabilities, Program
-from sartor.hardware import inventory
+from sartor.hardware import memory
 from sartor.plan import ExecutionPlan
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def make_engine(loaded: LoadedModel) -> Engine:
         [executable.block_bytes(group.index) for group in groups],
         loaded.plan,
         loaded.context_length,
-        inventory().available_bytes if free is None else free,
+        memory()[1] if free is None else free,
     )
     return Engine(
         executable,

@@ -11,7 +11,6 @@ from typing import Literal, Protocol
 from sartor.errors import FormatError, SartorError, UsageError
 from sartor.formats.files import TensorInfo
 from sartor.formats.gguf import MAGIC, GgufCheckpoint
-from sartor.formats.safetensors import SafetensorsCheckpoint
 from sartor.ops.weights import Weight, WeightFormat
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -85,6 +84,9 @@ def _open_folder(folder: Path) -> Checkpoint:
         folder.glob("*.safetensors.index.json")
     )
     if has_config and has_safetensors:
+        # It imports every quantised layout that it reads.
+        from sartor.formats.safetensors import SafetensorsCheckpoint
+
         return SafetensorsCheckpoint(folder)
     # Of a split set only the first file counts; it finds the others.
     ggufs = sorted(

@@ -31,9 +31,11 @@ def is_shape(lengths: Sequence[int]) -> bool:
     It bounds the arithmetic on what files claim, and numpy refuses an empty shape, too, when its
     other dimensions overflow.
     """
-    if len(lengths) > _MAX_DIMENSIONS or any(not 0 <= length < _MAX_SIZE for length in lengths):
+    if len(lengths) > _MAX_DIMENSIONS:
         return False
-    return math.prod(max(length, 1) for length in lengths) < _MAX_SIZE
+    if lengths and not 0 <= min(lengths) <= max(lengths) < _MAX_SIZE:
+        return False
+    return math.prod([length or 1 for length in lengths]) < _MAX_SIZE
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,12 @@ class MappedFile:
                 f"{self.size} bytes; fetch it again"
             )
         return np.frombuffer(self.data, np.uint8, nbytes, offset)
+
+    def forget(self) -> None:
+        """Lets go of the pages that were read: views bring back what they need from the system's
+        cache. Else a process that packs a model would be charged for all of its source too."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.data.madvise(mmap.MADV_DONTNEED)
 
     def fingerprint(self, header_bytes: int) -> str:
         """Changes when size, time or the first ``header_bytes`` bytes do."""

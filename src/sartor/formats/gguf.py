@@ -17,6 +17,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -56,6 +57,8 @@ _SCALARS = {
     12: "<f8",
 }
 _MAX_DIMENSIONS = 4
+_RECORDS = [struct.Struct(f"<{n}QIQ") for n in range(_MAX_DIMENSIONS + 1)]
+"""What follows the name and the number of dimensions of a tensor: lengths, type, offset."""
 _MAX_KEY = 65535  # the format's own limit
 _MAX_STRING = 64 << 20  # no single metadata string is near this; a damaged length is
 _SMALLEST_PAIR = 8 + 1 + 4 + 1
@@ -151,6 +154,9 @@ class _HeaderReader:
     def number(self, layout: struct.Struct) -> int:
         value: int = layout.unpack_from(self.file.data, self.skip(layout.size))[0]
         return value
+
+    def numbers(self, layout: struct.Struct) -> tuple[int, ...]:
+        return layout.unpack_from(self.file.data, self.skip(layout.size))
 
     def count(self, things: str, smallest: int) -> int:
         """A 64-bit count of things of at least ``smallest`` bytes each."""
@@ -290,8 +296,9 @@ def _read_records(reader: _HeaderReader, count: int) -> list[_TensorRecord]:
         dimensions = reader.number(_U32)
         if not 1 <= dimensions <= _MAX_DIMENSIONS:
             raise reader.error(f"{dimensions} dimensions; 1 to {_MAX_DIMENSIONS} are allowed")
-        shape = tuple(reader.number(_U64) for _ in range(dimensions))[::-1]
-        kind = _tensor_type(reader, reader.number(_U32))
+        *lengths, number, offset = reader.numbers(_RECORDS[dimensions])
+        shape = tuple(lengths[::-1])
+        kind = _tensor_type(reader, number)
         if shape[-1] % kind.block:
             raise reader.error(
                 f"rows of {shape[-1]} weights are not a multiple of {kind.name}'s block of "
@@ -303,7 +310,7 @@ def _read_records(reader: _HeaderReader, count: int) -> list[_TensorRecord]:
                 f"shape {shape} as {kind.name} takes {nbytes} bytes; the file has "
                 f"{reader.file.size}, it is truncated or damaged"
             )
-        records[name] = _TensorRecord(name, shape, kind, nbytes, reader.number(_U64))
+        records[name] = _TensorRecord(name, shape, kind, nbytes, offset)
     return list(records.values())
 
 
@@ -419,6 +426,7 @@ class GgufCheckpoint:
         Errors: :class:`UnsupportedTensorError` for a type without a decoder.
         """
         info, part = self._entry(name)
+        part.file.forget()  # tensors that were read before
         kind = part.types[name]
         if kind.dense:
             return dense_weight(info, part.file, kind.dense)
@@ -439,6 +447,10 @@ class GgufCheckpoint:
         """A digest of sizes, modification times and headers."""
         if not self._files:
             raise SartorError(f"{self.path}: the checkpoint is closed")
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> str:
         prints = [part.file.fingerprint(part.header_bytes) for part in self._files]
         return hashlib.sha256("".join(prints).encode()).hexdigest()
 

@@ -17,7 +17,6 @@ import errno
 import hashlib
 import math
 import os
-import secrets
 import struct
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -75,7 +74,7 @@ class PackedWriter:
         self.path = path
         self._meta = dict(meta)
         self._entries: dict[str, _Entry] = {}
-        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_TEMPORARY}")
+        self._temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}{_TEMPORARY}")
         self._at = DATA_START
         self._file: BinaryIO | None = None
         with self._cleanup():

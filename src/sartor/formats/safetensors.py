@@ -218,6 +218,7 @@ class SafetensorsCheckpoint:
         :class:`UnsupportedTensorError` for a dtype other than fp32, fp16 and bf16.
         """
         info = self.info(name)
+        self._shards[info.file].forget()  # tensors that were read before
         if name in self._quantized:
             return self._quantized[name].read()
         for dtype in _FLOATS.values():

@@ -5,6 +5,7 @@ from sartor.hardware.inventory import (
     available_cores,
     cpu_name,
     inventory,
+    memory,
     physical_cores,
 )
 from sartor.hardware.roofline import Arithmetic, Bound, Ceilings, Limit, Peak, Work, bound
@@ -21,5 +22,6 @@ __all__ = [
     "bound",
     "cpu_name",
     "inventory",
+    "memory",
     "physical_cores",
 ]

@@ -7,8 +7,6 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 
 @dataclass(frozen=True)
 class Inventory:
@@ -31,6 +29,8 @@ def available_cores() -> int:
 
 def physical_cores(threads: int) -> int:
     """Cores that this many threads of ours have: two threads may share one core's arithmetic."""
+    import psutil
+
     return min(threads, psutil.cpu_count(logical=False) or threads)
 
 
@@ -38,20 +38,34 @@ def cpu_name() -> str:
     """The processor's name as the system tells it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
+        with info.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                key, _, value = line.partition(":")
+                if key.strip() == "model name":
+                    return value.strip()
     return platform.processor() or platform.machine()
 
 
+def memory() -> tuple[int, int]:
+    """Bytes of memory: all, and those that can be had now."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+        return sizes["MemTotal"], sizes["MemAvailable"]
+    except (OSError, ValueError, KeyError, IndexError):
+        import psutil
+
+        found = psutil.virtual_memory()
+        return found.total, found.available
+
+
 def inventory() -> Inventory:
-    memory = psutil.virtual_memory()
+    memory_bytes, available_bytes = memory()
     return Inventory(
         system=f"{platform.system()} {platform.release()}",
         machine=platform.machine(),
         cpu=cpu_name(),
         cores=available_cores(),
-        memory_bytes=memory.total,
-        available_bytes=memory.available,
+        memory_bytes=memory_bytes,
+        available_bytes=available_bytes,
     )

@@ -89,21 +89,25 @@ class Architecture:
     ignored: tuple[str, ...] = ()
 
 
-@cache
 def architectures() -> tuple[Architecture, ...]:
     """Every architecture; model files are imported at the first call."""
-    found = []
-    for name in MODEL_FILES:
-        entry = import_module(f"sartor.models.{name}").ARCHITECTURE
-        assert isinstance(entry, Architecture)
-        found.append(entry)
-    return tuple(found)
+    return tuple(map(_entry, MODEL_FILES))
+
+
+@cache
+def _entry(name: str) -> Architecture:
+    entry = import_module(f"sartor.models.{name}").ARCHITECTURE
+    assert isinstance(entry, Architecture)
+    return entry
 
 
 def architecture_of(checkpoint: Checkpoint) -> Architecture:
     """The architecture of a checkpoint; UnknownArchitectureError lists the known ones."""
     names: list[str] = []
-    for entry in architectures():
+    wanted = _plain(checkpoint.architecture)
+    # A file that is called like the architecture first: most starts then import only that one.
+    for name in sorted(MODEL_FILES, key=lambda name: _plain(name) not in wanted):
+        entry = _entry(name)
         known = entry.gguf_names if checkpoint.kind == "gguf" else entry.hf_names
         if checkpoint.architecture in known:
             return entry
@@ -112,3 +116,7 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
         f"{checkpoint.path}: architecture {checkpoint.architecture!r} is not supported; "
         f"supported are {', '.join(names)}"
     )
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")

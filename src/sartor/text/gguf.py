@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sartor.errors import FormatError, UnsupportedError
 from sartor.text import wordpiece
@@ -71,9 +72,11 @@ class Keys:
     def strings(self, name: str) -> list[str]:
         return self._array(name, {str}, "strings")
 
-    def numbers(self, name: str, length: int) -> list[Any]:
+    def numbers(self, name: str, length: int) -> NDArray[Any]:
         """Numbers, one for each token: more are tolerated as padding, fewer are not."""
-        values = self._array(name, {int, float}, "numbers")
+        values = self._metadata.get(PREFIX + name)
+        if not isinstance(values, np.ndarray) or values.dtype.kind not in "iuf":
+            values = np.asarray(self._array(name, {int, float}, "numbers"))
         if len(values) < length:
             raise FormatError(
                 f"{PREFIX}{name} has {len(values)} entries for {length} tokens; the file is "
@@ -83,7 +86,7 @@ class Keys:
 
     def types(self, length: int) -> TokenTypes:
         """The type of each token."""
-        return np.asarray(self.numbers("token_type", length), dtype=np.int64)
+        return self.numbers("token_type", length).astype(np.int64)
 
     def codes(self, name: str) -> bytes:
         """Bytes stored as an array of (signed or unsigned) 8-bit integers."""
@@ -171,7 +174,7 @@ def _byte_level(keys: Keys, tokens: list[str]) -> Tokenizer:
 def _sentencepiece(keys: Keys, tokens: list[str]) -> Tokenizer:
     size = len(tokens)
     types = keys.types(size)
-    scores = keys.numbers("scores", size)
+    scores = keys.numbers("scores", size).tolist()  # Python's own are quicker to compare
     _check_distinct(tokens)
     # SentencePiece's own default ids, for files from before the keys were mandatory.
     bos = keys.token("bos_token_id", size) if "bos_token_id" in keys else _control_at(types, 1)

@@ -11,10 +11,10 @@ import ctypes
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from sartor.backends.plugins import entry_points_of
 from sartor.errors import SartorError, UsageError
 
 GROUP = "sartor.cpu_kernels"
@@ -76,7 +76,7 @@ def custom_kernels() -> dict[str, CustomKernel]:
     with _lock:
         if not _loaded:
             _loaded = True  # also where a package fails: once is enough to say so
-            for entry in entry_points(group=GROUP):
+            for entry in entry_points_of(GROUP):
                 try:
                     entry.load()()
                 except SartorError:
