@@ -34,6 +34,14 @@ bool has_avx512bf16() {
 #endif
 }
 
+bool is_amd() {
+#if defined(__x86_64__)
+  return __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+
 // CPUID leaf 7: EDX bits 22 (bf16), 24 (tiles) and 25 (int8); gcc 12 has no name for them.
 bool has_amx() {
 #if defined(__x86_64__)
@@ -49,8 +57,13 @@ bool has_amx() {
 std::vector<std::string> usable_paths() {
   std::vector<std::string> names;
   if (avx512_kernels() && has_avx512bf16() && has_amx() && amx_kernels()) names.emplace_back("amx");
-  if (avx512bf16_kernels() && has_avx512bf16()) names.emplace_back("avx512bf16");
-  if (avx512_kernels() && has_avx512()) names.emplace_back("avx512");
+  if (avx512_kernels() && has_avx512()) {
+    names.emplace_back("avx512");
+    // AMD's multiply bf16 pairs twice as fast as float32; Intel's half as fast (measured on
+    // Sapphire Rapids: 32 operations a cycle).
+    if (avx512bf16_kernels() && has_avx512bf16())
+      names.insert(is_amd() ? names.end() - 1 : names.end(), "avx512bf16");
+  }
   if (avx2_kernels() && has_avx2()) names.emplace_back("avx2");
   names.emplace_back("portable");
   return names;
