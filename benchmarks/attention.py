@@ -5,7 +5,7 @@ so that little else is in a step:
 
 - decode: the time that a context adds to the attention and state writes of one token (median of
   alternating steps, over that of a context of 32), beside the time to read the context's keys and
-  values once at the machine's bandwidth, which is measured before and after;
+  values once at the machine's bandwidth, which is measured in the same rounds;
 - prefill: operations of causal attention a second (4 * head_dim a query head and position seen)
   as a share of the float32 peak and of half the int8 peak, which is what bf16 has by design.
 
@@ -175,9 +175,9 @@ class Bench:
 
     def ceilings(self) -> tuple[float, float, float]:
         """Bytes, int8 operations and float32 operations a second."""
-        pool = self.backend.pool(self.plan.threads)
-        read, int8, fp32 = _native.measure_ceilings(pool, self.executable.plan.isa, 0.3)
-        return read, int8, fp32
+        used = self.executable.plan
+        found = self.backend.ceilings("cpu", 0.05, threads=used.threads, isa=used.isa)
+        return found.read_bytes_per_s, found.int8.ops_per_s, found.fp32.ops_per_s
 
 
 def measure_decode(
@@ -185,12 +185,13 @@ def measure_decode(
 ) -> Iterator[Decode]:
     bench = Bench(shape, shape.layers, max(contexts) + 1, plan)
     bench.fill()
-    before = bench.ceilings()
     times: dict[int, list[float]] = {context: [] for context in (32, *contexts)}
+    reads = []
     for _ in range(rounds):
+        reads.append(bench.ceilings()[0])
         for context, taken in times.items():
             taken.append(bench.decode(context))
-    bandwidth = (before[0] + bench.ceilings()[0]) / 2
+    bandwidth = statistics.median(reads)
     element = 4 if plan.kv == "fp32" else 2
     for context in contexts:
         kv_bytes = 2 * shape.layers * shape.kv_heads * shape.head_dim * element * context
@@ -202,12 +203,13 @@ def measure_prefill(
     shape: Shape, prompt: int, count: int, plan: ExecutionPlan, rounds: int
 ) -> Prefill:
     bench = Bench(shape, count, prompt, plan)
-    before = bench.ceilings()
-    seconds = statistics.median(bench.prefill(prompt) for _ in range(rounds))
-    after = bench.ceilings()
+    peaks, times = [], []
+    for _ in range(rounds):
+        peaks.append(bench.ceilings())
+        times.append(bench.prefill(prompt))
     operations = 4 * shape.head_dim * shape.heads * count * prompt * (prompt + 1) / 2
-    int8, fp32 = ((a + b) / 2 for a, b in zip(before[1:], after[1:], strict=True))
-    return Prefill(prompt, count, operations, seconds, fp32, int8 / 2)
+    _, int8, fp32 = (statistics.median(of) for of in zip(*peaks, strict=True))
+    return Prefill(prompt, count, operations, statistics.median(times), fp32, int8 / 2)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -239,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prefilled = None
     if options.prompt:
         p = measure_prefill(
-            shape, options.prompt, options.prefill_layers, plan, max(1, options.rounds // 3)
+            shape, options.prompt, options.prefill_layers, plan, max(2, options.rounds // 3)
         )
         prefilled = asdict(p)
         rate = p.operations / p.seconds

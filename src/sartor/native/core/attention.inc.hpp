@@ -21,8 +21,9 @@ struct Segment {
   const KvLayout* layout;
   // Keys by groups of 16 positions, values by chunks of `chunk` positions (of the first run).
   const uint8_t* groups[kAttentionSegment / 16 + 1];
-  const uint8_t* chunks[kAttentionSegment / 16 + 1];
-  int64_t from, to;  // positions that the rows at hand see
+  const uint8_t* chunks[kAttentionSegment / 16];
+  const uint8_t* after;  // what is read when all of it has been
+  int64_t from, to;      // positions that the rows at hand see
 
   int64_t group_begin() const { return from / kLanes; }
   int64_t group_end() const { return (to + kLanes - 1) / kLanes; }
@@ -187,7 +188,7 @@ static inline void find_runs(const AttentionTask& t, const uint8_t* pages, int64
   }
 }
 
-// Where positions [from, to) of a segment lie; what follows the last is what is read next.
+// Where positions [from, to) of a segment lie, and behind the last keys the first values.
 static inline void find_segment(const AttentionTask& t, int64_t begin, Segment& s) {
   const int64_t groups = s.group_begin(), chunks = s.chunk_begin(), chunk = t.layout.chunk();
   find_runs(t, t.keys, t.key_stride, begin + groups * kLanes, kLanes, t.layout.group_bytes(),
@@ -195,7 +196,10 @@ static inline void find_segment(const AttentionTask& t, int64_t begin, Segment& 
   find_runs(t, t.values, t.value_stride, begin + chunks * chunk, chunk, t.layout.chunk_bytes(),
             s.chunk_end() - chunks, s.chunks + chunks);
   s.groups[s.group_end()] = s.chunks[chunks];
-  s.chunks[s.chunk_end()] = s.chunks[s.chunk_end() - 1];
+  const int64_t next = begin + kAttentionSegment;
+  s.after = next < t.segment_end * kAttentionSegment
+                ? t.keys + t.block_table[next / t.layout.block_size] * t.key_stride
+                : s.groups[groups];
 }
 
 template <class Unit>

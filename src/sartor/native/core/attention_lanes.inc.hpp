@@ -34,10 +34,11 @@ struct KvBf16 {
 // sums[r][u] = rows[r] times the steps of run u, over all chunks in order.
 template <class Element>
 struct LaneProduct {
-  const uint8_t* const* chunks;  // where each begins, and after the last what is read next
+  const uint8_t* const* chunks;  // where each begins
   int64_t count, steps;          // steps of a chunk
-  bool runs_are_chunks;          // a chunk a run, and one for each run: what is next lies beyond
   int64_t offset, run_bytes;     // from a chunk to the first run, from run to run
+  int64_t runs;                  // that are left, some of which are multiplied now
+  const uint8_t* after;          // what is read when none is left; null: behind those of now
   const Element* rows;
   int64_t row_stride;
   float* sums;  // [rows][sum_stride]
@@ -54,7 +55,10 @@ static inline void multiply_lanes(const LaneProduct<typename Kv::Element>& p) {
   const auto* y = p.rows;
   for (int64_t c = 0; c < p.count; ++c) {
     const uint8_t* x = p.chunks[c] + p.offset;
-    const uint8_t* next = p.chunks[c + (p.runs_are_chunks ? kRuns : 1)] + p.offset;
+    const uint8_t* next = c + 1 < p.count  ? p.chunks[c + 1] + p.offset
+                          : !p.after       ? p.chunks[kRuns]
+                          : p.runs > kRuns ? p.chunks[0] + p.offset + kRuns * p.run_bytes
+                                           : p.after;
     SARTOR_NO_UNROLL
     for (int64_t s = 0; s < p.steps; ++s, x += kStep, next += kStep, y += Kv::kPack) {
       typename Kv::Step step[kRuns];
@@ -83,65 +87,71 @@ class Lanes {
   explicit Lanes(const KvLayout& layout) : layout_(layout) {}
 
   void scores(const Segment& s, int64_t rows, const Element* q, int64_t q_stride, float* out) {
-    LaneProduct<Element> p{nullptr,  1,   layout_.key_steps(), true, 0, layout_.group_bytes(), q,
-                           q_stride, out, kScoreStride};
+    LaneProduct<Element> p;
+    p.count = 1;
+    p.steps = layout_.key_steps();
+    p.offset = 0;
+    p.run_bytes = layout_.group_bytes();
+    p.after = nullptr;
+    p.rows = q;
+    p.row_stride = q_stride;
+    p.sum_stride = kScoreStride;
     // Groups side by side, as many as a block has.
     const int64_t wide = layout_.block_size / kLanes;
     for (int64_t g = s.group_begin(), count; g < s.group_end(); g += count) {
+      const int64_t in_block = wide - g % wide, left = s.group_end() - g;
       p.chunks = s.groups + g;
       p.sums = out + g * kLanes;
-      const int64_t in_block = wide - g % wide, left = s.group_end() - g;
-      count = multiply(p, rows, in_block < left ? in_block : left);
+      p.runs = in_block < left ? in_block : left;
+      count = multiply(p, rows);
     }
   }
 
   void weigh(const Segment& s, int64_t rows, const float* scores, float* sums) {
-    constexpr int64_t kStride = kScoreStride * 4 / static_cast<int64_t>(sizeof(Element));
-    const auto* weights = reinterpret_cast<const Element*>(scores);
-    const int64_t begin = s.chunk_begin(), chunk = layout_.chunk();
-    LaneProduct<Element> p{s.chunks + begin,
-                           s.chunk_end() - begin,
-                           chunk / Kv::kPack,
-                           false,
-                           0,
-                           layout_.run_bytes(),
-                           weights + begin * chunk,
-                           kStride,
-                           sums,
-                           layout_.value_stride()};
-    for (int64_t run = 0, count; run < layout_.value_stride() / kLanes; run += count) {
-      p.offset = run * layout_.run_bytes();
+    const int64_t chunk = layout_.chunk();
+    LaneProduct<Element> p;
+    p.chunks = s.chunks + s.chunk_begin();
+    p.count = s.chunk_end() - s.chunk_begin();
+    p.steps = chunk / Kv::kPack;
+    p.run_bytes = layout_.run_bytes();
+    p.after = s.after;
+    p.rows = reinterpret_cast<const Element*>(scores) + s.chunk_begin() * chunk;
+    p.row_stride = kScoreStride * 4 / static_cast<int64_t>(sizeof(Element));
+    p.sum_stride = layout_.value_stride();
+    const int64_t runs = layout_.value_stride() / kLanes;
+    for (int64_t run = 0; run < runs; run += multiply(p, rows)) {
+      p.offset = run * p.run_bytes;
       p.sums = sums + run * kLanes;
-      count = multiply(p, rows, layout_.value_stride() / kLanes - run);
+      p.runs = runs - run;
     }
   }
 
  private:
-  // Multiplies some of the `left` runs and says how many.
-  static int64_t multiply(const LaneProduct<Element>& p, int64_t rows, int64_t left) {
-    return rows <= 1   ? multiply_rows<1>(p, left)
-           : rows <= 2 ? multiply_rows<2>(p, left)
-           : rows <= 3 ? multiply_rows<3>(p, left)
-           : rows <= 4 ? multiply_rows<4>(p, left)
-           : rows <= 6 ? multiply_rows<6>(p, left)
-           : rows <= 8 ? multiply_rows<8>(p, left)
-                       : multiply_rows<12>(p, left);
+  // Multiplies some of the runs that are left and says how many.
+  static int64_t multiply(const LaneProduct<Element>& p, int64_t rows) {
+    return rows <= 1   ? multiply_rows<1>(p)
+           : rows <= 2 ? multiply_rows<2>(p)
+           : rows <= 3 ? multiply_rows<3>(p)
+           : rows <= 4 ? multiply_rows<4>(p)
+           : rows <= 6 ? multiply_rows<6>(p)
+           : rows <= 8 ? multiply_rows<8>(p)
+                       : multiply_rows<12>(p);
   }
 
   template <int kTile>
-  static int64_t multiply_rows(const LaneProduct<Element>& p, int64_t left) {
+  static int64_t multiply_rows(const LaneProduct<Element>& p) {
     if constexpr (kTile <= kRows) {
       constexpr int kMost = kAttentionSums / kTile;
       constexpr int kWide = kMost >= 4 ? 4 : kMost >= 2 ? 2 : 1;
       if constexpr (kWide >= 4) {
-        if (left >= 4) return run<kTile, 4>(p);
+        if (p.runs >= 4) return run<kTile, 4>(p);
       }
       if constexpr (kWide >= 2) {
-        if (left >= 2) return run<kTile, 2>(p);
+        if (p.runs >= 2) return run<kTile, 2>(p);
       }
       return run<kTile, 1>(p);
     }
-    return left;  // there are no such tiles
+    return p.runs;  // there are no such tiles
   }
 
   template <int kTile, int kRuns>

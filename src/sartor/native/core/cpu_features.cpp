@@ -44,6 +44,17 @@ Leaf leaf7([[maybe_unused]] unsigned part) {
 // EAX bit 5.
 bool has_avx512bf16() { return has_avx512() && (leaf7(1).eax >> 5 & 1); }
 
+// AMD's multiply pairs of bf16 twice as fast as float32; Intel's half as fast (measured on Sapphire
+// Rapids: 32 operations a cycle).
+bool has_fast_bf16() {
+#if defined(__x86_64__)
+  return has_avx512bf16() && __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+bool has_slow_bf16() { return has_avx512bf16() && !has_fast_bf16(); }
+
 // EDX bits 22 (bf16), 24 (tiles) and 25 (int8).
 bool has_amx() { return has_avx512bf16() && (leaf7(0).edx >> 22 & 13) == 13; }
 
@@ -77,10 +88,10 @@ struct Path {
 
 constexpr Path kPaths[] = {
     // best first
-    {"amx", has_amx, amx_kernels},          {"avx512bf16", has_avx512bf16, avx512bf16_kernels},
-    {"avx512", has_avx512, avx512_kernels}, {"avx2", has_avx2, avx2_kernels},
-    {"i8mm", has_i8mm, i8mm_kernels},       {"neon", has_neon, neon_kernels},
-    {"portable", always, portable_kernels}};
+    {"amx", has_amx, amx_kernels},          {"avx512bf16", has_fast_bf16, avx512bf16_kernels},
+    {"avx512", has_avx512, avx512_kernels}, {"avx512bf16", has_slow_bf16, avx512bf16_kernels},
+    {"avx2", has_avx2, avx2_kernels},       {"i8mm", has_i8mm, i8mm_kernels},
+    {"neon", has_neon, neon_kernels},       {"portable", always, portable_kernels}};
 
 }  // namespace
 
@@ -96,8 +107,7 @@ std::vector<std::string> usable_paths() {
 const Kernels* select_kernels(const std::string& name) {
   for (const Path& path : kPaths) {
     if (name != "auto" && name != path.name) continue;
-    const Kernels* kernels = path.runs() ? path.kernels() : nullptr;
-    if (kernels || name != "auto") return kernels;
+    if (const Kernels* kernels = path.runs() ? path.kernels() : nullptr) return kernels;
   }
   return nullptr;
 }

@@ -105,16 +105,14 @@ class Tiles {
     const int64_t step = key_pairs_ * 64, end = s.group_end();
     const Run run{rows, key_pairs_, layout_.key_steps() / key_pairs_, q, q_stride, 2 * key_pairs_};
     for (int64_t g = s.group_begin(), count; g < end; g += count) {
-      count = multiply(
-          run, end - g,
-          [&](int64_t of, int64_t u, int64_t i) {
-            if (rows <= kHalf) {
-              const int64_t next = g + of + u < end ? g + of + u : end;
-              prefetch_lines(s.groups[next] + i * step, key_pairs_);
-            }
-            return s.groups[g + u] + i * step;
-          },
-          out + g * kLanes, kScoreStride);
+      const auto at = [&](int64_t of, int64_t u, int64_t i) {
+        if (rows <= kHalf) {
+          const int64_t next = g + of + u < end ? g + of + u : end;
+          prefetch_lines(s.groups[next] + i * step, key_pairs_);
+        }
+        return s.groups[g + u] + i * step;
+      };
+      count = multiply(run, end - g, at, out + g * kLanes, kScoreStride);
     }
   }
 
@@ -124,13 +122,16 @@ class Tiles {
     const int64_t runs = layout_.value_stride() / kLanes, bytes = layout_.run_bytes();
     const Run run{rows, chunk / 2, s.chunk_end() - begin, weights, 2 * kScoreStride, chunk};
     for (int64_t r = 0, count; r < runs; r += count) {
-      count = multiply(
-          run, runs - r,
-          [&](int64_t, int64_t u, int64_t i) {
-            if (rows <= kHalf) prefetch_lines(s.chunks[begin + i + 1] + (r + u) * bytes, chunk / 2);
-            return s.chunks[begin + i] + (r + u) * bytes;
-          },
-          sums + r * kLanes, layout_.value_stride());
+      const auto at = [&](int64_t of, int64_t u, int64_t i) {
+        if (rows <= kHalf) {
+          const uint8_t* next = i + 1 < run.count ? s.chunks[begin + i + 1] + r * bytes
+                                : r + of < runs   ? s.chunks[begin] + (r + of) * bytes
+                                                  : s.after;
+          prefetch_lines(next + u * bytes, chunk / 2);
+        }
+        return s.chunks[begin + i] + (r + u) * bytes;
+      };
+      count = multiply(run, runs - r, at, sums + r * kLanes, layout_.value_stride());
     }
   }
 
