@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -251,6 +252,7 @@ class Tuner:
         self._threads = threads
         self._store = store
         self._clock = clock
+        self._random = random.Random(0)
         self._left = budget
         self._slice = budget
         self._timings: dict[Job, list[KernelTiming]] = {}
@@ -330,7 +332,7 @@ class Tuner:
             return
         racing = list(samples)
         while True:
-            for variant in racing:
+            for variant in self._shuffled(racing):
                 yield cost
                 samples[variant] += self._pass(job, variant, count)
             if len(racing) <= FINALISTS:
@@ -344,10 +346,14 @@ class Tuner:
             len(rounds) < ROUNDS.stop - 1 and left - self._left < share
         ):
             rounds.append({})
-            for variant in racing:
+            for variant in self._shuffled(racing):
                 yield cost
                 rounds[-1][variant] = self._pass(job, variant, count)
         self._settle(job, samples, rounds)
+
+    def _shuffled(self, variants: Sequence[LinearVariant]) -> list[LinearVariant]:
+        """In turns of their own order, so that nothing that recurs meets the same one again."""
+        return self._random.sample(variants, len(variants))
 
     def _pass(self, job: Job, variant: LinearVariant, count: int) -> list[float]:
         """Times ``count`` layers: those whose turn it is, so that they come from where they
@@ -377,8 +383,10 @@ class Tuner:
             return typical([s for round_ in part for s in round_[variant]])
 
         best = min(rounds[0], key=lambda variant: seconds(variant, rounds))
-        # Faster in both, so that a disturbance of one half decides nothing.
-        if any(seconds(best, p) > (1 - GAIN) * seconds(DEFAULT, p) for p in halves):
+        # Its worse half against the better one of the default: what else the machine does must not
+        # decide.
+        slow, fast = max(seconds(best, p) for p in halves), min(seconds(DEFAULT, p) for p in halves)
+        if slow > (1 - GAIN) * fast:
             best = DEFAULT
         timings = [
             dataclasses.replace(
