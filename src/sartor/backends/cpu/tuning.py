@@ -25,6 +25,7 @@ GAIN = 0.03  # a variant that saves less is not worth leaving the default for
 PASS_SECONDS = 0.004  # one variant, once over some layers
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128)
 MOST_OUTPUT_ROWS = 16  # layers over output rows seldom see more
+TASKS_A_THREAD = 2  # at least: with one, a thread that is put aside holds up the others
 FINALISTS = 3  # the default among them
 ROUNDS = range(6, 25)  # of the finalists
 _PASSES = 60  # of one layer and number of rows, about
@@ -203,6 +204,7 @@ def candidates(job: Job, traits: Traits, threads: int) -> list[LinearVariant]:
     """The default, and what may be faster."""
     x, rows = job.layers, job.rows
     whole = _native.TASK_ROWS
+    least = TASKS_A_THREAD * threads
     found = {DEFAULT: None}
     if x.group and rows <= traits.direct_rows:
         cuts = [(0, whole), *((blocks, whole) for blocks in (4, 8, 16, 32, 64))]
@@ -214,9 +216,9 @@ def candidates(job: Job, traits: Traits, threads: int) -> list[LinearVariant]:
         ways = [DEFAULT, LinearVariant(tiles=False)] if tiles else [DEFAULT]
     for way in ways:
         for blocks, task in cuts:
-            tasks = -(-x.blocks // blocks) * -(-rows // task) if blocks else threads
+            tasks = -(-x.blocks // blocks) * -(-rows // task) if blocks else least
             top = whole if job.bucket == len(_native.ROW_TOPS) else _native.ROW_TOPS[job.bucket]
-            if tasks >= threads and blocks <= _native.most_blocks(min(task, top)):
+            if tasks >= least and blocks <= _native.most_blocks(min(task, top)):
                 found[dataclasses.replace(way, task_blocks=blocks, task_rows=task)] = None
     return list(found)
 
