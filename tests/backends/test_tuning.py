@@ -155,10 +155,11 @@ def test_candidates_fit_every_path(isa: str, activation: str) -> None:
     executable.close()
 
 
-def test_no_candidate_leaves_a_thread_without_work() -> None:
-    small = dataclasses.replace(PLAIN, n=64, blocks=4)
-    assert {v.task_blocks for v in candidates(Job(small, 1), AMX, 2)} == {0}
-    assert {v.task_blocks for v in candidates(Job(small, 1), AMX, 1)} > {0, 4}
+def test_every_thread_gets_several_tasks() -> None:
+    small = dataclasses.replace(PLAIN, n=256, blocks=16)
+    assert {v.task_blocks for v in candidates(Job(small, 1), AMX, 4)} == {0}
+    assert {v.task_blocks for v in candidates(Job(small, 1), AMX, 2)} == {0, 4}
+    assert {v.task_blocks for v in candidates(Job(small, 1), AMX, 1)} == {0, 4, 8}
 
 
 def test_typical_leaves_disturbances_out() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ GAIN = 0.03  # a variant that saves less is not worth leaving the default for
 PASS_SECONDS = 0.004  # one variant, once over some layers
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128)
 MOST_OUTPUT_ROWS = 16  # layers over output rows seldom see more
+TASKS_A_THREAD = 2  # at least: with one, a thread that is put aside holds up the others
 FINALISTS = 3  # the default among them
 ROUNDS = range(6, 25)  # of the finalists
 _PASSES = 60  # of one layer and number of rows, about
@@ -202,6 +204,7 @@ def candidates(job: Job, traits: Traits, threads: int) -> list[LinearVariant]:
     """The default, and what may be faster."""
     x, rows = job.layers, job.rows
     whole = _native.TASK_ROWS
+    least = TASKS_A_THREAD * threads
     found = {DEFAULT: None}
     if x.group and rows <= traits.direct_rows:
         cuts = [(0, whole), *((blocks, whole) for blocks in (4, 8, 16, 32, 64))]
@@ -213,9 +216,9 @@ def candidates(job: Job, traits: Traits, threads: int) -> list[LinearVariant]:
         ways = [DEFAULT, LinearVariant(tiles=False)] if tiles else [DEFAULT]
     for way in ways:
         for blocks, task in cuts:
-            tasks = -(-x.blocks // blocks) * -(-rows // task) if blocks else threads
+            tasks = -(-x.blocks // blocks) * -(-rows // task) if blocks else least
             top = whole if job.bucket == len(_native.ROW_TOPS) else _native.ROW_TOPS[job.bucket]
-            if tasks >= threads and blocks <= _native.most_blocks(min(task, top)):
+            if tasks >= least and blocks <= _native.most_blocks(min(task, top)):
                 found[dataclasses.replace(way, task_blocks=blocks, task_rows=task)] = None
     return list(found)
 
@@ -251,6 +254,7 @@ class Tuner:
         self._threads = threads
         self._store = store
         self._clock = clock
+        self._random = random.Random(0)
         self._left = budget
         self._slice = budget
         self._timings: dict[Job, list[KernelTiming]] = {}
@@ -330,7 +334,7 @@ class Tuner:
             return
         racing = list(samples)
         while True:
-            for variant in racing:
+            for variant in self._shuffled(racing):
                 yield cost
                 samples[variant] += self._pass(job, variant, count)
             if len(racing) <= FINALISTS:
@@ -344,10 +348,14 @@ class Tuner:
             len(rounds) < ROUNDS.stop - 1 and left - self._left < share
         ):
             rounds.append({})
-            for variant in racing:
+            for variant in self._shuffled(racing):
                 yield cost
                 rounds[-1][variant] = self._pass(job, variant, count)
         self._settle(job, samples, rounds)
+
+    def _shuffled(self, variants: Sequence[LinearVariant]) -> list[LinearVariant]:
+        """In turns of their own order, so that nothing that recurs meets the same one again."""
+        return self._random.sample(variants, len(variants))
 
     def _pass(self, job: Job, variant: LinearVariant, count: int) -> list[float]:
         """Times ``count`` layers: those whose turn it is, so that they come from where they
@@ -377,8 +385,10 @@ class Tuner:
             return typical([s for round_ in part for s in round_[variant]])
 
         best = min(rounds[0], key=lambda variant: seconds(variant, rounds))
-        # Faster in both, so that a disturbance of one half decides nothing.
-        if any(seconds(best, p) > (1 - GAIN) * seconds(DEFAULT, p) for p in halves):
+        # Its worse half against the better one of the default: what else the machine does must not
+        # decide.
+        slow, fast = max(seconds(best, p) for p in halves), min(seconds(DEFAULT, p) for p in halves)
+        if slow > (1 - GAIN) * fast:
             best = DEFAULT
         timings = [
             dataclasses.replace(
