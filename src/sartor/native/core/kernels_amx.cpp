@@ -69,7 +69,8 @@ static double probe_tiles(int64_t iterations, int64_t links) {
 // the zero point taken off: the tile product is then what the AVX-512 path gets by a correction.
 template <bool kOffset>
 static void amx_tile(const Matrix& w, int64_t block, const TileEntry<kTileRows>* entry,
-                     int64_t count, const uint8_t* codes, float* totals) {
+                     int64_t count, const uint8_t* codes, const NextPanel* next, int64_t column,
+                     float* totals) {
   const BlockScales from = block_scales<kOffset>(w, block);
   alignas(64) int32_t sums[4][kTileRows * kLanes];
   F total[kTileRows];
@@ -77,7 +78,9 @@ static void amx_tile(const Matrix& w, int64_t block, const TileEntry<kTileRows>*
   for (int m = 0; m < kTileRows; ++m) total[m] = f_load(totals + m * kLanes);
   // Two chunks ahead, so that nothing waits for a tile product or for its way through memory.
   const auto start = [&](int64_t c) {
-    const uint8_t* bytes = codes + entry[c].chunk % kPanelChunks * 512;
+    const int64_t chunk = entry[c].chunk % kPanelChunks;
+    const uint8_t* bytes = codes + chunk * 512;
+    if (next) next->fetch(column, chunk);
     if (c & 1) {
       _tile_loadd(6, entry[c].codes, kChunk);
       _tile_loadd(7, bytes, 64);
@@ -119,13 +122,14 @@ static void amx_rows(const Matrix& w, int64_t block_begin, int64_t block_end, co
   const Totals totals{scratch + kTileBlocks * kPanelBytes / 4, tiles * kTileRows};
   const int64_t rows = x.count < totals.rows ? x.count : totals.rows;
   each_panel<!kOffset>(w, block_begin, block_end, rows, totals, out, unpacked,
-                       [&](int64_t panel, int64_t block, int64_t blocks, const uint8_t* codes) {
+                       [&](int64_t panel, int64_t block, int64_t blocks, const uint8_t* codes,
+                           const NextPanel& next) {
                          for (int64_t t = 0; t < tiles; ++t) {
                            const int32_t* tile = x.data + t * kTileRows * x.stride;
                            const auto* entries = entries_of<kTileRows>(w, tile) + tile[panel];
                            for (int64_t b = 0; b < blocks; ++b)
                              amx_tile<kOffset>(w, block + b, entries, tile[panel + 1] - tile[panel],
-                                               codes + b * kPanelBytes,
+                                               codes + b * kPanelBytes, t == 0 ? &next : nullptr, b,
                                                totals.at(block - block_begin + b, t * kTileRows));
                          }
                        });

@@ -150,12 +150,8 @@ template <int kBits, bool kSigned>
 static void unpack_panel(const Matrix& w, int64_t block, int64_t begin, int64_t end,
                          uint8_t* panel) {
   constexpr int kBytes = 64 * kStoredBits<kBits>;
-  const int64_t stride = w.chunks() * kBytes;
-  const uint8_t* codes = w.codes + block * stride;
+  const uint8_t* codes = w.codes + block * w.chunks() * kBytes;
   for (int64_t c = begin; c < end; ++c, panel += 512) {
-    // What comes next lies a column block or more away: too far for the hardware to guess.
-    for (int i = 0; i < kBytes; i += 64)
-      __builtin_prefetch(codes + c * kBytes + kTileBlocks * stride + i);
     Q bytes[8];
     unpack_codes<kBits>(w, codes + c * kBytes, bytes);
     for (int i = 0; i < 8; ++i)
@@ -182,8 +178,30 @@ struct Totals {
   float* at(int64_t block, int64_t row) const { return data + (block * rows + row) * kLanes; }
 };
 
-// Panels of a task's columns, one after the other; tiles(panel, block, blocks, codes) adds what
-// each gives to the totals, which are written out at the end.
+// The packed weights of the panel after this one. It lies a column block or more away, too far for
+// the hardware to guess: the first tile of a panel fetches them, chunk by chunk, as it multiplies.
+struct NextPanel {
+  const uint8_t* codes;
+  const uint16_t* scales;
+  int64_t chunk_bytes, block_bytes, chunk_scales, block_scales;
+
+  NextPanel(const Matrix& w, int64_t block, int64_t chunk)
+      : chunk_bytes(64 * w.bits),
+        block_bytes(w.chunks() * chunk_bytes),
+        chunk_scales(kLanes * kChunk / w.group),
+        block_scales(w.k_padded / w.group * kLanes) {
+    codes = w.codes + block * block_bytes + chunk * chunk_bytes;
+    scales = w.scales + block * block_scales + chunk * kChunk / w.group * kLanes;
+  }
+  void fetch(int64_t block, int64_t chunk) const {
+    const uint8_t* from = codes + block * block_bytes + chunk * chunk_bytes;
+    for (int64_t i = 0; i < chunk_bytes; i += 64) __builtin_prefetch(from + i);
+    __builtin_prefetch(scales + block * block_scales + chunk * chunk_scales);
+  }
+};
+
+// Panels of a task's columns, one after the other; tiles(panel, block, blocks, codes, next) adds
+// what each gives to the totals, which are written out at the end.
 template <bool kSigned, typename Tiles>
 static void each_panel(const Matrix& w, int64_t block_begin, int64_t block_end, int64_t rows,
                        const Totals& totals, const LinearOutput& out, uint8_t* codes,
@@ -198,7 +216,9 @@ static void each_panel(const Matrix& w, int64_t block_begin, int64_t block_end, 
       const int64_t blocks = left < kTileBlocks ? left : kTileBlocks;
       for (int64_t b = 0; b < blocks; ++b)
         unpack(w, block + b, begin, end, codes + b * kPanelBytes);
-      tiles(begin / kPanelChunks, block, blocks, codes);
+      const bool last = block + kTileBlocks >= block_end;
+      const NextPanel next(w, last ? block_begin : block + kTileBlocks, last ? end : begin);
+      tiles(begin / kPanelChunks, block, blocks, codes, next);
     }
   }
   const F multiplier = f_set(w.scale_multiplier);
@@ -211,14 +231,17 @@ static void each_panel(const Matrix& w, int64_t block_begin, int64_t block_end, 
 // kTileRows rows by kBlocks column blocks, one panel.
 template <int kBits, bool kHalves, bool kOffset, int kBlocks>
 static void panel_tile(const Matrix& w, int64_t block, const TileEntry<kTileRows>* entry,
-                       const TileEntry<kTileRows>* end, const uint8_t* codes,
+                       const TileEntry<kTileRows>* end, const uint8_t* codes, const NextPanel* next,
                        float* const (&totals)[kTileBlocks]) {
   constexpr int kParts = kHalves ? 2 : 1;
   BlockScales from[kBlocks];
   for (int b = 0; b < kBlocks; ++b) from[b] = block_scales<kOffset>(w, block + b);
   SARTOR_NO_UNROLL
   for (; entry < end; ++entry) {
-    const uint8_t* bytes = codes + entry->chunk % kPanelChunks * 512;
+    const int64_t chunk = entry->chunk % kPanelChunks;
+    const uint8_t* bytes = codes + chunk * 512;
+    if (next)
+      for (int b = 0; b < kBlocks; ++b) next->fetch(b, chunk);
     SARTOR_UNROLL
     for (int part = 0; part < kParts; ++part) {
       // All sums of a tile at once, so that none waits for itself.
@@ -325,7 +348,8 @@ static void panel_rows(const Matrix& w, int64_t block_begin, int64_t block_end,
   const int64_t rows = x.count < totals.rows ? x.count : totals.rows;
   each_panel<false>(
       w, block_begin, block_end, rows, totals, out, codes,
-      [&](int64_t panel, int64_t block, int64_t blocks, const uint8_t* unpacked) {
+      [&](int64_t panel, int64_t block, int64_t blocks, const uint8_t* unpacked,
+          const NextPanel& next) {
         for (int64_t t = 0; t < tiles; ++t) {
           const int32_t* tile = x.data + t * kTileRows * x.stride;
           const TileEntry<kTileRows>* entries = entries_of<kTileRows>(w, tile);
@@ -336,7 +360,7 @@ static void panel_rows(const Matrix& w, int64_t block_begin, int64_t block_end,
                                                  : panel_tile<kBits, kHalves, kOffset, 1>;
           for (int64_t b = 0; b < blocks; b += blocks == kTileBlocks ? kTileBlocks : 1)
             run(w, block + b, entries + tile[panel], entries + tile[panel + 1],
-                unpacked + b * kPanelBytes, at);
+                unpacked + b * kPanelBytes, t == 0 ? &next : nullptr, at);
         }
       });
 }
