@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import msgspec
+
 from sartor.graph import Batch, Capabilities, LowRank, Program, ProgramWork, StepOutput
 from sartor.hardware import Ceilings
 from sartor.ops.weights import Weight
@@ -164,8 +166,7 @@ class Probed(Protocol):
         """Takes ``seconds`` for each loop; ``threads`` and ``isa`` as in a plan."""
 
 
-@dataclass(frozen=True)
-class KernelTiming:
+class KernelTiming(msgspec.Struct, frozen=True):
     """What a linear layer took in one variant of its kernel, measured on this machine.
 
     ``activation``: int8, int16 (all inputs keep 16 bits) or fp32; ``format``, ``n`` and ``k``: of
@@ -190,8 +191,14 @@ class KernelTiming:
     def layer(self) -> tuple[object, ...]:
         """All but the variant and what came of it."""
         return (
-            *(self.operator, self.activation, self.format, self.n, self.k),
-            *(self.experts, self.rows, self.threads),
+            self.operator,
+            self.activation,
+            self.format,
+            self.n,
+            self.k,
+            self.experts,
+            self.rows,
+            self.threads,
         )
 
 

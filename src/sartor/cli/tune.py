@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,6 +32,8 @@ def tune(
 
     Answers stay the same, bit by bit. What is found is kept for every later run on this machine.
     """
+    import msgspec
+
     from sartor.backends.base import Tunable
     from sartor.errors import UsageError
     from sartor.store import ModelStore, sartor_home
@@ -74,7 +75,7 @@ def tune(
                 "device": plan.device,
                 "isa": plan.isa,
                 "threads": plan.threads,
-                "timings": [dataclasses.asdict(timing) for timing in timings],
+                "timings": [msgspec.structs.asdict(timing) for timing in timings],
             }
         )
         return

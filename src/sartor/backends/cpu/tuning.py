@@ -173,7 +173,9 @@ class Job:
         x = self.layers
         return x.operator, x.activation, x.format, x.n, x.k, x.experts, self.rows, threads
 
-    def timing(self, threads: int, variant: LinearVariant, seconds: float) -> KernelTiming:
+    def timing(
+        self, threads: int, variant: LinearVariant, seconds: float, *, chosen: bool
+    ) -> KernelTiming:
         x = self.layers
         return KernelTiming(
             operator=x.operator,
@@ -186,6 +188,7 @@ class Job:
             threads=threads,
             variant=variant.changes(),
             seconds=seconds,
+            chosen=chosen,
         )
 
 
@@ -391,12 +394,10 @@ class Tuner:
         if slow > (1 - GAIN) * fast:
             best = DEFAULT
         timings = [
-            dataclasses.replace(
-                job.timing(
-                    self._threads,
-                    variant,
-                    seconds(variant, rounds) if variant in rounds[0] else typical(samples[variant]),
-                ),
+            job.timing(
+                self._threads,
+                variant,
+                seconds(variant, rounds) if variant in rounds[0] else typical(samples[variant]),
                 chosen=variant == best,
             )
             for variant in samples
