@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import sartor
 from sartor.backends.plugins import entry_points_of
 
 GROUP = "sartor.a_group_for_tests"
@@ -81,6 +83,10 @@ def test_nothing_is_imported_for_nothing() -> None:
         f"assert entry_points_of({GROUP!r}) == []; print('importlib.metadata' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-S", "-c", code],  # what the site imports is not ours
+        env={**os.environ, "PYTHONPATH": str(Path(sartor.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == "False"

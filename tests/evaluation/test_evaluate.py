@@ -170,16 +170,13 @@ def one_torch_thread() -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_torch_thread")
 def test_smollm2_agrees_with_transformers(model_files: dict[str, Path]) -> None:
-    """The real model, an independent reader and independent arithmetic.
-
-    128 positions keep it short; the limits are those that 512 are held to.
-    """
+    """The real model, an independent reader and independent arithmetic."""
     path = model_files["smollm2-135m"]
     reference = TransformersLogits(path)
     exact = against.measure(path, reference, native(activation="fp32", kv="fp32"), positions=128)
     assert exact.top_1_agreement == 1
     assert exact.mean_kl < 1e-8
     assert exact.perplexity == pytest.approx(exact.reference_perplexity, rel=1e-5)
-    fast = against.measure(path, reference, native(activation="int8", kv="bf16"), positions=128)
+    fast = against.measure(path, reference, native(activation="int8", kv="bf16"), positions=512)
     assert fast.mean_kl < against.INT8.kl
     assert fast.top_1_agreement > against.INT8.agreement

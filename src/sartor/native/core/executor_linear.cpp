@@ -103,9 +103,10 @@ void Executor::multiply(int32_t v, const float* x, int64_t count, int64_t width,
 // Enough tasks for every thread to end at about the same time.
 int64_t Executor::blocks_a_task(int64_t blocks, int64_t rows, const LinearVariant& variant) const {
   if (variant.task_blocks > 0) return variant.task_blocks;
-  const int64_t share = blocks / (pool_->threads() * 8);
-  if (rows <= kFewRows) return std::clamp<int64_t>(share, 1, 32);
-  return std::clamp<int64_t>(share / 2 * 2, 2, kTaskBlocks);
+  const int64_t share = std::max<int64_t>(1, blocks / (pool_->threads() * 6));
+  // Whole groups of the column blocks that are read, or unpacked, together.
+  const int64_t most = most_blocks(std::min<int64_t>(rows, variant.task_rows));
+  return std::min({round_up(share, kBlocksAtOnce), most, int64_t{rows <= kFewRows ? 32 : 16}});
 }
 
 std::vector<Executor::Arranged> Executor::arrange(const std::vector<const Matrix*>& matrices,
