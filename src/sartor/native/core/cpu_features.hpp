@@ -15,6 +15,6 @@ std::vector<std::string> usable_paths();
 const Kernels* select_kernels(const std::string& name);
 
 // Whether the processor multiplies pairs of bfloat16.
-bool has_bf16_vectors();
+bool has_avx512bf16();
 
 }  // namespace sartor

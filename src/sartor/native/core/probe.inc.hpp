@@ -145,7 +145,7 @@ static double probe_fp32(int64_t iterations, int64_t links) {
 
 static double probe_bf16([[maybe_unused]] int64_t iterations, [[maybe_unused]] int64_t links) {
 #if defined(__AVX512VNNI__)
-  if (!has_bf16_vectors()) return 0;
+  if (!has_avx512bf16()) return 0;
   ProbeData<128> data;
   data.make_bf16();
   const PeakFloats a = peak_floats(data.bytes), b = peak_floats(data.bytes + 64);

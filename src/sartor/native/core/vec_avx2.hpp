@@ -10,6 +10,8 @@ constexpr bool kWideCodesCostMore = true;
 constexpr int kAttentionRows = 4;  // query rows of a tile
 constexpr int kAttentionSums = 4;  // and vectors of its sums
 
+#include "vec_x86.hpp"
+
 struct F {
   __m256 lo, hi;
 };
@@ -45,7 +47,6 @@ static inline F f_abs(F a) {
   const __m256 bit = _mm256_set1_ps(-0.0f);
   return {_mm256_andnot_ps(bit, a.lo), _mm256_andnot_ps(bit, a.hi)};
 }
-static inline F f_sqrt_each(F a) { return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)}; }
 static inline F f_round(F a) {
   constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return {_mm256_round_ps(a.lo, kMode), _mm256_round_ps(a.hi, kMode)};
@@ -211,16 +212,6 @@ static inline void i_store_bytes(int8_t* p, I a) {
 static inline I i_load_bytes(const int8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))};
-}
-// The sums of 16 and 16 signed bytes.
-static inline void sum_bytes(const int8_t* p, int32_t* sums) {
-  const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  const __m256i raised = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));  // + 128, unsigned
-  alignas(32) int64_t eights[4];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(eights),
-                     _mm256_sad_epu8(raised, _mm256_setzero_si256()));
-  sums[0] = static_cast<int32_t>(eights[0] + eights[1]) - 16 * 128;
-  sums[1] = static_cast<int32_t>(eights[2] + eights[3]) - 16 * 128;
 }
 template <int kByte>
 static inline F f_byte(Q w) {

@@ -14,6 +14,8 @@ constexpr bool kWideCodesCostMore = false;
 constexpr int kAttentionRows = 12;  // query rows of a tile
 constexpr int kAttentionSums = 24;  // and vectors of its sums
 
+#include "vec_x86.hpp"
+
 struct F {
   __m512 v;
 };
@@ -42,7 +44,6 @@ static inline F f_max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
 static inline F f_min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
 static inline F f_fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 static inline F f_abs(F a) { return {_mm512_abs_ps(a.v)}; }
-static inline F f_sqrt_each(F a) { return {_mm512_sqrt_ps(a.v)}; }
 static inline F f_round(F a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
@@ -134,16 +135,6 @@ static inline void i_store_bytes(int8_t* p, I a) {
 }
 static inline I i_load_bytes(const int8_t* p) {
   return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
-}
-// The sums of 16 and 16 signed bytes.
-static inline void sum_bytes(const int8_t* p, int32_t* sums) {
-  const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  const __m256i raised = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));  // + 128, unsigned
-  alignas(32) int64_t eights[4];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(eights),
-                     _mm256_sad_epu8(raised, _mm256_setzero_si256()));
-  sums[0] = static_cast<int32_t>(eights[0] + eights[1]) - 16 * 128;
-  sums[1] = static_cast<int32_t>(eights[2] + eights[3]) - 16 * 128;
 }
 template <int kByte>
 static inline F f_byte(Q w) {

@@ -64,9 +64,6 @@ static inline F f_fma(F x, F y, F z) {
 static inline F f_abs(F x) {
   return each<F>([](float32x4_t p) { return vabsq_f32(p); }, x);
 }
-static inline F f_sqrt_each(F x) {
-  return each<F>([](float32x4_t p) { return vsqrtq_f32(p); }, x);
-}
 static inline F f_round(F x) {
   return each<F>([](float32x4_t p) { return vrndnq_f32(p); }, x);
 }

@@ -66,10 +66,6 @@ static inline F f_abs(F a) {
   SARTOR_EACH a.v[i] = a.v[i] < 0 ? -a.v[i] : a.v[i];
   return a;
 }
-static inline F f_sqrt_each(F a) {
-  SARTOR_EACH a.v[i] = __builtin_sqrtf(a.v[i]);
-  return a;
-}
 static inline F f_round(F a) {
   SARTOR_EACH a.v[i] = __builtin_nearbyintf(a.v[i]);
   return a;
