@@ -33,7 +33,7 @@ void Executor::quantize(int32_t v, const float* x, int64_t count, int64_t width,
   };
   const Target to = target(quantized_);
   const Target fine = refined ? target(residual_) : Target{};
-  each_row(count, width * 2, [&](int64_t begin, int64_t end) {
+  each_row(count, width, [&](int64_t begin, int64_t end) {
     const int64_t chunk = begin * (stride / kChunk);
     if (coarse)
       kernels_->quantize_rows(x + begin * width, end - begin, width, width,

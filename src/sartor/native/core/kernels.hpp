@@ -55,7 +55,7 @@ struct QuantizedRows {
   const int8_t* codes = nullptr;       // [rows][stride]
   const float* scales = nullptr;       // [rows][stride / 32]
   const int32_t* half_sums = nullptr;  // [rows][stride / 16]
-  int64_t stride = 0;                  // features, a multiple of 32
+  int64_t stride = 0;                  // features, a multiple of 128
 };
 
 // Rows that arrange_rows() has put in the order in which linear_int8 walks through them: tiles of

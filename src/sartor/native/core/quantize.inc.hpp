@@ -13,27 +13,58 @@ static inline void load_chunk(const float* row, int64_t begin, int64_t k, F& a, 
 }
 
 // Rounds to nearest even; codes stay within [-127, 127].
-static inline void store_codes(F a, F b, int8_t* codes, int32_t* half_sums) {
-  const F top = f_set(127.0f), bottom = f_set(-127.0f);
-  const I first = i_from(f_max(f_min(a, top), bottom));
-  const I second = i_from(f_max(f_min(b, top), bottom));
-  i_store_bytes(codes, first);
-  i_store_bytes(codes + 16, second);
-  sum_bytes(codes, half_sums);
+static inline I codes_of(F x) {
+  return i_from(f_max(f_min(x, f_set(127.0f)), f_set(-127.0f)));
+}
+
+// Four chunks at once: the largest of each takes as long to find as that of one.
+constexpr int kQuantized = 4;
+static inline void quantize_chunks(const float* x, int8_t* codes, float* scales,
+                                   int32_t* half_sums) {
+  F halves[2 * kQuantized], tops[kQuantized];
+  SARTOR_UNROLL
+  for (int j = 0; j < kQuantized; ++j) {
+    halves[2 * j] = f_load(x + j * kChunk);
+    halves[2 * j + 1] = f_load(x + j * kChunk + 16);
+    tops[j] = f_max(f_abs(halves[2 * j]), f_abs(halves[2 * j + 1]));
+  }
+  // As one vector: scalar divisions would wait for each other.
+  using Four = float __attribute__((vector_size(16)));
+  static_assert(sizeof(Four) == kQuantized * sizeof(float));
+  float top[kQuantized], inverse[kQuantized];
+  f_tops(tops, top);
+  Four scale;
+  std::memcpy(&scale, top, sizeof scale);
+  scale /= 127.0f;
+  const Four reciprocal = scale > 0.0f ? 1.0f / scale : Four{};
+  std::memcpy(scales, &scale, sizeof scale);
+  std::memcpy(inverse, &reciprocal, sizeof inverse);
+  SARTOR_UNROLL
+  for (int j = 0; j < kQuantized; j += 2) {
+    const F first = f_set(inverse[j]), second = f_set(inverse[j + 1]);
+    const I four[4] = {codes_of(f_mul(halves[2 * j], first)),
+                       codes_of(f_mul(halves[2 * j + 1], first)),
+                       codes_of(f_mul(halves[2 * j + 2], second)),
+                       codes_of(f_mul(halves[2 * j + 3], second))};
+    i_store_bytes(codes + j * kChunk, four);
+  }
+  sum_bytes_of_128(codes, half_sums);
 }
 
 static void quantize_rows(const float* x, int64_t rows, int64_t k, int64_t x_stride, int8_t* codes,
                           float* scales, int32_t* half_sums, int64_t stride) {
-  const int64_t chunks = stride / kChunk;
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < chunks; ++c) {
-      F a, b;
-      load_chunk(x + r * x_stride, c * kChunk, k, a, b);
-      const float scale = f_top(f_max(f_abs(a), f_abs(b))) / 127.0f;
-      const F inverse = f_set(scale > 0.0f ? 1.0f / scale : 0.0f);
-      scales[r * chunks + c] = scale;
-      store_codes(f_mul(a, inverse), f_mul(b, inverse), codes + r * stride + c * kChunk,
-                  half_sums + (r * chunks + c) * 2);
+  constexpr int64_t kStep = kQuantized * kChunk;
+  for (int64_t r = 0; r < rows; ++r, x += x_stride) {
+    for (int64_t i = 0; i < stride; i += kStep) {
+      const int64_t at = (r * stride + i) / kChunk;
+      const float* from = x + i;
+      float end[kStep];
+      if (i + kStep > k) {
+        const int64_t left = k > i ? k - i : 0;
+        for (int64_t j = 0; j < kStep; ++j) end[j] = j < left ? from[j] : 0.0f;
+        from = end;
+      }
+      quantize_chunks(from, codes + at * kChunk, scales + at, half_sums + 2 * at);
     }
   }
 }
@@ -63,9 +94,11 @@ static void quantize_residual(const float* x, int64_t rows, int64_t k, int64_t x
       const float fine = scale / 256.0f;
       const F inverse = f_set(1.0f / fine);
       residual_scales[at] = fine;
-      store_codes(f_mul(f_fma(f_from(i_load_bytes(coarse)), minus, a), inverse),
-                  f_mul(f_fma(f_from(i_load_bytes(coarse + 16)), minus, b), inverse),
-                  residual_codes + at * kChunk, half_sums + 2 * at);
+      int8_t* to = residual_codes + at * kChunk;
+      i_store_bytes(to, codes_of(f_mul(f_fma(f_from(i_load_bytes(coarse)), minus, a), inverse)));
+      i_store_bytes(to + 16, codes_of(f_mul(f_fma(f_from(i_load_bytes(coarse + 16)), minus, b),
+                                            inverse)));
+      sum_bytes(to, half_sums + 2 * at);
     }
   }
 }
@@ -93,49 +126,76 @@ static const TileEntry<kRows>* entries_of(const Matrix& w, const int32_t* tile) 
   return reinterpret_cast<const TileEntry<kRows>*>(tile + tile_header_ints(w.k_padded));
 }
 
-template <int kRows>
-static void arrange_tile(const Matrix& w, const QuantizedRows& coarse, const QuantizedRows* fine,
-                         int64_t row, int64_t rows, int32_t* tile) {
-  static_assert(sizeof(TileEntry<kRows>) <= kRows * kEntryInts * 4);
-  const int64_t chunks = w.chunks(), x_chunks = coarse.stride / kChunk;
-  const bool halves = w.group == 16;
+// A chunk of `count` rows as an entry. kFine: rows without a scale have no codes.
+template <int kRows, bool kOffset, bool kHalves, bool kFine>
+static void arrange_chunk(const Matrix& w, const QuantizedRows& x, int64_t row, int count,
+                          int64_t chunk, TileEntry<kRows>* to) {
+  const int64_t chunks = x.stride / kChunk;
   const float ratio = w.offset_multiplier / w.scale_multiplier;
-  const int count = static_cast<int>(rows < kRows ? rows : kRows);
+  to->chunk = static_cast<int32_t>(chunk);
+  to->group = static_cast<int32_t>(chunk * kChunk / w.group);
+  int64_t at = row * chunks + chunk;
+  for (int m = 0; m < count; ++m, at += chunks) {
+    const float scale = x.scales[at];
+    to->scale[m] = scale;
+    if (kFine && scale == 0.0f) {
+      std::memset(to->codes[m], 0, kChunk);
+      to->term[0][m].correction = to->term[1][m].correction = 0;
+      continue;
+    }
+    std::memcpy(to->codes[m], x.codes + at * kChunk, kChunk);
+    const int32_t head = x.half_sums[2 * at], tail = x.half_sums[2 * at + 1];
+    const int32_t sum = kHalves ? head : head + tail;
+    if constexpr (kOffset) {
+      to->term[0][m].sum = scale * static_cast<float>(sum) * ratio;
+      if (kHalves) to->term[1][m].sum = scale * static_cast<float>(tail) * ratio;
+    } else {
+      to->term[0][m].correction = -w.zero * sum;
+      if (kHalves) to->term[1][m].correction = -w.zero * tail;
+    }
+  }
+  for (int m = count; m < kRows; ++m) {
+    std::memset(to->codes[m], 0, kChunk);
+    to->scale[m] = 0.0f;
+    to->term[0][m].correction = to->term[1][m].correction = 0;
+  }
+}
+
+template <int kRows, bool kOffset, bool kHalves>
+static void arrange_chunks(const Matrix& w, const QuantizedRows& coarse, const QuantizedRows* fine,
+                           int64_t row, int count, int32_t* tile) {
+  const int64_t chunks = w.chunks(), x_chunks = coarse.stride / kChunk;
   auto* first = reinterpret_cast<TileEntry<kRows>*>(tile + tile_header_ints(w.k_padded));
   TileEntry<kRows>* to = first;
-  const auto add = [&](const QuantizedRows& x, int64_t c) {
-    bool used = false;  // a chunk whose scales are all 0 adds exactly nothing
-    for (int m = 0; m < count; ++m) used |= x.scales[(row + m) * x_chunks + c] != 0.0f;
-    if (!used) return;
-    to->chunk = static_cast<int32_t>(c);
-    to->group = static_cast<int32_t>(c * kChunk / w.group);
-    for (int m = 0; m < kRows; ++m) {
-      const int64_t at = (row + m) * x_chunks + c;
-      if (m >= count || x.scales[at] == 0.0f) {
-        std::memset(to->codes[m], 0, kChunk);
-        to->scale[m] = 0.0f;
-        to->term[0][m].correction = to->term[1][m].correction = 0;
-        continue;
-      }
-      std::memcpy(to->codes[m], x.codes + at * kChunk, kChunk);
-      to->scale[m] = x.scales[at];
-      const int32_t head = x.half_sums[2 * at], tail = x.half_sums[2 * at + 1];
-      const int32_t sums[2] = {halves ? head : head + tail, tail};
-      for (int part = 0; part < 2; ++part) {
-        if (w.has_offset)
-          to->term[part][m].sum = x.scales[at] * static_cast<float>(sums[part]) * ratio;
-        else to->term[part][m].correction = -w.zero * sums[part];
-      }
-    }
-    ++to;
+  // A chunk whose scales are all 0 adds exactly nothing. (No scale is negative.)
+  const auto used = [&](const QuantizedRows& x, int64_t c) {
+    float sum = 0.0f;
+    for (int m = 0; m < count; ++m) sum += x.scales[(row + m) * x_chunks + c];
+    return sum != 0.0f;
   };
   for (int64_t panel = 0; panel * kPanelChunks < chunks; ++panel) {
     const int64_t begin = panel * kPanelChunks;
     const int64_t end = begin + kPanelChunks < chunks ? begin + kPanelChunks : chunks;
     tile[panel] = static_cast<int32_t>(to - first);
-    for (int64_t c = begin; c < end; ++c) add(coarse, c);
-    if (fine)
-      for (int64_t c = begin; c < end; ++c) add(*fine, c);
+    for (int64_t c = begin; c < end; ++c)
+      if (used(coarse, c))
+        arrange_chunk<kRows, kOffset, kHalves, false>(w, coarse, row, count, c, to++);
+    for (int64_t c = begin; fine && c < end; ++c)
+      if (used(*fine, c))
+        arrange_chunk<kRows, kOffset, kHalves, true>(w, *fine, row, count, c, to++);
     tile[panel + 1] = static_cast<int32_t>(to - first);
   }
+}
+
+template <int kRows>
+static void arrange_tile(const Matrix& w, const QuantizedRows& coarse, const QuantizedRows* fine,
+                         int64_t row, int64_t rows, int32_t* tile) {
+  static_assert(sizeof(TileEntry<kRows>) <= kRows * kEntryInts * 4);
+  using Function = void (*)(const Matrix&, const QuantizedRows&, const QuantizedRows*, int64_t, int,
+                            int32_t*);
+  static constexpr Function kFunctions[2][2] = {
+      {arrange_chunks<kRows, false, false>, arrange_chunks<kRows, false, true>},
+      {arrange_chunks<kRows, true, false>, arrange_chunks<kRows, true, true>}};
+  kFunctions[w.has_offset][w.group == 16](w, coarse, fine, row,
+                                          static_cast<int>(rows < kRows ? rows : kRows), tile);
 }

@@ -78,6 +78,12 @@ static inline float f_sum(F a) {
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
+// The largest lane of each of four.
+static inline void f_tops(const F (&x)[4], float* tops) {
+  __m256 halves[4];
+  for (int i = 0; i < 4; ++i) halves[i] = _mm256_max_ps(x[i].lo, x[i].hi);
+  tops_of(halves, tops);
+}
 static inline float f_top(F a) {
   const __m256 eight = _mm256_max_ps(a.lo, a.hi);
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -208,6 +214,17 @@ static inline void i_store_bytes(int8_t* p, I a) {
   _mm_storeu_si128(
       reinterpret_cast<__m128i*>(p),
       _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+// 64 bytes of four; their values fit.
+static inline void i_store_bytes(int8_t* p, const I (&x)[4]) {
+  for (int i = 0; i < 4; i += 2) {
+    const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(x[i].lo, x[i].hi),
+                                             _mm256_packs_epi32(x[i + 1].lo, x[i + 1].hi));
+    // Lanes of 128 bits were packed apart: 0-3 and 8-11 of both, then 4-7 and 12-15.
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 16 * i),
+                        _mm256_permutevar8x32_epi32(bytes, order));
+  }
 }
 static inline I i_load_bytes(const int8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));

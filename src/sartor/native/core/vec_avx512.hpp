@@ -61,6 +61,13 @@ static inline I i_set(int32_t x) { return {_mm512_set1_epi32(x)}; }
 static inline void i_store(int32_t* p, I a) { _mm512_storeu_si512(p, a.v); }
 static inline float f_sum(F a) { return _mm512_reduce_add_ps(a.v); }
 static inline float f_top(F a) { return _mm512_reduce_max_ps(a.v); }
+// The largest lane of each of four.
+static inline void f_tops(const F (&x)[4], float* tops) {
+  __m256 halves[4];
+  for (int i = 0; i < 4; ++i)
+    halves[i] = _mm256_max_ps(_mm512_castps512_ps256(x[i].v), _mm512_extractf32x8_ps(x[i].v, 1));
+  tops_of(halves, tops);
+}
 static inline F f_copysign(F magnitude, F sign) {
   const __m512 bit = _mm512_set1_ps(-0.0f);
   return {_mm512_or_ps(_mm512_andnot_ps(bit, magnitude.v), _mm512_and_ps(bit, sign.v))};
@@ -132,6 +139,14 @@ static inline I i_dot(I acc, Q w, A a) {
 }
 static inline void i_store_bytes(int8_t* p, I a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
+}
+// 64 bytes of four; their values fit.
+static inline void i_store_bytes(int8_t* p, const I (&x)[4]) {
+  const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(x[0].v, x[1].v),
+                                           _mm512_packs_epi32(x[2].v, x[3].v));
+  const __m512i order =
+      _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, bytes));
 }
 static inline I i_load_bytes(const int8_t* p) {
   return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};

@@ -263,6 +263,7 @@ static inline void sum_bytes(const int8_t* p, int32_t* sums) {
   sums[0] = vaddlvq_s8(vld1q_s8(p));
   sums[1] = vaddlvq_s8(vld1q_s8(p + 16));
 }
+#include "vec_fours.hpp"
 template <int kByte>
 static inline F f_byte(Q w) {
   return each<F>(
