@@ -24,7 +24,7 @@ inline void relax() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads) : shares_(std::make_unique<Share[]>(std::max(threads, 1))) {
   for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
 }
 
@@ -36,21 +36,32 @@ ThreadPool::~ThreadPool() {
 }
 
 // A task that throws would leave a job half done that others wait for: it ends the process.
-bool ThreadPool::claim_and_run(int thread) noexcept {
-  uint64_t state = state_.load(std::memory_order_acquire);
-  bool ran = false;
+bool ThreadPool::claim_one(int thread, int share) noexcept {
+  std::atomic<uint64_t>& word = shares_[static_cast<size_t>(share)].state;
+  uint64_t state = word.load(std::memory_order_acquire);
   for (;;) {
-    const uint64_t next = state & kTaskMask, tasks = (state >> kTaskBits) & kTaskMask;
-    if (next >= tasks) return ran;
+    const uint64_t next = state & kTaskMask, end = (state >> kTaskBits) & kTaskMask;
+    if (next >= end) return false;
     // Valid if the claim below succeeds: a job with unclaimed tasks is not replaced.
     const Function function = function_.load(std::memory_order_relaxed);
     const void* context = context_.load(std::memory_order_relaxed);
-    if (!state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel)) continue;
-    function(context, static_cast<int64_t>(next), thread);
+    const bool mine = share == thread;
+    const uint64_t claimed = mine ? state + 1 : state - (uint64_t{1} << kTaskBits);
+    if (!word.compare_exchange_weak(state, claimed, std::memory_order_acq_rel)) continue;
+    function(context, static_cast<int64_t>(mine ? next : end - 1), thread);
     remaining_.fetch_sub(1, std::memory_order_acq_rel);
-    ran = true;
-    state = state_.load(std::memory_order_acquire);
+    return true;
   }
+}
+
+bool ThreadPool::claim_and_run(int thread) noexcept {
+  bool ran = false;
+  for (int i = 0; i < threads();) {
+    const bool found = claim_one(thread, (thread + i) % threads());
+    ran |= found;
+    i = found ? 0 : i + 1;
+  }
+  return ran;
 }
 
 void ThreadPool::run_erased(int64_t tasks, Function function, const void* context) {
@@ -71,8 +82,14 @@ void ThreadPool::run_erased(int64_t tasks, Function function, const void* contex
         std::memory_order_relaxed);
     context_.store(&shifted, std::memory_order_relaxed);
     remaining_.store(count, std::memory_order_relaxed);
-    const uint64_t generation = (state_.load(std::memory_order_relaxed) >> (2 * kTaskBits)) + 1;
-    state_.store(generation << (2 * kTaskBits) | static_cast<uint64_t>(count) << kTaskBits);
+    const uint64_t generation = generation_.load(std::memory_order_relaxed) + 1;
+    for (int i = 0; i < threads(); ++i) {
+      const auto first = static_cast<uint64_t>(count * i / threads());
+      const auto end = static_cast<uint64_t>(count * (i + 1) / threads());
+      shares_[static_cast<size_t>(i)].state.store(
+          generation << (2 * kTaskBits) | end << kTaskBits | first, std::memory_order_release);
+    }
+    generation_.store(generation);
     if (sleepers_.load() > 0) {
       wakeups_.fetch_add(1);
       wakeups_.notify_all();
@@ -87,17 +104,17 @@ void ThreadPool::run_erased(int64_t tasks, Function function, const void* contex
 
 void ThreadPool::work(int thread) {
   while (!stopping_.load(std::memory_order_relaxed)) {
+    const uint64_t seen = generation_.load(std::memory_order_acquire);  // a later job is not missed
     if (claim_and_run(thread)) continue;
-    const uint64_t seen = state_.load(std::memory_order_acquire);
     bool changed = false;
     for (int spins = 0; spins < kSpins && !changed; ++spins) {
       relax();
-      changed = state_.load(std::memory_order_relaxed) != seen;
+      changed = generation_.load(std::memory_order_relaxed) != seen;
     }
     if (changed) continue;
     const uint32_t wakeups = wakeups_.load();
     sleepers_.fetch_add(1);
-    if (state_.load() == seen && !stopping_.load()) wakeups_.wait(wakeups);
+    if (generation_.load() == seen && !stopping_.load()) wakeups_.wait(wakeups);
     sleepers_.fetch_sub(1);
   }
 }

@@ -1,9 +1,12 @@
-// A pool whose caller works too. Tasks are claimed one by one, so a thread that the system has
-// put aside delays nobody; workers spin briefly for the next job, then sleep.
+// A pool whose caller works too. Every thread has a share of neighbouring tasks, so that what it
+// reads goes on where it stopped, and takes from the end of another's share when its own is done:
+// a thread that the system has put aside delays nobody. Workers spin briefly for the next job,
+// then sleep.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -41,9 +44,15 @@ class ThreadPool {
   void run_erased(int64_t tasks, Function function, const void* context);
   void work(int thread);
   bool claim_and_run(int thread) noexcept;
+  bool claim_one(int thread, int share) noexcept;
 
-  // generation << 48 | tasks << 24 | next task: one word, so that a claim cannot mix two jobs.
-  alignas(64) std::atomic<uint64_t> state_{0};
+  // generation << 48 | end << 24 | next task: one word, so that a claim cannot mix two jobs.
+  struct alignas(64) Share {
+    std::atomic<uint64_t> state{0};
+  };
+
+  std::unique_ptr<Share[]> shares_;  // one a thread
+  alignas(64) std::atomic<uint64_t> generation_{0};
   alignas(64) std::atomic<int64_t> remaining_{0};
   alignas(64) std::atomic<uint32_t> wakeups_{0};
   std::atomic<int> sleepers_{0};
