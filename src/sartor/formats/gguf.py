@@ -34,6 +34,7 @@ from sartor.formats.files import (
     bits_per_weight,
     dense_weight,
 )
+from sartor.formats.gguf_strings import find_strings, read_strings
 from sartor.formats.gguf_blocks import GGUF_TYPES, REMOVED_TYPES, GgufType, decode_blocks
 from sartor.ops.weights import DenseFormat, Weight, WeightFormat
 
@@ -61,6 +62,7 @@ _RECORDS = [struct.Struct(f"<{n}QIQ") for n in range(_MAX_DIMENSIONS + 1)]
 """What follows the name and the number of dimensions of a tensor: lengths, type, offset."""
 _MAX_KEY = 65535  # the format's own limit
 _MAX_STRING = 64 << 20  # no single metadata string is near this; a damaged length is
+_WINDOW = 1 << 18  # bytes of strings that are looked through at once
 _SMALLEST_PAIR = 8 + 1 + 4 + 1
 _SMALLEST_TENSOR = 8 + 1 + 4 + 8 + 4 + 8
 _SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -78,17 +80,10 @@ class _LazyArray:
 
     def load(self) -> list[str] | npt.NDArray[np.generic]:
         blob = self.file.data[self.at : self.at + self.nbytes]
-        if self.type != _STRING:
-            numbers = np.frombuffer(blob, _SCALARS[self.type])
-            return numbers.view(np.bool_) if self.type == _BOOL else numbers
-        strings = []
-        length_at = _U64.unpack_from
-        end = 0
-        for _ in range(self.count):
-            start = end + 8
-            end = start + length_at(blob, end)[0]
-            strings.append(blob[start:end].decode("utf-8", "replace"))
-        return strings
+        if self.type == _STRING:
+            return read_strings(blob, self.count)
+        numbers = np.frombuffer(blob, _SCALARS[self.type])
+        return numbers.view(np.bool_) if self.type == _BOOL else numbers
 
 
 class GgufMetadata(Mapping[str, object]):
@@ -223,11 +218,19 @@ class _HeaderReader:
         return _LazyArray(self.file, start, kind, count, self.at - start)
 
     def skip_strings(self, count: int) -> None:
-        """The hot loop of opening: one length read a string, checked as it goes."""
-        data, at, length_at = memoryview(self.file.data), self.at, _U64.unpack_from
+        """Over strings with their lengths, each of which is checked."""
+        data = np.frombuffer(self.file.data, np.uint8)
+        at = self.at
+        while count:
+            starts, end = find_strings(data[at : at + _WINDOW], count)
+            if not len(starts):
+                break
+            count -= len(starts)
+            at += end
+        length_at = _U64.unpack_from
         try:
             for _ in range(count):
-                at += 8 + length_at(data, at)[0]
+                at += 8 + length_at(self.file.data, at)[0]
         except (struct.error, OverflowError, IndexError):
             at = self.file.size + 1
         self.skip(at - self.at)
