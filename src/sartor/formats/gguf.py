@@ -34,8 +34,8 @@ from sartor.formats.files import (
     bits_per_weight,
     dense_weight,
 )
-from sartor.formats.gguf_strings import find_strings, read_strings
 from sartor.formats.gguf_blocks import GGUF_TYPES, REMOVED_TYPES, GgufType, decode_blocks
+from sartor.formats.gguf_strings import Starts, find_strings, read_pairs, read_strings
 from sartor.ops.weights import DenseFormat, Weight, WeightFormat
 
 MAGIC = b"GGUF"
@@ -62,7 +62,6 @@ _RECORDS = [struct.Struct(f"<{n}QIQ") for n in range(_MAX_DIMENSIONS + 1)]
 """What follows the name and the number of dimensions of a tensor: lengths, type, offset."""
 _MAX_KEY = 65535  # the format's own limit
 _MAX_STRING = 64 << 20  # no single metadata string is near this; a damaged length is
-_WINDOW = 1 << 18  # bytes of strings that are looked through at once
 _SMALLEST_PAIR = 8 + 1 + 4 + 1
 _SMALLEST_TENSOR = 8 + 1 + 4 + 8 + 4 + 8
 _SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -77,13 +76,16 @@ class _LazyArray:
     type: int
     count: int
     nbytes: int
+    starts: Starts | None = None
 
     def load(self) -> list[str] | npt.NDArray[np.generic]:
-        blob = self.file.data[self.at : self.at + self.nbytes]
         if self.type == _STRING:
-            return read_strings(blob, self.count)
-        numbers = np.frombuffer(blob, _SCALARS[self.type])
+            return read_strings(self.blob(), self.count, self.starts)
+        numbers = np.frombuffer(self.blob(), _SCALARS[self.type])
         return numbers.view(np.bool_) if self.type == _BOOL else numbers
+
+    def blob(self) -> bytes:
+        return self.file.data[self.at : self.at + self.nbytes]
 
 
 class GgufMetadata(Mapping[str, object]):
@@ -97,6 +99,13 @@ class GgufMetadata(Mapping[str, object]):
         if isinstance(value, _LazyArray):
             value = self._pairs[key] = value.load()
         return value
+
+    def pairs(self, key: str) -> list[tuple[str, str]] | None:
+        """An array of strings that are two words each, one space between; None for any other."""
+        value = self._pairs.get(key)
+        if not isinstance(value, _LazyArray) or value.type != _STRING:
+            return None
+        return read_pairs(value.blob(), value.starts)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._pairs)
@@ -201,10 +210,11 @@ class _HeaderReader:
 
     def array(self) -> _LazyArray:
         kind = self.number(_U32)
+        starts = None
         if kind == _STRING:
             count = self.count("strings", 8)
-            start = self.at
-            self.skip_strings(count)
+            starts, nbytes = find_strings(self.file.view(self.at, self.left), count)
+            start = self.skip(nbytes)
         elif kind in _SCALARS:
             size = np.dtype(_SCALARS[kind]).itemsize
             count = self.count("numbers", size)
@@ -215,25 +225,7 @@ class _HeaderReader:
             raise self.error("an array of arrays; no known checkpoint has one")
         else:
             raise self.error(f"an array of unknown value type {kind}")
-        return _LazyArray(self.file, start, kind, count, self.at - start)
-
-    def skip_strings(self, count: int) -> None:
-        """Over strings with their lengths, each of which is checked."""
-        data = np.frombuffer(self.file.data, np.uint8)
-        at = self.at
-        while count:
-            starts, end = find_strings(data[at : at + _WINDOW], count)
-            if not len(starts):
-                break
-            count -= len(starts)
-            at += end
-        length_at = _U64.unpack_from
-        try:
-            for _ in range(count):
-                at += 8 + length_at(self.file.data, at)[0]
-        except (struct.error, OverflowError, IndexError):
-            at = self.file.size + 1
-        self.skip(at - self.at)
+        return _LazyArray(self.file, start, kind, count, self.at - start, starts)
 
 
 @dataclass(frozen=True)

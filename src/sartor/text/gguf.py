@@ -3,14 +3,14 @@
 Key names and defaults: the GGUF specification and llama.cpp (``src/llama-vocab.cpp``).
 
 Built anew at every start. Keeping the built tokenizer in a file was measured: the library takes
-longer to read its JSON than to be given vocabulary and merges (170 against 70 ms for 49,152 tokens),
-and holds the interpreter in both.
+longer to read its JSON than to be given vocabulary and merges (170 against 70 ms for 49,152
+tokens), and holds the interpreter in both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,13 @@ from sartor.text.tokenizer import Tokenizer, end_of_generation
 
 PREFIX = "tokenizer.ggml."
 _STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+
+
+@runtime_checkable
+class _Pairs(Protocol):
+    """Metadata that can give strings of two words as pairs, which is quicker."""
+
+    def pairs(self, key: str) -> list[tuple[str, str]] | None: ...
 
 
 class Keys:
@@ -71,6 +78,14 @@ class Keys:
 
     def strings(self, name: str) -> list[str]:
         return self._array(name, {str}, "strings")
+
+    def pairs(self, name: str) -> Sequence[Any]:
+        """Strings, each as the tuple of its parts before and after the first space."""
+        if isinstance(self._metadata, _Pairs):
+            pairs = self._metadata.pairs(PREFIX + name)
+            if pairs is not None:
+                return pairs
+        return [tuple(string.split(" ", 1)) for string in self.strings(name)]
 
     def numbers(self, name: str, length: int) -> NDArray[Any]:
         """Numbers, one for each token: more are tolerated as padding, fewer are not."""
@@ -129,7 +144,7 @@ def _byte_level(keys: Keys, tokens: list[str]) -> Tokenizer:
     rule = pre_tokenizer(keys.text("pre", "default"))
     vocab = dict(zip(tokens, range(len(tokens)), strict=True))
     _check_distinct(tokens, vocab)
-    merges: list[Any] = [tuple(merge.split(" ", 1)) for merge in keys.strings("merges")]
+    merges = keys.pairs("merges")
     try:
         model = models.BPE(vocab, merges, ignore_merges=rule.whole_words)
     except Exception as error:  # the library raises plain Exception for merges of unknown tokens
