@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sartor.formats.files import MappedFile
+from sartor.formats.gguf import read_header
 from sartor.formats.gguf_strings import find_strings, read_pairs, read_strings
 
 PLAIN = [b"a", "\u0120the".encode(), b"\xff", "\U0001f600".encode() * 60, b" ", b"0" * 127]
@@ -104,3 +107,18 @@ def test_pairs_are_the_words_of_each_string() -> None:
 )
 def test_anything_else_gives_no_pairs(strings: list[bytes]) -> None:
     assert pairs(strings) is None
+
+
+@pytest.mark.parametrize("strings", [[b"a b", b"c d"], [b"a b", b"c"], []])
+def test_metadata_gives_pairs_or_strings(strings: list[bytes], tmp_path: Path) -> None:
+    key = b"tokenizer.ggml.merges"
+    count = struct.pack("<Q", len(strings))
+    value = struct.pack("<II", 9, 8) + count + stored(strings)  # an array of strings
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + stored([key]) + value + bytes(32))
+    metadata = read_header(MappedFile.open(path)).metadata
+    words = [tuple(text.decode().split(" ")) for text in strings]
+    expected = words if words and all(len(word) == 2 for word in words) else None
+    assert metadata.pairs(key.decode()) == expected
+    assert metadata[key.decode()] == [text.decode() for text in strings]
+    assert metadata.pairs("another") is None
