@@ -133,7 +133,7 @@ def _load(
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     """A load makes some hundred thousand objects that stay and few cycles: Python's search for
-    these, over all objects again and again as they become more, takes a fifth of a start."""
+    these, over all objects again and again as they become more, would find next to nothing."""
     was_on = gc.isenabled()
     gc.disable()
     try:
