@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,10 +79,22 @@ def load(
     that has no model file runs through ``transformers``, where that is installed. Errors name
     what is missing, damaged or not supported.
     """
+    started = time.perf_counter()
+    with _no_garbage_collection():
+        return _load(path, plan, name, cache, taps, started)
+
+
+def _load(
+    path: Path,
+    plan: ExecutionPlan,
+    name: str,
+    cache: Path | None,
+    taps: Sequence[str],
+    started: float,
+) -> LoadedModel:
     from sartor.formats import open_checkpoint
     from sartor.models import UnknownArchitectureError, load_model
 
-    started = time.perf_counter()
     checkpoint = open_checkpoint(path)
     try:
         model = load_model(checkpoint)
@@ -114,6 +128,19 @@ def load(
         bits_per_weight=weights.bits_per_weight * program.size / model.program.size,
         identity=checkpoint.identity(),
     )
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A load makes some hundred thousand objects that stay and few cycles: Python's search for
+    these, over all objects again and again as they become more, would find next to nothing."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _load_fallback(

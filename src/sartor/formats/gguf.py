@@ -35,6 +35,7 @@ from sartor.formats.files import (
     dense_weight,
 )
 from sartor.formats.gguf_blocks import GGUF_TYPES, REMOVED_TYPES, GgufType, decode_blocks
+from sartor.formats.gguf_strings import Starts, find_strings, read_pairs, read_strings
 from sartor.ops.weights import DenseFormat, Weight, WeightFormat
 
 MAGIC = b"GGUF"
@@ -75,20 +76,16 @@ class _LazyArray:
     type: int
     count: int
     nbytes: int
+    starts: Starts | None = None
 
     def load(self) -> list[str] | npt.NDArray[np.generic]:
-        blob = self.file.data[self.at : self.at + self.nbytes]
-        if self.type != _STRING:
-            numbers = np.frombuffer(blob, _SCALARS[self.type])
-            return numbers.view(np.bool_) if self.type == _BOOL else numbers
-        strings = []
-        length_at = _U64.unpack_from
-        end = 0
-        for _ in range(self.count):
-            start = end + 8
-            end = start + length_at(blob, end)[0]
-            strings.append(blob[start:end].decode("utf-8", "replace"))
-        return strings
+        if self.type == _STRING:
+            return read_strings(self.blob(), self.count, self.starts)
+        numbers = np.frombuffer(self.blob(), _SCALARS[self.type])
+        return numbers.view(np.bool_) if self.type == _BOOL else numbers
+
+    def blob(self) -> bytes:
+        return self.file.data[self.at : self.at + self.nbytes]
 
 
 class GgufMetadata(Mapping[str, object]):
@@ -102,6 +99,13 @@ class GgufMetadata(Mapping[str, object]):
         if isinstance(value, _LazyArray):
             value = self._pairs[key] = value.load()
         return value
+
+    def pairs(self, key: str) -> list[tuple[str, str]] | None:
+        """An array of strings that are two words each, one space between; None for any other."""
+        value = self._pairs.get(key)
+        if not isinstance(value, _LazyArray) or value.type != _STRING:
+            return None
+        return read_pairs(value.blob(), value.starts)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._pairs)
@@ -206,10 +210,11 @@ class _HeaderReader:
 
     def array(self) -> _LazyArray:
         kind = self.number(_U32)
+        starts = None
         if kind == _STRING:
             count = self.count("strings", 8)
-            start = self.at
-            self.skip_strings(count)
+            starts, nbytes = find_strings(self.file.view(self.at, self.left), count)
+            start = self.skip(nbytes)
         elif kind in _SCALARS:
             size = np.dtype(_SCALARS[kind]).itemsize
             count = self.count("numbers", size)
@@ -220,17 +225,7 @@ class _HeaderReader:
             raise self.error("an array of arrays; no known checkpoint has one")
         else:
             raise self.error(f"an array of unknown value type {kind}")
-        return _LazyArray(self.file, start, kind, count, self.at - start)
-
-    def skip_strings(self, count: int) -> None:
-        """The hot loop of opening: one length read a string, checked as it goes."""
-        data, at, length_at = memoryview(self.file.data), self.at, _U64.unpack_from
-        try:
-            for _ in range(count):
-                at += 8 + length_at(data, at)[0]
-        except (struct.error, OverflowError, IndexError):
-            at = self.file.size + 1
-        self.skip(at - self.at)
+        return _LazyArray(self.file, start, kind, count, self.at - start, starts)
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,10 @@ DATA_START = 4096
 _PREAMBLE = struct.Struct("<8sIIQQ32s")
 _TEMPORARY = ".part"
 _ABANDONED_SECONDS = 3600.0
-_DTYPES = frozenset(
-    np.dtype(code).name
+_DTYPES = {
+    np.dtype(code).name: np.dtype(code).newbyteorder("<")
     for code in "?bBhHiIqQefd"  # numpy's characters, bool to float64
-)
+}
 
 AnyArray = npt.NDArray[np.generic]
 
@@ -218,7 +218,7 @@ class PackedFile:
         if entry is None:
             raise FormatError(f"{self.path}: no array {name!r}; remove the file to pack it again")
         raw = self._file.view(entry.offset, entry.nbytes)
-        return raw.view(np.dtype(entry.dtype).newbyteorder("<")).reshape(entry.shape)
+        return raw.view(_DTYPES[entry.dtype]).reshape(entry.shape)
 
 
 def _read_header(file: MappedFile) -> tuple[_Header, str]:
@@ -262,7 +262,7 @@ def _entry_fault(entry: _Entry, end: int) -> str | None:
         return f"ends at byte {entry.offset + entry.nbytes}, the data at {end}"
     if not is_shape(entry.shape):
         return f"impossible shape of {len(entry.shape)} dimensions"
-    nbytes = np.dtype(entry.dtype).itemsize * math.prod(entry.shape)
+    nbytes = _DTYPES[entry.dtype].itemsize * math.prod(entry.shape)
     return None if nbytes == entry.nbytes else f"shape {entry.shape} takes {nbytes} bytes"
 
 

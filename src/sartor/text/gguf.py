@@ -2,15 +2,14 @@
 
 Key names and defaults: the GGUF specification and llama.cpp (``src/llama-vocab.cpp``).
 
-Built anew at every start: 0.15 s for 49,152 byte-level tokens with their merges and 0.35 s for
-262,144 SentencePiece pieces on two cores. Keeping the built tokenizer in a file was measured, and
-loading its JSON took as long for the first and five times as long for the second.
+Built anew at every start. Keeping the built tokenizer in a file was measured: the library takes
+longer to read its JSON than to be given vocabulary and merges, where there are merges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +30,13 @@ from sartor.text.tokenizer import Tokenizer, end_of_generation
 
 PREFIX = "tokenizer.ggml."
 _STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+
+
+@runtime_checkable
+class _Pairs(Protocol):
+    """Metadata that can give strings of two words as pairs, which is quicker."""
+
+    def pairs(self, key: str) -> list[tuple[str, str]] | None: ...
 
 
 class Keys:
@@ -71,6 +77,14 @@ class Keys:
 
     def strings(self, name: str) -> list[str]:
         return self._array(name, {str}, "strings")
+
+    def pairs(self, name: str) -> Sequence[Any]:
+        """Strings, each as the tuple of its parts before and after the first space."""
+        if isinstance(self._metadata, _Pairs):
+            pairs = self._metadata.pairs(PREFIX + name)
+            if pairs is not None:
+                return pairs
+        return [tuple(string.split(" ", 1)) for string in self.strings(name)]
 
     def numbers(self, name: str, length: int) -> NDArray[Any]:
         """Numbers, one for each token: more are tolerated as padding, fewer are not."""
@@ -127,9 +141,9 @@ def _byte_level(keys: Keys, tokens: list[str]) -> Tokenizer:
     from tokenizers import Tokenizer as Backend
 
     rule = pre_tokenizer(keys.text("pre", "default"))
-    _check_distinct(tokens)
     vocab = dict(zip(tokens, range(len(tokens)), strict=True))
-    merges: list[Any] = [tuple(merge.split(" ", 1)) for merge in keys.strings("merges")]
+    _check_distinct(tokens, vocab)
+    merges = keys.pairs("merges")
     try:
         model = models.BPE(vocab, merges, ignore_merges=rule.whole_words)
     except Exception as error:  # the library raises plain Exception for merges of unknown tokens
@@ -175,7 +189,7 @@ def _sentencepiece(keys: Keys, tokens: list[str]) -> Tokenizer:
     size = len(tokens)
     types = keys.types(size)
     scores = keys.numbers("scores", size).tolist()  # Python's own are quicker to compare
-    _check_distinct(tokens)
+    _check_distinct(tokens, set(tokens))
     # SentencePiece's own default ids, for files from before the keys were mandatory.
     bos = keys.token("bos_token_id", size) if "bos_token_id" in keys else _control_at(types, 1)
     eos = keys.token("eos_token_id", size) if "eos_token_id" in keys else _control_at(types, 2)
@@ -339,8 +353,9 @@ def _control_at(types: TokenTypes, token: int) -> int | None:
     return token if token < len(types) and types[token] == TokenType.CONTROL else None
 
 
-def _check_distinct(tokens: Sequence[str]) -> None:
-    if len(set(tokens)) == len(tokens):
+def _check_distinct(tokens: Sequence[str], distinct: Collection[str]) -> None:
+    """Refuses a token that is there twice; ``distinct`` has each of them once."""
+    if len(distinct) == len(tokens):
         return
     seen: set[str] = set()
     for i, token in enumerate(tokens):

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class CpuWeights:
         self.vectors = vectors
         self._parameters = parameters
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         return sum(m.nbytes for m in self.matrices.values()) + sum(
             v.nbytes for v in self.vectors.values()
