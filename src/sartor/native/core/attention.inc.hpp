@@ -14,6 +14,7 @@
 // Exponents have base 2: scores carry log2(e).
 
 constexpr float kLog2E = 1.44269504088896341f;
+constexpr int64_t kAhead = 4;                                 // places that are read side by side
 constexpr int64_t kScoreStride = kAttentionSegment + kLanes;  // floats; off the powers of two
 
 // A segment as rows read it; positions are relative to its begin.
@@ -22,13 +23,18 @@ struct Segment {
   // Keys by groups of 16 positions, values by chunks of `chunk` positions (of the first run).
   const uint8_t* groups[kAttentionSegment / 16 + 1];
   const uint8_t* chunks[kAttentionSegment / 16];
-  const uint8_t* after;  // what is read when all of it has been
-  int64_t from, to;      // positions that the rows at hand see
+  const uint8_t* after[kAhead];  // the groups that are read when all of it has been
+  int64_t from, to;              // positions that the rows at hand see
 
   int64_t group_begin() const { return from / kLanes; }
   int64_t group_end() const { return (to + kLanes - 1) / kLanes; }
   int64_t chunk_begin() const { return from / layout->chunk(); }
   int64_t chunk_end() const { return (to + layout->chunk() - 1) / layout->chunk(); }
+  // The i-th chunk, or the last.
+  const uint8_t* chunk_after(int64_t i) const {
+    const int64_t c = chunk_begin() + i, last = chunk_end() - 1;
+    return chunks[c < last ? c : last];
+  }
 };
 
 // 2^x to about 1e-7 relative; 0 below -126.
@@ -197,9 +203,13 @@ static inline void find_segment(const AttentionTask& t, int64_t begin, Segment& 
             s.chunk_end() - chunks, s.chunks + chunks);
   s.groups[s.group_end()] = s.chunks[chunks];
   const int64_t next = begin + kAttentionSegment;
-  s.after = next < t.segment_end * kAttentionSegment
-                ? t.keys + t.block_table[next / t.layout.block_size] * t.key_stride
-                : s.groups[groups];
+  const int64_t left = t.positions(t.row_end - 1).end - next;
+  const int64_t ahead = left < kAhead * kLanes ? (left + kLanes - 1) / kLanes : kAhead;
+  if (next < t.segment_end * kAttentionSegment)
+    find_runs(t, t.keys, t.key_stride, next, kLanes, t.layout.group_bytes(), ahead, s.after);
+  else s.after[0] = s.groups[groups];
+  for (int64_t i = 1; i < kAhead; ++i)
+    if (i >= ahead) s.after[i] = s.after[0];
 }
 
 template <class Unit>

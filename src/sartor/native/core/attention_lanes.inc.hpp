@@ -114,7 +114,7 @@ class Lanes {
     p.count = s.chunk_end() - s.chunk_begin();
     p.steps = chunk / Kv::kPack;
     p.run_bytes = layout_.run_bytes();
-    p.after = s.after;
+    p.after = s.after[0];
     p.rows = reinterpret_cast<const Element*>(scores) + s.chunk_begin() * chunk;
     p.row_stride = kScoreStride * 4 / static_cast<int64_t>(sizeof(Element));
     p.sum_stride = layout_.value_stride();

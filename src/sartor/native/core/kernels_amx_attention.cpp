@@ -23,9 +23,17 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {};
 };
 
-static inline void prefetch_lines(const uint8_t* p, int64_t lines) {
-  for (int64_t i = 0; i < lines; ++i) __builtin_prefetch(p + 64 * i);
-}
+// Places to be read next. A core reads pages side by side faster than one after another, and one
+// after another no faster for being asked early.
+struct Ahead {
+  const uint8_t* places[kAhead];
+
+  // Four lines of each. Inline always: gcc 12 drops calls that do nothing but prefetch.
+  SARTOR_INLINE void fetch(int64_t line) const {
+    for (const uint8_t* place : places)
+      for (int64_t i = 0; i < 4; ++i) __builtin_prefetch(place + 64 * (line + i));
+  }
+};
 
 // sums[rows][runs * 16] = the products of `count` tiles of rows with those that at(run, i) names.
 template <int kRuns, class At>
@@ -105,11 +113,17 @@ class Tiles {
     const int64_t step = key_pairs_ * 64, end = s.group_end();
     const Run run{rows, key_pairs_, layout_.key_steps() / key_pairs_, q, q_stride, 2 * key_pairs_};
     for (int64_t g = s.group_begin(), count; g < end; g += count) {
-      const auto at = [&](int64_t of, int64_t u, int64_t i) {
-        if (rows <= kHalf) {
-          const int64_t next = g + of + u < end ? g + of + u : end;
-          prefetch_lines(s.groups[next] + i * step, key_pairs_);
+      Ahead ahead;
+      const auto look_ahead = [&](int64_t of) {
+        for (int64_t p = 0; p < kAhead; ++p) {
+          const int64_t next = g + of + p % of;
+          ahead.places[p] = (next < end ? s.groups[next] : s.chunk_after(next - end)) +
+                            p / of * (layout_.group_bytes() / kAhead * of);
         }
+      };
+      const auto at = [&](int64_t of, int64_t u, int64_t i) {
+        if (i == 0 && u == 0) look_ahead(of);
+        ahead.fetch((i * of + u) * (key_pairs_ / kAhead));
         return s.groups[g + u] + i * step;
       };
       count = multiply(run, end - g, at, out + g * kLanes, kScoreStride);
@@ -122,13 +136,18 @@ class Tiles {
     const int64_t runs = layout_.value_stride() / kLanes, bytes = layout_.run_bytes();
     const Run run{rows, chunk / 2, s.chunk_end() - begin, weights, 2 * kScoreStride, chunk};
     for (int64_t r = 0, count; r < runs; r += count) {
+      Ahead ahead;
+      const auto look_ahead = [&](int64_t next, int64_t of) {
+        for (int64_t p = 0; p < kAhead; ++p, ++next)
+          ahead.places[p] = next < run.count ? s.chunk_after(next) + r * bytes
+                            : r + of < runs  ? s.chunk_after(next - run.count) + (r + of) * bytes
+                                             : s.after[next % kAhead];
+      };
       const auto at = [&](int64_t of, int64_t u, int64_t i) {
-        if (rows <= kHalf) {
-          const uint8_t* next = i + 1 < run.count ? s.chunks[begin + i + 1] + r * bytes
-                                : r + of < runs   ? s.chunks[begin] + (r + of) * bytes
-                                                  : s.after;
-          prefetch_lines(next + u * bytes, chunk / 2);
-        }
+        // Of the next four chunks, while these four are multiplied.
+        if (i % kAhead == 0 && u == 0) look_ahead(i + kAhead, of);
+        const int64_t turn = i % kAhead * of + u;
+        ahead.fetch(turn / kAhead * bytes / 64 + turn % kAhead * (chunk / 8));
         return s.chunks[begin + i] + (r + u) * bytes;
       };
       count = multiply(run, runs - r, at, sums + r * kLanes, layout_.value_stride());
