@@ -16,7 +16,7 @@ from sartor.errors import UsageError
 ActivationFormat = Literal["int8", "fp32"]
 KVFormat = Literal["bf16", "fp16", "fp32"]
 
-ISAS = ("auto", "portable", "avx2", "avx512", "avx512bf16", "amx", "neon", "i8mm")
+ISAS = ("auto", "portable", "avx2", "avxvnni", "avx512", "avx512bf16", "amx", "neon", "i8mm")
 """Instruction-set paths of the CPU backend; a machine and a build have some of them."""
 
 

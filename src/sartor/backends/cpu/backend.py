@@ -84,8 +84,8 @@ _SAME_CODE = {"linear_group": "linear", "latent_attention": "attention"}
 
 
 class CpuBackend:
-    """x86-64 with AMX, AVX-512 VNNI or AVX2, ARM64 with NEON dot products, and a portable path
-    for any other processor."""
+    """x86-64 with AMX, AVX-512 VNNI, AVX-VNNI or AVX2, ARM64 with NEON dot products, and a portable
+    path for any other processor."""
 
     name = "cpu"
 

@@ -82,6 +82,9 @@ bool has_i8mm() {
 #endif
 }
 
+// EAX bit 4.
+bool has_avxvnni() { return has_avx2() && (leaf7(1).eax >> 4 & 1); }
+
 bool always() { return true; }
 
 struct Path {
@@ -90,12 +93,16 @@ struct Path {
   const Kernels* (*kernels)();  // asked only where it runs
 };
 
-constexpr Path kPaths[] = {
-    // best first
-    {"amx", has_amx, amx_kernels},          {"avx512bf16", has_fast_bf16, avx512bf16_kernels},
-    {"avx512", has_avx512, avx512_kernels}, {"avx512bf16", has_slow_bf16, avx512bf16_kernels},
-    {"avx2", has_avx2, avx2_kernels},       {"i8mm", has_i8mm, i8mm_kernels},
-    {"neon", has_neon, neon_kernels},       {"portable", always, portable_kernels}};
+constexpr Path kPaths[] = {// best first
+                           {"amx", has_amx, amx_kernels},
+                           {"avx512bf16", has_fast_bf16, avx512bf16_kernels},
+                           {"avx512", has_avx512, avx512_kernels},
+                           {"avx512bf16", has_slow_bf16, avx512bf16_kernels},
+                           {"avxvnni", has_avxvnni, avxvnni_kernels},
+                           {"avx2", has_avx2, avx2_kernels},
+                           {"i8mm", has_i8mm, i8mm_kernels},
+                           {"neon", has_neon, neon_kernels},
+                           {"portable", always, portable_kernels}};
 
 }  // namespace
 

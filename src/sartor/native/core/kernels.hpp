@@ -316,6 +316,7 @@ inline Matrix Matrix::expert(int64_t index) const {
 
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();  // null where the build has no x86 paths
+const Kernels* avxvnni_kernels();
 const Kernels* avx512_kernels();
 const Kernels* avx512bf16_kernels();
 void attention_tiles(const AttentionTask& task);  // of amx_kernels()

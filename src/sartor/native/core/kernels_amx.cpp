@@ -11,6 +11,7 @@
 #define SARTOR_REGISTERS
 #define SARTOR_VEC "vec_avx512.hpp"
 #define SARTOR_LINEAR_ONLY
+#define SARTOR_PANELS_ONLY
 #define SARTOR_TILE_ROWS 16
 #include "kernels_impl.inc.hpp"
 
@@ -113,7 +114,7 @@ static void amx_tile(const Matrix& w, int64_t block, const TileEntry<kTileRows>*
     }
   }
   SARTOR_UNROLL  // gcc would make a memcpy of it, and keep the totals in memory throughout
-  for (int m = 0; m < kTileRows; ++m) f_store(totals + m * kLanes, total[m]);
+      for (int m = 0; m < kTileRows; ++m) f_store(totals + m * kLanes, total[m]);
 }
 
 template <bool kOffset>

@@ -127,12 +127,13 @@ static void direct_tile(const Matrix& w, int64_t block, const int32_t* tile, int
         const F o = kOffset ? f_load_fp16(from[b].offsets + (entry->group + part) * kLanes) : s;
         SARTOR_UNROLL
         for (int m = 0; m < kRows; ++m) {
-          I dot = i_set(kOffset ? 0 : entry->term[part][m].correction);
+          Dot<kByteBits<kBits>> dot;
+          dot.start(kOffset ? 0 : entry->term[part][m].correction);
           SARTOR_UNROLL
           for (int i = part * 4; i < (kHalves ? part * 4 + 4 : 8); ++i)
-            dot = i_dot<kByteBits<kBits>>(dot, bytes[i], a_load(entry->codes[m] + 4 * i));
+            dot.add(bytes[i], a_load(entry->codes[m] + 4 * i));
           F& to = total[b][m];
-          to = f_fma(f_from(dot), f_mul(s, f_set(entry->scale[m])), to);
+          to = f_fma(f_from(dot.total()), f_mul(s, f_set(entry->scale[m])), to);
           if constexpr (kOffset) to = f_fma(o, f_set(entry->term[part][m].sum), to);
         }
       }
@@ -245,11 +246,11 @@ static void panel_tile(const Matrix& w, int64_t block, const TileEntry<kTileRows
     SARTOR_UNROLL
     for (int part = 0; part < kParts; ++part) {
       // All sums of a tile at once, so that none waits for itself.
-      I dot[kTileRows][kBlocks];
+      Dot<kBits> dot[kTileRows][kBlocks];
       SARTOR_UNROLL
       for (int m = 0; m < kTileRows; ++m) SARTOR_UNROLL
       for (int b = 0; b < kBlocks; ++b)
-        dot[m][b] = i_set(kOffset ? 0 : entry->term[part][m].correction);
+        dot[m][b].start(kOffset ? 0 : entry->term[part][m].correction);
       SARTOR_UNROLL
       for (int i = part * 4; i < (kHalves ? part * 4 + 4 : 8); ++i) {
         Q column[kBlocks];
@@ -259,7 +260,7 @@ static void panel_tile(const Matrix& w, int64_t block, const TileEntry<kTileRows
         for (int m = 0; m < kTileRows; ++m) {
           const A four = a_load(entry->codes[m] + 4 * i);
           SARTOR_UNROLL
-          for (int b = 0; b < kBlocks; ++b) dot[m][b] = i_dot<kBits>(dot[m][b], column[b], four);
+          for (int b = 0; b < kBlocks; ++b) dot[m][b].add(column[b], four);
         }
       }
       SARTOR_UNROLL
@@ -269,7 +270,7 @@ static void panel_tile(const Matrix& w, int64_t block, const TileEntry<kTileRows
         SARTOR_UNROLL
         for (int m = 0; m < kTileRows; ++m) {
           float* at = totals[b] + m * kLanes;
-          F total = f_fma(f_from(dot[m][b]), f_mul(s, f_set(entry->scale[m])), f_load(at));
+          F total = f_fma(f_from(dot[m][b].total()), f_mul(s, f_set(entry->scale[m])), f_load(at));
           if constexpr (kOffset) total = f_fma(o, f_set(entry->term[part][m].sum), total);
           f_store(at, total);
         }
@@ -278,7 +279,7 @@ static void panel_tile(const Matrix& w, int64_t block, const TileEntry<kTileRows
   }
 }
 
-#if !defined(SARTOR_LINEAR_ONLY)
+#if !defined(SARTOR_PANELS_ONLY)
 static void arrange_rows(const Matrix& w, const QuantizedRows& x, const QuantizedRows* residual,
                          int64_t rows, const LinearVariant&, int32_t* arranged) {
   const int64_t stride = arranged_ints(w.k_padded, residual != nullptr);
@@ -370,18 +371,22 @@ static void linear_int8(const Matrix& w, int64_t block_begin, int64_t block_end,
                         const LinearOutput& out, float* scratch) {
   using PanelFunction = void (*)(const Matrix&, int64_t, int64_t, const ArrangedRows&, int64_t,
                                  const LinearOutput&, float*);
-  constexpr int kNarrow = kWideCodesCostMore ? 7 : 8;  // bits of a code
-  static constexpr PanelFunction kPanelFunctions[2][2][2] = {
-      {{panel_rows<kNarrow, false, false>, panel_rows<kNarrow, false, true>},
-       {panel_rows<kNarrow, true, false>, panel_rows<kNarrow, true, true>}},
+  // By the bits that a byte uses: up to 4, up to 7, all.
+  constexpr int kFew = kWideCodesCostMore ? 4 : 8, kMany = kWideCodesCostMore ? 7 : 8;
+  static constexpr PanelFunction kPanelFunctions[3][2][2] = {
+      {{panel_rows<kFew, false, false>, panel_rows<kFew, false, true>},
+       {panel_rows<kFew, true, false>, panel_rows<kFew, true, true>}},
+      {{panel_rows<kMany, false, false>, panel_rows<kMany, false, true>},
+       {panel_rows<kMany, true, false>, panel_rows<kMany, true, true>}},
       {{panel_rows<8, false, false>, panel_rows<8, false, true>},
        {panel_rows<8, true, false>, panel_rows<8, true, true>}}};
   int64_t row = 0;
   while (row < x.count && tile_rows(x.count - row) == kTileRows) row += kTileRows;
-  const bool wide = w.storage == Storage::kLookup || w.bits == 8;
+  const int bits = w.storage == Storage::kLookup ? 8 : w.bits;
+  const int width = bits <= 4 ? 0 : bits <= 7 ? 1 : 2;
   if (row > 0)
-    kPanelFunctions[wide][w.group == 16][w.has_offset](w, block_begin, block_end, x,
-                                                       row / kTileRows, out, scratch);
+    kPanelFunctions[width][w.group == 16][w.has_offset](w, block_begin, block_end, x,
+                                                        row / kTileRows, out, scratch);
   if (row < x.count)
     kDirectFunctions[code_kind(w)][w.group == 16][w.has_offset](w, block_begin, block_end, x, row,
                                                                 variant, out);

@@ -13,9 +13,7 @@ static inline void load_chunk(const float* row, int64_t begin, int64_t k, F& a, 
 }
 
 // Rounds to nearest even; codes stay within [-127, 127].
-static inline I codes_of(F x) {
-  return i_from(f_max(f_min(x, f_set(127.0f)), f_set(-127.0f)));
-}
+static inline I codes_of(F x) { return i_from(f_max(f_min(x, f_set(127.0f)), f_set(-127.0f))); }
 
 // Four chunks at once: the largest of each takes as long to find as that of one.
 constexpr int kQuantized = 4;
@@ -42,10 +40,9 @@ static inline void quantize_chunks(const float* x, int8_t* codes, float* scales,
   SARTOR_UNROLL
   for (int j = 0; j < kQuantized; j += 2) {
     const F first = f_set(inverse[j]), second = f_set(inverse[j + 1]);
-    const I four[4] = {codes_of(f_mul(halves[2 * j], first)),
-                       codes_of(f_mul(halves[2 * j + 1], first)),
-                       codes_of(f_mul(halves[2 * j + 2], second)),
-                       codes_of(f_mul(halves[2 * j + 3], second))};
+    const I four[4] = {
+        codes_of(f_mul(halves[2 * j], first)), codes_of(f_mul(halves[2 * j + 1], first)),
+        codes_of(f_mul(halves[2 * j + 2], second)), codes_of(f_mul(halves[2 * j + 3], second))};
     i_store_bytes(codes + j * kChunk, four);
   }
   sum_bytes_of_128(codes, half_sums);
@@ -96,8 +93,8 @@ static void quantize_residual(const float* x, int64_t rows, int64_t k, int64_t x
       residual_scales[at] = fine;
       int8_t* to = residual_codes + at * kChunk;
       i_store_bytes(to, codes_of(f_mul(f_fma(f_from(i_load_bytes(coarse)), minus, a), inverse)));
-      i_store_bytes(to + 16, codes_of(f_mul(f_fma(f_from(i_load_bytes(coarse + 16)), minus, b),
-                                            inverse)));
+      i_store_bytes(to + 16,
+                    codes_of(f_mul(f_fma(f_from(i_load_bytes(coarse + 16)), minus, b), inverse)));
       sum_bytes(to, half_sums + 2 * at);
     }
   }
@@ -191,8 +188,8 @@ template <int kRows>
 static void arrange_tile(const Matrix& w, const QuantizedRows& coarse, const QuantizedRows* fine,
                          int64_t row, int64_t rows, int32_t* tile) {
   static_assert(sizeof(TileEntry<kRows>) <= kRows * kEntryInts * 4);
-  using Function = void (*)(const Matrix&, const QuantizedRows&, const QuantizedRows*, int64_t, int,
-                            int32_t*);
+  using Function =
+      void (*)(const Matrix&, const QuantizedRows&, const QuantizedRows*, int64_t, int, int32_t*);
   static constexpr Function kFunctions[2][2] = {
       {arrange_chunks<kRows, false, false>, arrange_chunks<kRows, false, true>},
       {arrange_chunks<kRows, true, false>, arrange_chunks<kRows, true, true>}};

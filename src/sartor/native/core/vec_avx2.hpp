@@ -1,4 +1,4 @@
-// Sixteen lanes as two 256-bit registers (AVX2, FMA, F16C).
+// Sixteen lanes as two 256-bit registers (AVX2, FMA, F16C; AVX-VNNI where it is compiled for).
 // Included inside a namespace of its own.
 
 constexpr int kRowTile = 4;   // of float32 rows: two registers a row of totals
@@ -6,7 +6,11 @@ constexpr int kTileRows = 4;  // of int8 rows: eight registers of sums
 constexpr int kTileBlocks = 1;
 constexpr int kDirectRows = 2;  // more read unpacked codes
 constexpr int kStreams = 2;     // column blocks that few rows read at once
+#if defined(__AVXVNNI__)
+constexpr bool kWideCodesCostMore = false;
+#else
 constexpr bool kWideCodesCostMore = true;
+#endif
 constexpr int kAttentionRows = 4;  // query rows of a tile
 constexpr int kAttentionSums = 4;  // and vectors of its sums
 
@@ -181,21 +185,6 @@ static inline Q q_lookup(Q codes, const int8_t* table) {
   return {_mm256_xor_si256(_mm256_shuffle_epi8(values, codes.lo), flip),
           _mm256_xor_si256(_mm256_shuffle_epi8(values, codes.hi), flip)};
 }
-template <int kBits>
-static inline __m256i dot8(__m256i acc, __m256i w, __m256i a) {
-  const __m256i ones = _mm256_set1_epi16(1);
-  if constexpr (kBits < 8) {
-    // Codes below 128: pairs of products stay within int16, nothing saturates.
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), ones));
-  } else {
-    // Split the top bit off: both halves are below 128 and stay within int16.
-    const __m256i low = _mm256_and_si256(w, _mm256_set1_epi8(127));
-    const __m256i top = _mm256_and_si256(_mm256_srli_epi16(w, 7), _mm256_set1_epi8(1));
-    const __m256i low_sum = _mm256_madd_epi16(_mm256_maddubs_epi16(low, a), ones);
-    const __m256i top_sum = _mm256_madd_epi16(_mm256_maddubs_epi16(top, a), ones);
-    return _mm256_add_epi32(acc, _mm256_add_epi32(low_sum, _mm256_slli_epi32(top_sum, 7)));
-  }
-}
 // The same 4 activations for every lane.
 struct A {
   __m256i v;
@@ -205,10 +194,72 @@ static inline A a_load(const int8_t* p) {
   std::memcpy(&four, p, 4);
   return {_mm256_set1_epi32(four)};
 }
+#if defined(__AVXVNNI__)
 template <int kBits>
 static inline I i_dot(I acc, Q w, A a) {
-  return {dot8<kBits>(acc.lo, w.lo, a.v), dot8<kBits>(acc.hi, w.hi, a.v)};
+  return {_mm256_dpbusd_avx_epi32(acc.lo, w.lo, a.v), _mm256_dpbusd_avx_epi32(acc.hi, w.hi, a.v)};
 }
+#include "vec_dot.hpp"
+#else
+// The products of a chunk. Pairs of products with 4 bits fit int16, and the sum of the 8 pairs that
+// a lane has in a chunk does too: 8 * 2 * 15 * 127 = 30,480.
+template <int kBits>
+struct Dot {
+  int32_t from;
+  Q pairs;
+  void start(int32_t value) {
+    from = value;
+    pairs = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+  }
+  void add(Q w, A a) {
+    static_assert(kBits <= 4);
+    pairs = {_mm256_add_epi16(pairs.lo, _mm256_maddubs_epi16(w.lo, a.v)),
+             _mm256_add_epi16(pairs.hi, _mm256_maddubs_epi16(w.hi, a.v))};
+    // gcc 12 would multiply a whole chunk first, and keep the products in memory.
+    asm("" : "+x"(pairs.lo), "+x"(pairs.hi));
+  }
+  I total(int32_t weight = 1) const {
+    const __m256i each = _mm256_set1_epi16(static_cast<int16_t>(weight));
+    const __m256i start = _mm256_set1_epi32(from);
+    return {_mm256_add_epi32(start, _mm256_madd_epi16(pairs.lo, each)),
+            _mm256_add_epi32(start, _mm256_madd_epi16(pairs.hi, each))};
+  }
+};
+// Up to 7 bits only a pair fits.
+struct PairDot {
+  I sum;
+  void start(int32_t from) { sum = i_set(from); }
+  void add(Q w, A a) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    sum = {_mm256_add_epi32(sum.lo, _mm256_madd_epi16(_mm256_maddubs_epi16(w.lo, a.v), ones)),
+           _mm256_add_epi32(sum.hi, _mm256_madd_epi16(_mm256_maddubs_epi16(w.hi, a.v), ones))};
+  }
+  I total() const { return sum; }
+};
+template <>
+struct Dot<5> : PairDot {};
+template <>
+struct Dot<6> : PairDot {};
+template <>
+struct Dot<7> : PairDot {};
+// With 8 bits not even that: four bits at a time.
+template <>
+struct Dot<8> {
+  Dot<4> low, high;
+  void start(int32_t from) {
+    low.start(from);
+    high.start(0);
+  }
+  void add(Q w, A a) {
+    low.add(q_field<0>(w, 15), a);
+    high.add(q_field<4>(w, 15), a);
+  }
+  I total() const {
+    const I first = low.total(), second = high.total(16);
+    return {_mm256_add_epi32(first.lo, second.lo), _mm256_add_epi32(first.hi, second.hi)};
+  }
+};
+#endif
 static inline void i_store_bytes(int8_t* p, I a) {
   const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xD8);
   _mm_storeu_si128(

@@ -137,15 +137,15 @@ template <int kBits>
 static inline I i_dot(I acc, Q w, A a) {
   return {_mm512_dpbusd_epi32(acc.v, w.v, a.v)};
 }
+#include "vec_dot.hpp"
 static inline void i_store_bytes(int8_t* p, I a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
 }
 // 64 bytes of four; their values fit.
 static inline void i_store_bytes(int8_t* p, const I (&x)[4]) {
-  const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(x[0].v, x[1].v),
-                                           _mm512_packs_epi32(x[2].v, x[3].v));
-  const __m512i order =
-      _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i bytes =
+      _mm512_packs_epi16(_mm512_packs_epi32(x[0].v, x[1].v), _mm512_packs_epi32(x[2].v, x[3].v));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, bytes));
 }
 static inline I i_load_bytes(const int8_t* p) {

@@ -247,6 +247,7 @@ static inline I i_dot(I acc, Q w, A x) {
 #endif
   }
 }
+#include "vec_dot.hpp"
 static inline void i_store_bytes(int8_t* p, I x) {
   const int16x8_t low = vcombine_s16(vmovn_s32(x.a), vmovn_s32(x.b));
   const int16x8_t high = vcombine_s16(vmovn_s32(x.c), vmovn_s32(x.d));

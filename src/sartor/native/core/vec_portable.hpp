@@ -242,6 +242,7 @@ static inline I i_dot(I acc, Q w, A a) {
                           w.v[4 * i + 3] * a.v[3];
   return acc;
 }
+#include "vec_dot.hpp"
 static inline void i_store_bytes(int8_t* p, I a) { SARTOR_EACH p[i] = static_cast<int8_t>(a.v[i]); }
 static inline I i_load_bytes(const int8_t* p) {
   I r;

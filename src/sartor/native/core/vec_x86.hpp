@@ -16,15 +16,15 @@ static inline void sum_bytes_of_128(const int8_t* p, int32_t* sums) {
   __m256i eights[4];  // of 32 bytes: the sums of 8 and 8, of 8 and 8
   for (int i = 0; i < 4; ++i) {
     const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32 * i));
-    eights[i] = _mm256_sad_epu8(_mm256_xor_si256(bytes, _mm256_set1_epi8(-128)),
-                                _mm256_setzero_si256());
+    eights[i] =
+        _mm256_sad_epu8(_mm256_xor_si256(bytes, _mm256_set1_epi8(-128)), _mm256_setzero_si256());
   }
   __m256i sixteens[2];
   for (int i = 0; i < 2; ++i)
     sixteens[i] = _mm256_add_epi64(_mm256_unpacklo_epi64(eights[2 * i], eights[2 * i + 1]),
                                    _mm256_unpackhi_epi64(eights[2 * i], eights[2 * i + 1]));
-  const __m256 low = _mm256_shuffle_ps(_mm256_castsi256_ps(sixteens[0]),
-                                       _mm256_castsi256_ps(sixteens[1]), 0x88);
+  const __m256 low =
+      _mm256_shuffle_ps(_mm256_castsi256_ps(sixteens[0]), _mm256_castsi256_ps(sixteens[1]), 0x88);
   const __m256i ordered = _mm256_permutevar8x32_epi32(_mm256_castps_si256(low),
                                                       _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums),
