@@ -103,10 +103,13 @@ void Executor::multiply(int32_t v, const float* x, int64_t count, int64_t width,
 // Enough tasks for every thread to end at about the same time.
 int64_t Executor::blocks_a_task(int64_t blocks, int64_t rows, const LinearVariant& variant) const {
   if (variant.task_blocks > 0) return variant.task_blocks;
-  const int64_t share = std::max<int64_t>(1, blocks / (pool_->threads() * 6));
-  // Whole groups of the column blocks that are read, or unpacked, together.
+  // Whole groups of the column blocks that are read, or unpacked, together. The tasks of a thread
+  // lie side by side, so smaller ones cost little, and the threads' shares come out more even.
+  const bool streams = rows <= kernels_->linear.direct_rows;
+  const int64_t group = streams ? kBlocksAtOnce : kBlocksUnpacked;
+  const int64_t share = std::max<int64_t>(1, blocks / (pool_->threads() * (streams ? 6 : 16)));
   const int64_t most = most_blocks(std::min<int64_t>(rows, variant.task_rows));
-  return std::min({round_up(share, kBlocksAtOnce), most, int64_t{rows <= kFewRows ? 32 : 16}});
+  return std::min({round_up(share, group), most, int64_t{rows <= kFewRows ? 32 : 16}});
 }
 
 std::vector<Executor::Arranged> Executor::arrange(const std::vector<const Matrix*>& matrices,

@@ -267,10 +267,11 @@ struct Kernels {
   LinearTraits linear;
 };
 
-constexpr int64_t kFewRows = 2;       // rows that no path multiplies from unpacked panels
-constexpr int64_t kMostBlocks = 512;  // column blocks of a task, whatever the rows
-constexpr int64_t kEntryInts = 16;    // int32 that a row takes, at most, for a chunk
-constexpr int64_t kBlocksAtOnce = 4;  // column blocks that a path unpacks together, at most
+constexpr int64_t kFewRows = 2;         // rows that no path multiplies from unpacked panels
+constexpr int64_t kMostBlocks = 512;    // column blocks of a task, whatever the rows
+constexpr int64_t kEntryInts = 16;      // int32 that a row takes, at most, for a chunk
+constexpr int64_t kBlocksAtOnce = 4;    // column blocks that a path reads together, at most
+constexpr int64_t kBlocksUnpacked = 2;  // and unpacks together, at most
 
 // int32 slots before the chunks of a row tile.
 inline int64_t tile_header_ints(int64_t k_padded) {
