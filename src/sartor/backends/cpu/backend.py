@@ -256,7 +256,16 @@ class CpuExecutable:
         if found.op not in _LINEARS:
             return f"{self.plan.isa} {found.op}"
         matrix = self._matrix(self.program, found)
-        return f"{self.plan.isa} {self._arithmetic(matrix)} {matrix.format_name}"
+        return f"{self._path(matrix)} {self._arithmetic(matrix)} {matrix.format_name}"
+
+    def _path(self, matrix: PackedMatrix) -> str:
+        """The path whose instructions multiply a matrix. Tiles and AVX-VNNI are for int8 alone,
+        and a tile product takes 32 inputs of one scale (native/core/kernels_amx.cpp)."""
+        narrower = {"amx": "avx512", "avx512bf16": "avx512", "avxvnni": "avx2"}
+        int8 = self._arithmetic(matrix) == "int8"
+        fits = {"amx": int8 and matrix.group != 16, "avx512bf16": False, "avxvnni": int8}
+        isa = self.plan.isa
+        return isa if fits.get(isa, True) else narrower[isa]
 
     def work(self) -> ProgramWork:
         """Counts what the fused program asks of the machine."""
