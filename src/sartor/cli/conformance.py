@@ -165,11 +165,12 @@ def _time(results: Sequence[Result]) -> str:
 
 
 def _folded(paths: Sequence[str]) -> str:
-    """What the paths of an operator's formats have in common, with ``*`` where they differ."""
+    """The paths of an operator's formats as one: two words where there are two, ``*`` for more."""
     words = [path.split() for path in dict.fromkeys(paths) if path]
     if len({len(path) for path in words}) > 1:
         return ", ".join(" ".join(path) for path in words)
-    return " ".join(at[0] if len(set(at)) == 1 else "*" for at in zip(*words, strict=True))
+    choices = [list(dict.fromkeys(at)) for at in zip(*words, strict=True)]
+    return " ".join("|".join(at) if len(at) <= 2 else "*" for at in choices)
 
 
 # Every case ---------------------------------------------------------------------------
