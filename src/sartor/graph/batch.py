@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -57,11 +58,11 @@ class Ragged:
 
     def fits(self) -> bool:
         """Whether the lists lie end to end within the values."""
-        starts = self.starts
+        starts = self.starts.tolist()
         if not len(self.values):
-            return not starts.any()
-        rising = not (starts[1:] < starts[:-1]).any()
-        return bool(rising and starts[0] == 0 and starts[-1] <= len(self.values))
+            return not any(starts)
+        rising = all(after >= before for before, after in pairwise(starts))
+        return rising and starts[0] == 0 and starts[-1] <= len(self.values)
 
     @staticmethod
     def of(lists: list[npt.NDArray[np.generic]], dtype: npt.DTypeLike) -> Ragged:
@@ -115,14 +116,15 @@ class Batch:
     def validate(self) -> None:
         """Raises UsageError where the parts do not fit together.
 
-        Backends call it at every step, so it goes by methods of arrays: numpy's functions of the
-        same names take several times longer for a few elements.
+        Backends call it at every step, so what has an entry a sequence or a row is made a list: for
+        a few elements any operation of numpy takes longer than the whole loop.
         """
         sequences = len(self.starts) - 1
         rows = len(self.output_rows)
-        if self.starts[0] != 0 or self.starts[-1] != len(self.tokens):
+        starts = self.starts.tolist()
+        if starts[0] != 0 or starts[-1] != len(self.tokens):
             raise UsageError("batch: starts do not cover the tokens")
-        if (self.starts[1:] <= self.starts[:-1]).any():
+        if any(after <= before for before, after in pairwise(starts)):
             raise UsageError("batch: a sequence without tokens")
         for name, array, length in (
             ("positions", self.positions, len(self.tokens)),
@@ -135,7 +137,7 @@ class Batch:
         ):
             if len(array) != length:
                 raise UsageError(f"batch: {name} has {len(array)} entries instead of {length}")
-        if (self.contexts < 0).any():
+        if min(self.contexts.tolist(), default=0) < 0:
             raise UsageError("batch: a sequence with fewer than no tokens computed")
         for name, ragged in (
             ("history", self.history),
@@ -144,7 +146,8 @@ class Batch:
         ):
             if not ragged.fits():
                 raise UsageError(f"batch: the lists of {name} do not lie end to end")
-        if rows and (self.output_rows.min() < 0 or self.output_rows.max() >= len(self.tokens)):
+        output_rows = self.output_rows.tolist()
+        if rows and not 0 <= min(output_rows) <= max(output_rows) < len(self.tokens):
             raise UsageError("batch: an output row outside the tokens")
         if len(self.embedding_rows) != len(self.embeddings):
             raise UsageError("batch: each embedding needs its row")
