@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from llama_cpp_process import ask
 
 from sartor import LLM, SamplingParams
 from sartor.errors import SartorError
@@ -51,17 +52,7 @@ def llama_cpp_tokens(
 ) -> list[list[int]]:
     """Greedy tokens of each prompt by llama.cpp, in a process and environment of its own."""
     request = {"model": str(model.resolve()), "prompts": list(prompts), "tokens": tokens}
-    script = Path(__file__).with_name("llama_cpp_greedy.py")
-    done = subprocess.run(
-        [python, str(script)], input=json.dumps(request), capture_output=True, text=True
-    )
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:]
-        raise SartorError(
-            f"llama.cpp failed with code {done.returncode} ({' '.join(last)}); name an "
-            "interpreter that has llama-cpp-python with --python"
-        )
-    answers: list[list[int]] = json.loads(done.stdout)
+    answers: list[list[int]] = json.loads(ask(python, "llama_cpp_greedy.py", request))
     return answers
 
 

@@ -10,8 +10,6 @@ environment of another interpreter.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from llama_cpp_process import ask
 
 from sartor.errors import SartorError
 from sartor.evaluation.compare import Comparison, compare
@@ -41,19 +40,10 @@ def sartor_logits(model: Path, plan: ExecutionPlan, positions: int) -> tuple[tup
 
 def llama_cpp_logits(python: str, model: Path, tokens: Sequence[int]) -> F32:
     """The same by llama.cpp, in a process and environment of its own."""
-    script = Path(__file__).with_name("llama_cpp_logits.py")
     with tempfile.TemporaryDirectory() as folder:
         to = Path(folder, "logits.npy")
         request = {"model": str(model.resolve()), "tokens": list(tokens), "to": str(to)}
-        done = subprocess.run(
-            [python, str(script)], input=json.dumps(request), capture_output=True, text=True
-        )
-        if done.returncode:
-            last = done.stderr.strip().splitlines()[-1:]
-            raise SartorError(
-                f"llama.cpp failed with code {done.returncode} ({' '.join(last)}); name an "
-                "interpreter that has llama-cpp-python with --python"
-            )
+        ask(python, "llama_cpp_logits.py", request)
         logits: F32 = np.load(to)
         return logits
 

@@ -93,8 +93,8 @@ struct Path {
   const Kernels* (*kernels)();  // asked only where it runs
 };
 
-constexpr Path kPaths[] = {// best first
-                           {"amx", has_amx, amx_kernels},
+// Best first.
+constexpr Path kPaths[] = {{"amx", has_amx, amx_kernels},
                            {"avx512bf16", has_fast_bf16, avx512bf16_kernels},
                            {"avx512", has_avx512, avx512_kernels},
                            {"avx512bf16", has_slow_bf16, avx512bf16_kernels},

@@ -113,8 +113,9 @@ static void amx_tile(const Matrix& w, int64_t block, const TileEntry<kTileRows>*
       if constexpr (kOffset) total[m] = f_fma(o, f_set(a.term[0][m].sum), total[m]);
     }
   }
-  SARTOR_UNROLL  // gcc would make a memcpy of it, and keep the totals in memory throughout
-      for (int m = 0; m < kTileRows; ++m) f_store(totals + m * kLanes, total[m]);
+  // Else gcc makes a memcpy of it, and keeps the totals in memory throughout.
+  SARTOR_UNROLL
+  for (int m = 0; m < kTileRows; ++m) f_store(totals + m * kLanes, total[m]);
 }
 
 template <bool kOffset>
