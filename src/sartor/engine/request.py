@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,8 +37,10 @@ class Request:
 
     emitted    per choice, tokens that an earlier run generated already: they are taken as they
                are and not reported again (replay after a worker died); empty for a fresh request
-    salt       requests share cached prefixes only with requests of the same salt (tenant)
-    priority   higher runs first; equal ones run in the order of arrival
+    salt       requests share cached prefixes only with requests of the same salt
+    tenant     who asks: requests of one priority share the machine fairly between tenants
+    share      the tenant's weight in that: twice the share, twice the tokens
+    priority   higher runs first
     want_text  False leaves the text of the chunks empty, and saves making it
     adapter    name of a loaded adapter, empty for the model as it is
     segments   vectors in place of some tokens, whose ids in the prompt are placeholders
@@ -49,6 +52,8 @@ class Request:
     seed: int
     emitted: tuple[tuple[int, ...], ...] = ()
     salt: str = ""
+    tenant: str = ""
+    share: float = 1.0
     priority: int = 0
     want_text: bool = True
     adapter: str = ""
@@ -57,6 +62,8 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt:
             raise UsageError(f"request {self.id}: the prompt has no tokens; give at least one")
+        if not 0 < self.share < math.inf:
+            raise UsageError(f"request {self.id}: share is {self.share}; it must be above 0")
         if self.emitted and len(self.emitted) != self.params.n:
             raise UsageError(
                 f"request {self.id}: emitted has {len(self.emitted)} lists for {self.params.n} "
