@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from bisect import insort
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from collections.abc import Sequence as List
 from operator import attrgetter
 
@@ -17,11 +16,13 @@ from sartor.engine.batch_builder import BatchBuilder
 from sartor.engine.cache import Prefix, StateCache
 from sartor.engine.embedding import EmbeddedRows
 from sartor.engine.output import OutputStream
+from sartor.engine.pace import Pace
 from sartor.engine.request import Chunk, FinishReason, Request, TokenLogprob
 from sartor.engine.scheduler import UNBOUNDED, Limits, Schedule, decide
 from sartor.engine.sequence import Sequence
 from sartor.engine.sizing import least_blocks, most_blocks
 from sartor.engine.step import Flight, StepRecord
+from sartor.engine.waiting import WaitingQueue
 from sartor.errors import CapacityError, SartorError, UsageError
 from sartor.graph import Capabilities, LowRank
 from sartor.graph.batch import StepOutput
@@ -31,6 +32,7 @@ from sartor.text.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 _key = attrgetter("key")
 _RECORDS = 1024
+_HELD = Prefix((), 0, (), hold=True)
 
 
 class Engine:
@@ -50,11 +52,13 @@ class Engine:
         context_length: int,
         model_key: str,
         state_blocks: List[int],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Allocates ``state_blocks[g]`` blocks for each state group g.
 
         ``capabilities`` are those of the executable's backend on its device; ``model_key`` names
-        model and revision: part of the key under which prefixes are shared.
+        model and revision: part of the key under which prefixes are shared. ``clock`` gives the
+        seconds by which steps are timed.
         """
         plan = executable.plan
         program = executable.program
@@ -102,8 +106,11 @@ class Engine:
         self._adapters = AdapterTable(executable, capabilities.adapters)
         self._arrivals = 0
         self._steps = 0
+        self._last_end = 0.0
+        self._clock = clock
+        self._pace = Pace()
         self._sequences: dict[str, list[Sequence]] = {}
-        self._waiting: list[Sequence] = []
+        self._waiting: WaitingQueue[Sequence] = WaitingQueue()
         self._running: list[Sequence] = []
         self._outbox: list[Chunk] = []
         executable.allocate_state(state_blocks)
@@ -170,7 +177,8 @@ class Engine:
             )
             self._arrivals += 1
         for sequence in sequences:
-            insort(self._waiting, sequence, key=_key)
+            self._waiting.arrive(sequence.tenant)
+            self._waiting.add(sequence)
             if adapter is not None:
                 self._adapters.acquire(adapter)
         if sequences:
@@ -204,7 +212,7 @@ class Engine:
                 self._outbox.append(sequence.stream.end("abort"))
                 if sequence.adapter is not None:
                     self._adapters.release(sequence.adapter)
-        self._sequences, self._waiting, self._running = {}, [], []
+        self._sequences, self._waiting, self._running = {}, WaitingQueue(), []
         if self._flight is not None:
             flight, self._flight = self._flight, None
             try:
@@ -233,17 +241,18 @@ class Engine:
     def check(self) -> None:
         """Asserts that queues, tables, pools and prefix tree agree. For tests."""
         self._cache.check(self._running)
-        queued = sorted(s.order for s in self._running + self._waiting)
+        waiting = list(self._waiting)
+        queued = sorted(s.order for s in self._running + waiting)
         assert queued == sorted(s.order for group in self._sequences.values() for s in group)
         assert self._running == sorted(self._running, key=_key)
-        assert self._waiting == sorted(self._waiting, key=_key)
+        assert len(waiting) == len(self._waiting)
         assert all(s.computed <= s.length < s.limit for s in self._running)
         flying = set() if self._flight is None else {s.order for s in self._flight.outputs}
         for s in self._running:
             # A token is to come, or something is left to compute: nobody is forgotten.
             assert s.order in flying or s.computed < s.length
             assert s.order in flying or (s.tokens >= 0).all()
-        assert all(s.computed == 0 and s.slot < 0 for s in self._waiting)
+        assert all(s.computed == 0 and s.slot < 0 for s in waiting)
 
     # Adapters -------------------------------------------------------------------------
 
@@ -290,17 +299,17 @@ class Engine:
 
     def _launch(self, chunks: list[Chunk]) -> Flight | None:
         """Schedules, builds and submits a step; None when there is nothing to do now."""
-        started = time.perf_counter()
+        started = self._clock()
         schedule, preempted = self._schedule(chunks)
         items = schedule.items
         if not items:
             return None
-        scheduled = time.perf_counter()
+        scheduled = self._clock()
         try:
             # The batch in flight keeps its buffers.
             self._builders.reverse()
             batch, outputs = self._builders[0].build(items)
-            built = time.perf_counter()
+            built = self._clock()
             handle = self.executable.submit(batch)
         except Exception as error:
             self._fail(items, error, chunks)
@@ -311,19 +320,21 @@ class Engine:
         if self._pipelined:
             for row, sequence in enumerate(outputs):
                 sequence.expect(row)
-        times = (started, scheduled, built, time.perf_counter())
+        times = (started, scheduled, built, self._clock())
         ends = [sequence.computed for sequence, _ in items]
         return Flight(handle, items, ends, outputs, positions, preempted, times)
 
     def _land(self, flight: Flight, chunks: list[Chunk]) -> None:
         """Collects a step, books what it computed, and makes the chunks of its tokens."""
-        called = time.perf_counter()
+        called = self._clock()
         try:
             step = self.executable.collect(flight.handle)
-            executed = time.perf_counter()
-            for (sequence, _), end in zip(flight.items, flight.ends, strict=True):
+            executed = self._clock()
+            for (sequence, tokens), end in zip(flight.items, flight.ends, strict=True):
                 if sequence.slot >= 0:  # else it has ended since
                     self._cache.commit(sequence, end)
+                    one = tokens == 1
+                    self._waiting.charge(sequence.tenant, sequence.share, tokens - one, one)
             rows = zip(flight.outputs, flight.positions, step.tokens.tolist(), strict=True)
             for row, (sequence, position, token) in enumerate(rows):
                 if sequence.slot >= 0:
@@ -356,7 +367,12 @@ class Engine:
         preempted = 0
         while True:
             schedule = decide(
-                self._running, self._waiting, self._cache.available(), self._limits, self._prefix
+                self._running,
+                self._waiting,
+                self._cache.available(),
+                self._limits,
+                self._prefix,
+                self._pace.budget,
             )
             if schedule.preempt is None:
                 break
@@ -369,7 +385,7 @@ class Engine:
             preempted += 1
             self._running.remove(schedule.preempt)
             self._cache.release(schedule.preempt)
-            insort(self._waiting, schedule.preempt, key=_key)
+            self._waiting.add(schedule.preempt)
         # Prefixes first: a new block must not evict one that was counted on.
         for sequence, prefix in schedule.admitted:
             self._waiting.remove(sequence)
@@ -386,19 +402,26 @@ class Engine:
 
     def _prefix(self, sequence: Sequence, admitted: List[Sequence]) -> Prefix:
         """What a waiting sequence can reuse; it waits where another computes more of it."""
+        block_size = self._limits.block_size
+        if sequence.waits_for is not None:
+            other, stop = sequence.waits_for
+            if other.slot >= 0 and other.shared * block_size < stop:
+                return _HELD  # nothing has changed
+            sequence.waits_for = None
         prefix = self._cache.match(sequence)
         if not self._prefix_cache:
             return prefix
-        stop = prefix.tokens + self._limits.block_size
+        stop = prefix.tokens + block_size
         if stop >= sequence.length:
             return prefix
         for other in (*self._running, *admitted):
             if (
-                other.shared * self._limits.block_size < stop <= other.length
+                other.shared * block_size < stop <= other.length
                 and other.root == sequence.root
-                and sequence.begins_like(other, stop, self._limits.block_size)
+                and sequence.begins_like(other, stop, block_size)
             ):
-                return dataclasses.replace(prefix, hold=True)
+                sequence.waits_for = other, stop
+                return _HELD
         return prefix
 
     def _fail(
@@ -419,6 +442,7 @@ class Engine:
 
     def _remove(self, sequence: Sequence) -> None:
         (self._waiting if sequence.slot < 0 else self._running).remove(sequence)
+        self._waiting.leave(sequence.tenant)
         self._cache.release(sequence)
         if sequence.adapter is not None:
             self._adapters.release(sequence.adapter)
@@ -431,6 +455,11 @@ class Engine:
         tokens = sum(count for _, count in flight.items)
         singles = sum(count == 1 for _, count in flight.items)
         started, scheduled, built, submitted = flight.times
+        ended = self._clock()
+        # Where steps overlap, a step takes the time since the one before it.
+        seconds = ended - max(started, self._last_end)
+        self._last_end = ended
+        self._pace.learn(singles, tokens - singles, seconds)
         self.records.append(
             StepRecord(
                 index=self._steps,
@@ -448,7 +477,8 @@ class Engine:
                 schedule_seconds=scheduled - started,
                 build_seconds=built - scheduled,
                 execute_seconds=submitted - built + collect_seconds,
-                post_seconds=time.perf_counter() - executed,
+                post_seconds=ended - executed,
+                seconds=seconds,
             )
         )
         self._steps += 1

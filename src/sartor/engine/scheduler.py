@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -42,7 +42,16 @@ class Reusable(Protocol):
 
 
 S = TypeVar("S", bound=Runnable)
+S_co = TypeVar("S_co", bound=Runnable, covariant=True)
 P = TypeVar("P", bound=Reusable)
+
+
+class Line(Protocol[S_co]):
+    """Waiting sequences in order, made up as far as they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[S_co]: ...
 
 
 @dataclass(frozen=True)
@@ -98,93 +107,189 @@ class Schedule(Generic[S, P]):
 
 def decide(
     running: Sequence[S],
-    waiting: Sequence[S],
+    waiting: Line[S],
     available: Sequence[int],
     limits: Limits,
     prefix: Callable[[S, Sequence[S]], P],
+    prompt_budget: Callable[[int, int], int] = lambda decodes, prompts: UNBOUNDED,
 ) -> Schedule[S, P]:
     """Chooses the sequences of the next step and the tokens of each.
 
-    ``running`` and ``waiting`` come in order of priority, then arrival; ``available`` counts
-    the free blocks of each group; ``prefix(sequence, admitted)`` looks up what a waiting
-    sequence could reuse, given those admitted in this step.
+    ``running`` comes in order of priority, then arrival, ``waiting`` in the order in which they
+    are to start; ``available`` counts the free blocks of each group; ``prefix(sequence,
+    admitted)`` looks up what a waiting sequence could reuse, given those admitted in this step;
+    ``prompt_budget(decodes, prompts)``: tokens that a step of so many decodes can spend on
+    prompts, when so many could use them (:class:`~sartor.engine.pace.Pace`).
 
-    - Decodes go first, then prompts that have begun, then new ones, in order, each prompt by
-      as large a chunk as the token budget leaves.
+    - Every decode has its place in every step. Prompts share what the budget leaves: those that
+      have begun go before new ones, unless these have a higher priority.
+    - Prompts too long for one full step go one after the other, and leave half of the budget to
+      the short ones, if there are any: these overtake, but never stop, a long one.
     - When blocks run out, the last in order gives way (the youngest of the lowest priority):
       the first in order always goes on, so everything ends.
     - A new prompt starts only if its blocks fit beside those that begun prompts still need,
-      and one more for each running sequence. None overtakes it, except where it waits for
-      another sequence to compute their common prefix.
+      and one more for each running sequence. None overtakes it for want of blocks.
     """
-    block_size = limits.block_size
-    free = list(available)
-    budget = limits.max_batch_tokens
-    schedule: Schedule[S, P] = Schedule()
-    items = schedule.items
-    begun: list[S] = []
+    step: _Step[S, P] = _Step(running, waiting, available, limits, prompt_budget)
+    return step.decide(prefix)
 
-    for sequence in running:
-        computed = sequence.computed
-        if sequence.length - computed > 1:
-            begun.append(sequence)
-        elif sequence.length > computed:
-            if computed >= sequence.end * block_size:
-                if limits.reach(free) < 1:
-                    return Schedule(preempt=running[-1])
-                free = limits.take(free, 1)
-            items.append((sequence, 1))
-    budget -= len(items)
 
-    owed = [0] * len(free)
-    room = free
-    for sequence in begun:
-        most = min(budget, (sequence.end + limits.reach(room)) * block_size - sequence.computed)
-        tokens = limits.chunk(sequence.computed, sequence.length, most)
-        if tokens <= 0 < budget and sequence is not running[-1]:
-            return Schedule(preempt=running[-1])
+class _Step(Generic[S, P]):
+    """One decision on its way: what is left of the token budget and of the blocks."""
+
+    def __init__(
+        self,
+        running: Sequence[S],
+        waiting: Line[S],
+        available: Sequence[int],
+        limits: Limits,
+        prompt_budget: Callable[[int, int], int],
+    ) -> None:
+        self.running = running
+        self.waiting = waiting
+        self.limits = limits
+        self.prompt_budget = prompt_budget
+        self.free = list(available)
+        self.budget = 0
+        self.schedule: Schedule[S, P] = Schedule()
+
+    def decide(self, prefix: Callable[[S, Sequence[S]], P]) -> Schedule[S, P]:
+        try:
+            begun = self._decodes()
+            # Those that could compute now: others only wait for a place.
+            places = self.limits.max_sequences - len(self.running)
+            prompts = len(begun) + max(0, min(len(self.waiting), places))
+            if begun or self.waiting:
+                decodes = len(self.schedule.items)
+                budget = self.limits.max_batch_tokens - decodes
+                self.budget = min(budget, self.prompt_budget(decodes, prompts))
+                self._prompts(begun, prefix)
+        except _NoBlocks:
+            return Schedule(preempt=self.running[-1])
+        return self.schedule
+
+    def _decodes(self) -> list[S]:
+        """Takes every decode into the step; returns the prompts that have begun."""
+        begun = []
+        for sequence in self.running:
+            computed = sequence.computed
+            if sequence.length - computed > 1:
+                begun.append(sequence)
+            elif sequence.length > computed:
+                if computed >= sequence.end * self.limits.block_size:
+                    if self.limits.reach(self.free) < 1:
+                        raise _NoBlocks
+                    self.free = self.limits.take(self.free, 1)
+                self.schedule.items.append((sequence, 1))
+        return begun
+
+    def _prompts(self, begun: list[S], prefix: Callable[[S, Sequence[S]], P]) -> None:
+        top = next((s.priority for s in self.waiting), None)
+        now = [s for s in begun if top is None or s.priority >= top]
+        long = [s for s in now if self._is_long(s.length - s.computed)]
+        spare = self._spare(begun)
+        # Rounded down: a long prompt has at least a token in every step.
+        lane = self.budget // 2 if long else self.budget
+        for sequence in now:
+            if not self._is_long(sequence.length - sequence.computed):
+                lane -= self._go_on(sequence, lane)
+        newcomer = self._admit(spare, lane, bool(long), prefix)
+        for sequence in (*long, *begun[len(now) :]):
+            self._go_on(sequence, self.budget)
+        if newcomer is not None:
+            self._start(*newcomer, self.budget)
+
+    def _is_long(self, tokens: int) -> bool:
+        return tokens > self.limits.max_batch_tokens
+
+    def _spare(self, begun: Sequence[S]) -> list[int]:
+        """Blocks beyond those that begun prompts still need; may be negative."""
+        spare = list(self.free)
+        for sequence in begun:
+            whole = max(0, _blocks(sequence.length, self.limits.block_size) - sequence.end)
+            for group, cap in enumerate(self.limits.group_caps):
+                spare[group] -= min(whole, cap)
+        return spare
+
+    def _go_on(self, sequence: S, most: int) -> int:
+        """The next chunk of a begun prompt, of at most ``most`` tokens; how many it got."""
+        if most <= 0:
+            return 0
+        block_size = self.limits.block_size
+        reach = (sequence.end + self.limits.reach(self.free)) * block_size - sequence.computed
+        tokens = self.limits.chunk(sequence.computed, sequence.length, min(most, reach))
+        if tokens <= 0:
+            if sequence is not self.running[-1]:
+                raise _NoBlocks
+            return 0
+        blocks = _blocks(sequence.computed + tokens, block_size) - sequence.end
+        self.free = self.limits.take(self.free, max(0, blocks))
+        self._take(sequence, tokens)
+        return tokens
+
+    def _admit(
+        self,
+        spare: list[int],
+        lane: int,
+        long: bool,
+        prefix: Callable[[S, Sequence[S]], P],
+    ) -> tuple[S, P, int] | None:
+        """Starts short prompts with ``lane`` tokens in all. Returns a long one that starts with
+        what the others leave, its prefix, and for how many tokens there are blocks; none where
+        another ``long`` one is running."""
+        limits, running = self.limits, self.running
+        newcomer: tuple[S, P, int] | None = None
+        admitted: list[S] = []
+        for sequence in self.waiting:
+            if lane <= 0:
+                break
+            active = len(running) + len(admitted)
+            outranked = bool(running) and running[-1].priority < sequence.priority
+            if active >= limits.max_sequences and not outranked:
+                break
+            found = prefix(sequence, admitted)
+            if found.hold:
+                continue
+            is_long = self._is_long(sequence.length - found.tokens)
+            if is_long and long:
+                continue
+            whole = _blocks(sequence.length, limits.block_size) - found.tokens // limits.block_size
+            after = [
+                left - cost - min(whole, cap)
+                for left, cost, cap in zip(spare, found.cost, limits.group_caps, strict=True)
+            ]
+            if active >= limits.max_sequences or (active and min(after, default=active) < active):
+                if outranked:
+                    raise _NoBlocks
+                break
+            most = UNBOUNDED
+            if not active:
+                # Alone it may fit only chunk by chunk, where groups have windows.
+                room = [left - cost for left, cost in zip(spare, found.cost, strict=True)]
+                most = limits.reach(room) * limits.block_size
+            admitted.append(sequence)
+            spare = after
+            if is_long:
+                newcomer, long = (sequence, found, most), True
+                lane = min(lane, self.budget // 2)
+            else:
+                lane -= self._start(sequence, found, most, lane)
+        return newcomer
+
+    def _start(self, sequence: S, found: P, most: int, lane: int) -> int:
+        tokens = self.limits.chunk(found.tokens, sequence.length, min(most, lane))
         if tokens > 0:
-            items.append((sequence, tokens))
-            budget -= tokens
-            blocks = _blocks(sequence.computed + tokens, block_size) - sequence.end
-            room = limits.take(room, max(0, blocks))
-        whole = max(0, _blocks(sequence.length, block_size) - sequence.end)
-        for group, cap in enumerate(limits.group_caps):
-            owed[group] += min(whole, cap)
+            self._take(sequence, tokens)
+            self.schedule.admitted.append((sequence, found))
+        return tokens
 
-    free = [left - debt for left, debt in zip(free, owed, strict=True)]
-    admitted: list[S] = []
-    for sequence in waiting:
-        if budget <= 0:
-            break
-        active = len(running) + len(admitted)
-        outranked = bool(running) and running[-1].priority < sequence.priority
-        if active >= limits.max_sequences and not outranked:
-            break
-        found = prefix(sequence, admitted)
-        if found.hold:
-            continue
-        whole = _blocks(sequence.length, block_size) - found.tokens // block_size
-        after = [
-            left - cost - min(whole, cap)
-            for left, cost, cap in zip(free, found.cost, limits.group_caps, strict=True)
-        ]
-        if active >= limits.max_sequences or (active and min(after, default=active) < active):
-            if outranked:
-                return Schedule(preempt=running[-1])
-            break
-        most = budget
-        if not active:
-            # Alone it may fit only chunk by chunk, where groups have windows.
-            room = [left - cost for left, cost in zip(free, found.cost, strict=True)]
-            most = min(most, limits.reach(room) * block_size)
-        tokens = limits.chunk(found.tokens, sequence.length, most)
-        items.append((sequence, tokens))
-        budget -= tokens
-        free = after
-        admitted.append(sequence)
-        schedule.admitted.append((sequence, found))
-    return schedule
+    def _take(self, sequence: S, tokens: int) -> None:
+        self.schedule.items.append((sequence, tokens))
+        self.budget -= tokens
+
+
+class _NoBlocks(Exception):
+    """Somebody has to give way."""
 
 
 def _blocks(tokens: int, block_size: int) -> int:

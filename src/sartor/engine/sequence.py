@@ -44,9 +44,12 @@ class Sequence:
         "priority",
         "request",
         "root",
+        "share",
         "shared",
         "slot",
         "stream",
+        "tenant",
+        "waits_for",
     )
 
     def __init__(
@@ -65,6 +68,8 @@ class Sequence:
         self.stream = stream
         self.order = order
         self.priority = request.priority
+        self.tenant = request.tenant
+        self.share = request.share
         self.key = (-request.priority, order)
         self.limit = limit
         self.root = root
@@ -79,6 +84,8 @@ class Sequence:
         self.needs_history = params.needs_history
         self.bias_tokens = np.array(list(params.logit_bias.keys()), np.int32)
         self.bias_values = np.array(list(params.logit_bias.values()), np.float32)
+        self.waits_for: tuple[Sequence, int] | None = None
+        """Who computes the next block of its prefix, and how long that one is then shared."""
         self.slot = -1
         self.end = 0
         self.first: list[int] = []

@@ -15,7 +15,8 @@ class StepRecord:
     ``decode_tokens`` counts sequences that computed a single token, ``prompt_tokens`` the tokens
     of larger chunks. ``waiting`` and ``running`` count sequences after it. ``execute_seconds`` is
     time spent in calls of the backend (where it is asynchronous, less than the step took);
-    everything else is host work.
+    everything else is host work. ``seconds`` is the step as a whole; where steps overlap, the time
+    since the one before it ended.
     """
 
     index: int
@@ -34,6 +35,7 @@ class StepRecord:
     build_seconds: float
     execute_seconds: float
     post_seconds: float
+    seconds: float
 
     @property
     def host_seconds(self) -> float:
