@@ -165,6 +165,7 @@ def make_engine(
         context_length=context,
         model_key="test",
         state_blocks=counts,
+        clock=lambda: 0.0,  # the same schedule however fast the machine is
     )
 
 

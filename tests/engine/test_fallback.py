@@ -90,6 +90,7 @@ def engine(loaded: LoadedModel, blocks: int = 64, states: int = 16) -> Engine:
         context_length=loaded.context_length,
         model_key="test",
         state_blocks=[states if group.kind == "recurrent" else blocks for group in groups],
+        clock=lambda: 0.0,
     )
 
 

@@ -77,7 +77,7 @@ class Pace:
     def budget(self, decodes: int, prompts: int) -> int:
         """Tokens of prompts for the next step, where ``prompts`` could use some."""
         alone = self.decode_seconds(decodes)
-        if decodes == 0 or self._added_seconds is None:
+        if decodes == 0 or not self._added_seconds:  # nothing known, or a clock that stands still
             return UNBOUNDED
         if alone is None:
             return 0
