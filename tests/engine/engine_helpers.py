@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -142,8 +142,10 @@ def make_engine(
     tokenizer: Tokenizer | None = None,
     program: Program | None = None,
     device: str = "",
+    clock: Callable[[], float] = lambda: 0.0,
     **plan_fields: object,
 ) -> Engine:
+    """By a clock that stands still the schedule is the same however fast the machine is."""
     backend, _, quantized = backend.partition("-")
     if backend == "cpu" and importlib.util.find_spec("sartor.backends.cpu._native") is None:
         pytest.skip("the native CPU backend is not built")
@@ -165,7 +167,7 @@ def make_engine(
         context_length=context,
         model_key="test",
         state_blocks=counts,
-        clock=lambda: 0.0,  # the same schedule however fast the machine is
+        clock=clock,
     )
 
 

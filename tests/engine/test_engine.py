@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -374,7 +375,7 @@ def test_a_replay_inside_of_a_possible_stop_string() -> None:
 
 
 def test_steps_leave_records() -> None:
-    engine = make_engine()
+    engine = make_engine(clock=time.perf_counter)
     run(engine, request("a", prompt(1, 20)), request("b", prompt(2, 30)))
     first, last = engine.records[0], engine.records[-1]
     assert (first.prompt_tokens, first.decode_tokens, first.output_tokens) == (50, 0, 2)
