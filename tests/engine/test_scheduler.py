@@ -17,6 +17,7 @@ class Seq:
     computed: int = 0
     end: int = 0
     priority: int = 0
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ def plan(
     found: dict[str, Found] | None = None,
     tokens: int = 32,
     sequences: int = 8,
+    budgets: tuple[int, int] = (UNBOUNDED, UNBOUNDED),
 ) -> Schedule[Seq, Found]:
     return decide(
         running,
@@ -44,6 +46,7 @@ def plan(
         (available,),
         Limits(tokens, sequences, 16, (UNBOUNDED,), (UNBOUNDED,)),
         lambda s, admitted: (found or {}).get(s.name, Found()),
+        lambda decodes, prompts, long: budgets[long],
     )
 
 
@@ -52,7 +55,7 @@ def names(schedule: Schedule[Seq, Found]) -> list[tuple[str, int]]:
 
 
 def test_decodes_go_first_then_begun_prompts_then_new_ones() -> None:
-    running = [Seq("begun", 60, 16, 1), decoding("d1"), decoding("d2")]
+    running = [Seq("begun", 48, 4, 1), decoding("d1"), decoding("d2")]
     schedule = plan(running, [Seq("new", 5)], tokens=50)
     assert names(schedule) == [("d1", 1), ("d2", 1), ("begun", 44), ("new", 4)]
     assert [s.name for s, _ in schedule.admitted] == ["new"]
@@ -60,6 +63,39 @@ def test_decodes_go_first_then_begun_prompts_then_new_ones() -> None:
 
 def test_the_token_budget_cuts_the_last_prompt() -> None:
     assert names(plan(waiting=[Seq("a", 20), Seq("b", 20), Seq("c", 20)])) == [("a", 20), ("b", 12)]
+
+
+def test_short_prompts_overtake_a_long_one_which_keeps_half() -> None:
+    long = Seq("long", 200, 16, 1)
+    assert names(plan([long])) == [("long", 32)]
+    assert names(plan([long], [Seq("a", 10)])) == [("a", 10), ("long", 22)]
+    assert names(plan([long], [Seq("a", 20)])) == [("a", 16), ("long", 16)]
+    assert names(plan(waiting=[Seq("long", 200), Seq("a", 20)])) == [("a", 16), ("long", 16)]
+    short = Seq("short", 30, 5, 1)
+    assert names(plan([long, short], [Seq("a", 20)])) == [("short", 16), ("long", 16)]
+    # What is long by itself and short for what the cache has is short.
+    found = {"a": Found(192, (0,))}
+    assert names(plan([long], [Seq("a", 200)], found=found)) == [("a", 8), ("long", 24)]
+
+
+def test_long_prompts_go_one_after_the_other() -> None:
+    waiting = [Seq("one", 100), Seq("two", 100), Seq("short", 5)]
+    assert names(plan(waiting=waiting)) == [("short", 5), ("one", 27)]
+    begun = [Seq("one", 100, 16, 1)]
+    assert names(plan(begun, waiting[1:])) == [("short", 5), ("one", 27)]
+
+
+def test_a_budget_of_their_own_holds_for_long_prompts() -> None:
+    long = Seq("long", 200, 16, 1)
+    assert names(plan([long], budgets=(20, 8))) == [("long", 8)]
+    assert names(plan([long], [Seq("a", 3)], budgets=(20, 8))) == [("a", 3), ("long", 5)]
+    assert names(plan([long], [Seq("a", 30)], budgets=(20, 8))) == [("a", 16), ("long", 4)]
+    assert names(plan([decoding("d"), long], budgets=(0, 0))) == [("d", 1)]
+
+
+def test_a_begun_prompt_of_lower_priority_goes_after_new_ones() -> None:
+    low = Seq("low", 30, 5, 1, priority=-1)
+    assert names(plan([low], [Seq("new", 30)])) == [("new", 30), ("low", 2)]
 
 
 def test_a_cached_prefix_is_not_computed_again() -> None:

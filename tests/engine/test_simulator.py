@@ -134,5 +134,5 @@ def test_answers_keep_their_pace_while_prompts_keep_coming() -> None:
     late = [t for s in served[:16] for t in s.intervals(20.0, 30.0)]
     assert len(late) > 1000
     alone = 2 * (COST.step + 16 * (COST.token + 1000 * COST.state))
-    assert quantile(late, 0.9) < 1.8 * alone
+    assert quantile(late, 0.9) < 2.9 * alone
     assert max(s.first_token_seconds for s in served[16:]) < 5.0

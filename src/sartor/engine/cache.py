@@ -102,7 +102,7 @@ class StateCache:
     def admit(self, sequence: Sequence, prefix: Prefix) -> None:
         """Gives a waiting sequence a slot and the blocks of its prefix."""
         sequence.slot = self._slots.pop()
-        sequence.computed = prefix.tokens
+        sequence.computed = sequence.start = prefix.tokens
         sequence.end = sequence.shared = len(prefix.nodes)
         sequence.first = []
         for group, pool in enumerate(self.pools):

@@ -15,12 +15,15 @@ _PURE_EVERY = 16  # steps; one of them goes without prompts, to see what decodes
 class PacePolicy:
     """How a step's time is divided between answers that run and prompts that wait.
 
-    least_share   of the time for prompts, however many answers run: they are never starved
+    short_share   of the time for short prompts, however many answers run: it makes few steps
+                  longer, and the sooner they are done, the fuller the steps to come
+    long_share    of the time for long ones: they make many steps longer, but are never starved
     calm_seconds  a step may take that long whatever the shares are: nobody reads faster
     least_tokens  of prompts a step, whatever they cost
     """
 
-    least_share: float = 0.35
+    short_share: float = 0.62
+    long_share: float = 0.35
     calm_seconds: float = 0.01
     least_tokens: int = 4
 
@@ -29,7 +32,7 @@ class Pace:
     """Learns from step times what decodes take and what a token of a prompt adds.
 
     Every sequence that could compute gets an equal part of a step's time: W prompts beside R
-    decodes get W / (W + R) of it, and at least ``least_share``. So one long prompt beside many
+    decodes get W / (W + R) of it, and at least the policy's share. So one long prompt beside many
     answers makes their steps longer by a fixed share, a crowd of prompts beside few answers
     goes ahead at nearly full speed, and it all follows the machine as it gets faster or slower
     and prompts as they get dearer with their length.
@@ -74,8 +77,9 @@ class Pace:
         # About half of a step is the same for all; what is measured soon corrects this.
         return self._decode_seconds[nearest] * (0.5 + 0.5 * decodes / nearest)
 
-    def budget(self, decodes: int, prompts: int) -> int:
-        """Tokens of prompts for the next step, where ``prompts`` could use some."""
+    def budget(self, decodes: int, prompts: int, long: bool) -> int:
+        """Tokens of prompts for the next step, where ``prompts`` could use some; ``long``: those
+        of them that are for long ones."""
         alone = self.decode_seconds(decodes)
         if decodes == 0 or not self._added_seconds:  # nothing known, or a clock that stands still
             return UNBOUNDED
@@ -84,7 +88,8 @@ class Pace:
         if self._mixed_steps >= _PURE_EVERY:
             return 0
         policy = self._policy
-        share = max(policy.least_share, prompts / (prompts + decodes))
+        least = policy.long_share if long else policy.short_share
+        share = max(least, prompts / (prompts + decodes))
         seconds = max(alone * share / (1 - share), policy.calm_seconds - alone)
         tokens = seconds * self._prompt_tokens / self._added_seconds
         return max(policy.least_tokens, int(tokens))

@@ -21,6 +21,10 @@ class Runnable(Protocol):
         """Tokens whose state is there; ``length`` where the next token is still to come."""
 
     @property
+    def start(self) -> int:
+        """Tokens whose state was there when it began."""
+
+    @property
     def end(self) -> int:
         """State blocks held or passed, from the start of the sequence."""
 
@@ -111,20 +115,20 @@ def decide(
     available: Sequence[int],
     limits: Limits,
     prefix: Callable[[S, Sequence[S]], P],
-    prompt_budget: Callable[[int, int], int] = lambda decodes, prompts: UNBOUNDED,
+    prompt_budget: Callable[[int, int, bool], int] = lambda decodes, prompts, long: UNBOUNDED,
 ) -> Schedule[S, P]:
     """Chooses the sequences of the next step and the tokens of each.
 
     ``running`` comes in order of priority, then arrival, ``waiting`` in the order in which they
     are to start; ``available`` counts the free blocks of each group; ``prefix(sequence,
     admitted)`` looks up what a waiting sequence could reuse, given those admitted in this step;
-    ``prompt_budget(decodes, prompts)``: tokens that a step of so many decodes can spend on
-    prompts, when so many could use them (:class:`~sartor.engine.pace.Pace`).
+    ``prompt_budget(decodes, prompts, long)``: tokens that a step of so many decodes can spend on
+    prompts, when so many could use them, and on long ones (:class:`~sartor.engine.pace.Pace`).
 
     - Every decode has its place in every step. Prompts share what the budget leaves: those that
       have begun go before new ones, unless these have a higher priority.
-    - Prompts too long for one full step go one after the other, and leave half of the budget to
-      the short ones, if there are any: these overtake, but never stop, a long one.
+    - Prompts too long for one full step go one after the other, and leave to short ones, if there
+      are any, all but half of their budget: these overtake, but never stop, a long one.
     - When blocks run out, the last in order gives way (the youngest of the lowest priority):
       the first in order always goes on, so everything ends.
     - A new prompt starts only if its blocks fit beside those that begun prompts still need,
@@ -143,14 +147,14 @@ class _Step(Generic[S, P]):
         waiting: Line[S],
         available: Sequence[int],
         limits: Limits,
-        prompt_budget: Callable[[int, int], int],
+        prompt_budget: Callable[[int, int, bool], int],
     ) -> None:
         self.running = running
         self.waiting = waiting
         self.limits = limits
         self.prompt_budget = prompt_budget
         self.free = list(available)
-        self.budget = 0
+        self.budget = self.long_budget = 0
         self.schedule: Schedule[S, P] = Schedule()
 
     def decide(self, prefix: Callable[[S, Sequence[S]], P]) -> Schedule[S, P]:
@@ -161,8 +165,9 @@ class _Step(Generic[S, P]):
             prompts = len(begun) + max(0, min(len(self.waiting), places))
             if begun or self.waiting:
                 decodes = len(self.schedule.items)
-                budget = self.limits.max_batch_tokens - decodes
-                self.budget = min(budget, self.prompt_budget(decodes, prompts))
+                most = self.limits.max_batch_tokens - decodes
+                self.budget = min(most, self.prompt_budget(decodes, prompts, False))
+                self.long_budget = min(self.budget, self.prompt_budget(decodes, prompts, True))
                 self._prompts(begun, prefix)
         except _NoBlocks:
             return Schedule(preempt=self.running[-1])
@@ -186,18 +191,20 @@ class _Step(Generic[S, P]):
     def _prompts(self, begun: list[S], prefix: Callable[[S, Sequence[S]], P]) -> None:
         top = next((s.priority for s in self.waiting), None)
         now = [s for s in begun if top is None or s.priority >= top]
-        long = [s for s in now if self._is_long(s.length - s.computed)]
+        long = [s for s in now if self._is_long(s.length - s.start)]
         spare = self._spare(begun)
-        # Rounded down: a long prompt has at least a token in every step.
-        lane = self.budget // 2 if long else self.budget
+        budget = self.budget
+        half = -(-self.long_budget // 2)
+        lane = budget - half if long else budget
         for sequence in now:
-            if not self._is_long(sequence.length - sequence.computed):
+            if not self._is_long(sequence.length - sequence.start):
                 lane -= self._go_on(sequence, lane)
-        newcomer = self._admit(spare, lane, bool(long), prefix)
+        newcomer = self._admit(spare, lane, half, bool(long), prefix)
+        left = max(half, self.long_budget - (budget - self.budget))
         for sequence in (*long, *begun[len(now) :]):
-            self._go_on(sequence, self.budget)
+            left -= self._go_on(sequence, min(left, self.budget))
         if newcomer is not None:
-            self._start(*newcomer, self.budget)
+            self._start(*newcomer, min(left, self.budget))
 
     def _is_long(self, tokens: int) -> bool:
         return tokens > self.limits.max_batch_tokens
@@ -231,12 +238,13 @@ class _Step(Generic[S, P]):
         self,
         spare: list[int],
         lane: int,
+        half: int,
         long: bool,
         prefix: Callable[[S, Sequence[S]], P],
     ) -> tuple[S, P, int] | None:
-        """Starts short prompts with ``lane`` tokens in all. Returns a long one that starts with
-        what the others leave, its prefix, and for how many tokens there are blocks; none where
-        another ``long`` one is running."""
+        """Starts short prompts with ``lane`` tokens in all. Returns a long one, for which ``half``
+        is kept, its prefix, and for how many tokens there are blocks; none where another ``long``
+        one is running."""
         limits, running = self.limits, self.running
         newcomer: tuple[S, P, int] | None = None
         admitted: list[S] = []
@@ -271,7 +279,7 @@ class _Step(Generic[S, P]):
             spare = after
             if is_long:
                 newcomer, long = (sequence, found, most), True
-                lane = min(lane, self.budget // 2)
+                lane = min(lane, self.budget - half)
             else:
                 lane -= self._start(sequence, found, most, lane)
         return newcomer

@@ -23,7 +23,8 @@ class Sequence:
 
     The cache writes the fields from ``slot`` on. The sequence holds blocks ``[first[g], end)``
     of each state group g, in row ``slot`` of that group's table; the first ``shared`` of them
-    are in the prefix tree, and ``node`` is the last of these.
+    are in the prefix tree, and ``node`` is the last of these. ``start`` tokens were computed
+    when it got the slot.
     """
 
     __slots__ = (
@@ -47,6 +48,7 @@ class Sequence:
         "share",
         "shared",
         "slot",
+        "start",
         "stream",
         "tenant",
         "waits_for",
@@ -87,6 +89,7 @@ class Sequence:
         self.waits_for: tuple[Sequence, int] | None = None
         """Who computes the next block of its prefix, and how long that one is then shared."""
         self.slot = -1
+        self.start = 0
         self.end = 0
         self.first: list[int] = []
         self.shared = 0
