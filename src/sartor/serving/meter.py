@@ -106,7 +106,7 @@ class Reporter:
     def __init__(
         self,
         engines: dict[str, Engine | Encoder],
-        send: Callable[[EngineStats], None],
+        send: Callable[[EngineStats], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._meters = [Meter(model, engine) for model, engine in engines.items()]
