@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sartor.errors import UsageError
+from sartor.errors import UnsupportedError, UsageError
 from sartor.serving.errors import internal
 from sartor.serving.gateway import Gateway
 from sartor.serving.request_log import LogFormat, RequestLog
@@ -53,11 +53,22 @@ class Telemetry:
                 log = RequestLog(self.log, self.log_file, client=self.log_client)
                 stack.callback(log.close)
                 sinks.append(log)
-            if wanted_by_environment() if self.otel is None else self.otel:
-                tracing = Tracing(otlp_provider())
+            if (tracing := self._tracing()) is not None:
                 stack.callback(tracing.close)
                 sinks.append(tracing)
             yield sinks
+
+    def _tracing(self) -> Tracing | None:
+        if self.otel is False or (self.otel is None and not wanted_by_environment()):
+            return None
+        try:
+            return Tracing(otlp_provider())
+        except UnsupportedError as error:
+            if self.otel:
+                raise
+            # The variables may be meant for others on this machine.
+            logger.warning("%s", error)
+            return None
 
 
 class Observer:

@@ -9,6 +9,7 @@ Needs the extra ``otel``.
 from __future__ import annotations
 
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 from sartor import __version__
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 _SECOND = 1_000_000_000
+_CLOSE_SECONDS = 3.0
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _PROTOCOL = "http/protobuf"
@@ -57,11 +59,12 @@ def otlp_provider() -> TracerProvider:
     except ImportError as error:
         raise UnsupportedError(
             f"traces need OpenTelemetry, which is not installed ({error.name}); install "
-            "sartor[otel], or leave out --otel"
+            "sartor[otel], or turn them off with --no-otel"
         ) from None
     resource = Resource.create({SERVICE_NAME: "sartor", SERVICE_VERSION: __version__})
     # The environment's attributes win: they are what the operator chose.
-    provider = TracerProvider(resource=resource.merge(OTELResourceDetector().detect()))
+    named = resource.merge(OTELResourceDetector().detect())
+    provider = TracerProvider(resource=named, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return provider
 
@@ -97,8 +100,10 @@ class Tracing:
         span.end(_unix(record, record.ended))
 
     def close(self) -> None:
-        """Sends what is left, for as long as the exporter's own time limits let it."""
-        self._provider.shutdown()
+        """Sends what is left; a collector that does not answer holds up the end for a moment."""
+        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+        closing.start()
+        closing.join(_CLOSE_SECONDS)
 
 
 def attributes(record: RequestRecord) -> dict[str, Any]:
