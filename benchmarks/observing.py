@@ -29,6 +29,7 @@ from sartor.serving.meter import Reporter
 from sartor.serving.metrics import make_registry
 from sartor.serving.request_log import json_line, text_line
 from sartor.serving.request_record import RequestRecord
+from sartor.serving.telemetry import Observer
 
 MODEL = "m"
 STREAMS = 16
@@ -122,6 +123,28 @@ def requests(rounds: int, sinks: Sequence[Callable[[RequestRecord], object]]) ->
     return least(rounds, work)
 
 
+def pieces(rounds: int, observed: bool) -> float:
+    """Of a stream, on their way from the application to the server."""
+    sent = 5000
+    scope: Any = {"type": "http", "method": "GET", "headers": [], "client": None}
+    message = {"type": "http.response.body", "body": b"data", "more_body": True}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for _ in range(sent):
+            await send(message)
+
+    async def send(_: Any) -> None:
+        pass
+
+    gateway: Any = SimpleNamespace(books=Books([MODEL]), find=lambda _: None)
+    run: Any = Observer(app, gateway) if observed else app
+    loop = asyncio.new_event_loop()
+    try:
+        return least(rounds, lambda: loop.run_until_complete(run(dict(scope), None, send)) or sent)
+    finally:
+        loop.close()
+
+
 def scrape(rounds: int) -> float:
     """Of a gateway with one model and ten keys."""
     from prometheus_client import generate_latest
@@ -159,6 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = {
         "a step": steps(rounds),
         "a token": tokens(rounds),
+        "a piece of a stream": pieces(rounds, True) - pieces(rounds, False),
         "a request": bare,
         "its line in JSON": requests(rounds, [json_line]) - bare,
         "its line in text": requests(rounds, [text_line]) - bare,
