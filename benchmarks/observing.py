@@ -126,7 +126,7 @@ def requests(rounds: int, sinks: Sequence[Callable[[RequestRecord], object]]) ->
 def pieces(rounds: int, observed: bool) -> float:
     """Of a stream, on their way from the application to the server."""
     sent = 5000
-    scope: Any = {"type": "http", "method": "GET", "headers": [], "client": None}
+    scope: Any = {"type": "http", "method": "GET", "path": "/", "headers": [], "client": None}
     message = {"type": "http.response.body", "body": b"data", "more_body": True}
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from sartor.engine.request import Chunk, FinishReason, Request
 from sartor.graph import SamplingParams
 from sartor.serving.books import LATENCY_BOUNDS, MAX_KEYS, OTHER_KEYS, Books, Histogram
-from sartor.serving.errors import internal, invalid, overloaded, unavailable
+from sartor.serving.errors import ApiError, internal, invalid, overloaded, unavailable
 from sartor.serving.messages import EngineStats, StepTotals
 from sartor.serving.request_record import RequestRecord
 
@@ -131,6 +131,7 @@ def test_outcomes(ends: list[FinishReason | None], outcome: str) -> None:
         (unavailable("no"), False, "rejected", "service_unavailable"),
         (unavailable("no"), True, "error", "service_unavailable"),
         (internal("no"), False, "error", "internal_error"),
+        (ApiError(504, "no", code="request_timeout"), False, "error", "request_timeout"),
     ],
 )
 def test_errors(error: Any, begun: bool, outcome: str, code: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from server_process import ServerProcess, kill_hard, wait_until
+from starlette.responses import Response
 from test_crash import Stream, say
 
 from sartor.errors import SartorError, UsageError
@@ -23,8 +24,8 @@ from sartor.serving.errors import overloaded
 from sartor.serving.frontend import open_served_model
 from sartor.serving.gateway import Gateway
 from sartor.serving.request_log import _WAITING_LINES, RequestLog, _Writer, json_line, text_line
-from sartor.serving.request_record import RequestRecord
-from sartor.serving.telemetry import Telemetry
+from sartor.serving.request_record import RequestRecord, record_of
+from sartor.serving.telemetry import Observer, Telemetry
 
 SECRET = "sk-do-not-tell"
 
@@ -148,10 +149,33 @@ def test_the_address_of_the_client_where_it_is_wanted(tiny_model: Path, tmp_path
 )
 def test_ids_that_are_not_sane_are_replaced(given: str) -> None:
     headers = [(b"x-request-id", given.encode("latin-1"))]
-    scope = {"headers": headers, "method": "POST", "client": None}
+    scope = {"headers": headers, "method": "POST", "path": "/", "client": None}
     ids = {RequestRecord.of(scope).id for _ in range(2)}
     assert given not in ids
     assert len(ids) == 2
+
+
+def test_a_gate_before_the_routes_can_refuse(tiny_model: Path) -> None:
+    """A middleware that answers by itself: the request counts, whatever its path says."""
+
+    async def check() -> None:
+        records: list[RequestRecord] = []
+        gateway = Gateway([open_served_model("m", tiny_model, ExecutionPlan(backend="null"))])
+
+        async def gate(scope: Any, receive: Any, send: Any) -> None:
+            record_of(scope).error, record_of(scope).key = overloaded(1), "team"
+            await Response(status_code=429)(scope, receive, send)
+
+        app = Observer(gate, gateway, [records.append])
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://s") as client:
+            await client.post("/v1/completions", json={})
+            await client.post("/v1/secret", json={})
+        await gateway.close()
+        assert [record.route for record in records] == ["/v1/completions", ""]
+        assert gateway.books.requests == {("", "rejected", "queue_full", "team"): 1}
+
+    asyncio.run(check())
 
 
 def finished_record() -> RequestRecord:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from uuid import uuid4
-
-from starlette.requests import Request
 
 from sartor.engine.request import FinishReason
 from sartor.graph import SamplingParams
@@ -82,6 +81,7 @@ class RequestRecord:
         headers = {name.decode("latin-1"): value for name, value in scope["headers"]}
         given = headers.get("x-request-id", b"").decode("latin-1")
         client = scope.get("client")
+        route = scope["path"] if scope["path"] in OPERATIONS else ""
         return cls(
             id=given if _SANE_ID.fullmatch(given) else uuid4().hex,
             method=scope["method"],
@@ -93,6 +93,8 @@ class RequestRecord:
                 for name in ("traceparent", "tracestate")
                 if name in headers
             },
+            route=route,
+            operation=OPERATIONS.get(route, "") if scope["method"] == "POST" else "",
         )
 
     def asks(self, body: Any) -> None:
@@ -108,8 +110,8 @@ class RequestRecord:
     @property
     def outcome(self) -> Outcome:
         if self.error is not None:
-            # What it had already cost tells a failure from a refusal.
-            return "error" if self.error.status == 500 or self.first else "rejected"
+            refused = self.error.status < 500 or self.error.status == 503
+            return "rejected" if refused and not self.first else "error"
         if not self.operation:
             return "ok"
         if not self.ends or any(end in (None, "abort", "error") for end in self.ends):
@@ -143,7 +145,8 @@ class RequestRecord:
         return self.ended - self.arrived
 
 
-def record_of(request: Request) -> RequestRecord:
-    """The record that :class:`sartor.serving.telemetry.Observer` opened for a request."""
-    record: RequestRecord = request.state.record
+def record_of(connection: Mapping[str, Any]) -> RequestRecord:
+    """The record that :class:`sartor.serving.telemetry.Observer` opened for a request, or for the
+    ASGI scope of one."""
+    record: RequestRecord = connection["state"]["record"]
     return record

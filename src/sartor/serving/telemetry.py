@@ -15,7 +15,7 @@ from sartor.errors import UnsupportedError, UsageError
 from sartor.serving.errors import internal
 from sartor.serving.gateway import Gateway
 from sartor.serving.request_log import LogFormat, RequestLog
-from sartor.serving.request_record import OPERATIONS, RequestRecord
+from sartor.serving.request_record import RequestRecord
 from sartor.serving.tracing import Tracing, otlp_provider, wanted_by_environment
 
 logger = logging.getLogger(__name__)
@@ -104,11 +104,9 @@ class Observer:
             self._finish(record, scope)
 
     def _finish(self, record: RequestRecord, scope: Scope) -> None:
-        # Only the router knows: a path is the client's invention until then.
+        # A path that no route has is the client's invention.
         route: Any = scope.get("route")
-        record.route = getattr(route, "path", "")
-        if record.method == "POST":
-            record.operation = OPERATIONS.get(record.route, "")
+        record.route = getattr(route, "path", record.route)
         if not record.model and (found := self._gateway.find(record.asked)):
             record.model = found[0].name
         for sink in self._sinks:
