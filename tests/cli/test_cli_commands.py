@@ -281,6 +281,23 @@ def test_a_head_of_fewer_bits(capsys: Capture, tiny: Path) -> None:
         assert "head_bits is 9; it must be 2 to 8" in fails(capsys, 2, *command, "--head-bits", 9)
 
 
+def test_what_a_server_tells(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sartor.serving import server
+    from sartor.serving.telemetry import Telemetry
+
+    seen: list[Telemetry] = []
+    monkeypatch.setattr(server, "serve", lambda _, **given: seen.append(given["telemetry"]) or 0)
+    told = ("--log", "json", "--log-file", "x.log", "--log-client", "--otel")
+    for options in ((), told, ("--log", "none", "--no-otel")):
+        assert run(capsys, "serve", "m", *options)[0] == 0
+    assert seen == [
+        Telemetry("text", None, False, None),
+        Telemetry("json", Path("x.log"), True, True),
+        Telemetry("none", None, False, False),
+    ]
+    assert "'xml' is not one of" in fails(capsys, 2, "serve", "m", "--log", "xml")
+
+
 def test_conformance(capsys: Capture) -> None:
     found = run_json(capsys, "conformance", "--backend", "reference")
     assert found["right"] is True

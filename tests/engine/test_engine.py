@@ -417,3 +417,20 @@ def test_a_batch_is_sound_and_carries_what_the_request_says() -> None:
     assert history.starts.tolist() == [0, 0, 30]
     assert batch.bias_tokens.values.tolist() == [5]
     assert batch.bias_values.values.tolist() == [2.0]
+
+
+def test_the_first_chunk_says_what_its_prefill_took() -> None:
+    engine = make_engine(device="null-20ms", max_batch_tokens=32, max_sequences=1)
+    begin = time.perf_counter()
+    chunks = run(engine, request("long", prompt(0, 80), max_tokens=3, n=2))
+    took = time.perf_counter() - begin
+    firsts = []
+    for choice in range(2):
+        first, *others = chunks["long", choice]
+        assert [chunk.prefill_seconds for chunk in others] == [0, 0]
+        firsts.append(first.prefill_seconds)
+    # 80 tokens in chunks of 32; the other choice waits, which is no part of its prefill, and
+    # finds most of the prompt in the cache.
+    assert firsts[0] >= 3 * 0.02
+    assert firsts[1] >= 0.02
+    assert sum(firsts) <= took - 4 * 0.02

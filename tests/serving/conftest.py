@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from server_process import ServerProcess
 from tiny_model import write_tiny_model
+
+sys.path.append(str(Path(__file__).parents[1] / "engine"))  # engine_helpers
 
 
 @pytest.fixture(scope="session")

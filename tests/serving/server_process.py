@@ -26,12 +26,15 @@ from sartor.errors import SartorError
 from sartor.plan import ExecutionPlan
 from sartor.serving.lifecycle import Timing
 from sartor.serving.server import serve
+from sartor.serving.telemetry import Telemetry
 o = json.loads(sys.argv[1])
 more = o["more"]
 if "adapter_folder" in more:
     more["adapter_folder"] = Path(more["adapter_folder"])
 if "adapters" in more:
     more["adapters"] = {name: Path(path) for name, path in more["adapters"].items()}
+if "telemetry" in more:
+    more["telemetry"] = Telemetry(**more["telemetry"])
 try:
     code = serve(o["models"], port=0, plan=ExecutionPlan(**o["plan"]), timing=Timing(**o["timing"]),
                  **more)

@@ -11,6 +11,7 @@ from sartor.backends.null.backend import NullExecutable, null_program
 from sartor.plan import ExecutionPlan
 from sartor.serving import worker
 from sartor.serving.idle import PATIENCE_SECONDS, SLICE_SECONDS, IdleTuning
+from sartor.serving.meter import Reporter
 
 
 class Clock:
@@ -118,7 +119,8 @@ def test_a_request_waits_for_one_slice_at_most() -> None:
     models: Any = {"m": worker.Running(None, Engine())}  # type: ignore[arg-type]
     inbox: Any = Inbox()
     outbox: Any = None  # nothing is sent
-    worker._turn(models, inbox, outbox, pulse, IdleTuning([executable], clock))
+    reporter = Reporter({}, outbox)
+    worker._turn(models, inbox, outbox, pulse, IdleTuning([executable], clock), reporter)
     assert len(taken) == 1
     assert 0 <= taken[0] - arrival <= SLICE_SECONDS
     after = PATIENCE_SECONDS / worker._IDLE_SECONDS  # turns that wait again

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -32,6 +32,24 @@ def serve(
         Path | None,
         typer.Option(help="Let clients load adapters that lie in this folder.", show_default=False),
     ] = None,
+    log: Annotated[
+        Literal["text", "json", "none"], typer.Option(help="A line for each request, in this form.")
+    ] = "text",
+    log_file: Annotated[
+        Path | None,
+        typer.Option(help="Where these lines go, if not to standard error.", show_default=False),
+    ] = None,
+    log_client: Annotated[
+        bool, typer.Option("--log-client", help="With the address of the client in them.")
+    ] = False,
+    otel: Annotated[
+        bool | None,
+        typer.Option(
+            "--otel/--no-otel",
+            help="Send spans to OpenTelemetry; on where OTEL_EXPORTER_OTLP_ENDPOINT is set.",
+            show_default=False,
+        ),
+    ] = None,
     threads: options.Threads = 0,
     context: options.Context = 0,
     backend: options.Backend = "auto",
@@ -44,6 +62,7 @@ def serve(
 ) -> int:
     """Serve models over an OpenAI-compatible HTTP API."""
     from sartor.serving.server import serve as run_server
+    from sartor.serving.telemetry import Telemetry
     from sartor.store import sartor_home
 
     plan = options.make_plan(
@@ -67,5 +86,6 @@ def serve(
         max_requests=max_requests,
         adapters=options.adapters(adapter),
         adapter_folder=adapter_folder,
+        telemetry=Telemetry(log, log_file, log_client, otel),
         progress=PullProgress(),
     )

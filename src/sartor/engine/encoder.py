@@ -7,16 +7,20 @@ worker, the Python interface) need not know which one it has.
 from __future__ import annotations
 
 import logging
+import time
+from collections import deque
 
 import numpy as np
 
 from sartor.backends.base import Executable
 from sartor.engine.request import Chunk, Request
+from sartor.engine.step import StepRecord
 from sartor.errors import CapacityError, SartorError, UsageError
 from sartor.graph import Batch, Ragged
 from sartor.graph.batch import F32, SAMPLING_ROW
 
 logger = logging.getLogger(__name__)
+_RECORDS = 1024
 
 
 class Encoder:
@@ -28,6 +32,7 @@ class Encoder:
 
     def __init__(self, executable: Executable, *, context_length: int) -> None:
         self.executable = executable
+        self.records: deque[StepRecord] = deque(maxlen=_RECORDS)
         self.context_length = context_length
         """Longest text, in tokens."""
         plan = executable.plan
@@ -37,6 +42,7 @@ class Encoder:
         self._vocab = executable.program.vocab
         self._waiting: dict[str, Request] = {}
         self._outbox: list[Chunk] = []
+        self._steps = 0
 
     def add(self, request: Request) -> None:
         """Queues a request.
@@ -91,12 +97,16 @@ class Encoder:
     def step(self) -> list[Chunk]:
         """Encodes the next requests, in order of priority and arrival."""
         chunks, self._outbox = self._outbox, []
+        started = time.perf_counter()
         requests = self._next()
         if not requests:
             return chunks
+        scheduled = built = executed = time.perf_counter()
         try:
             batch = _batch([request.prompt for request in requests])
+            built = executed = time.perf_counter()
             vectors = self.executable.collect(self.executable.submit(batch)).embeddings
+            executed = time.perf_counter()
             chunks += [
                 _chunk(request, "stop", vector)
                 for request, vector in zip(requests, vectors, strict=True)
@@ -108,7 +118,32 @@ class Encoder:
             chunks += [_chunk(request, "error", error=message) for request in requests]
         for request in requests:
             del self._waiting[request.id]
+        self._record(requests, (started, scheduled, built, executed))
         return chunks
+
+    def _record(self, requests: list[Request], times: tuple[float, float, float, float]) -> None:
+        started, scheduled, built, executed = times
+        self.records.append(
+            StepRecord(
+                index=self._steps,
+                started=started,
+                prompt_tokens=sum(len(request.prompt) for request in requests),
+                decode_tokens=0,
+                output_tokens=0,
+                sequences=len(requests),
+                preempted=0,
+                running=0,
+                waiting=len(self._waiting),
+                blocks_held=(),
+                blocks_cached=(),
+                blocks_total=(),
+                schedule_seconds=scheduled - started,
+                build_seconds=built - scheduled,
+                execute_seconds=executed - built,
+                post_seconds=time.perf_counter() - executed,
+            )
+        )
+        self._steps += 1
 
     def _next(self) -> list[Request]:
         chosen: list[Request] = []

@@ -238,6 +238,14 @@ class Engine:
         """State blocks of each group that running sequences hold."""
         return tuple(pool.total - pool.available for pool in self._cache.pools)
 
+    def blocks_cached(self) -> tuple[int, ...]:
+        """State blocks of each group that nobody holds, kept for prompts to come."""
+        return tuple(pool.cached for pool in self._cache.pools)
+
+    @property
+    def blocks_total(self) -> tuple[int, ...]:
+        return self._blocks
+
     def check(self) -> None:
         """Asserts that queues, tables, pools and prefix tree agree. For tests."""
         self._cache.check(self._running)
@@ -393,8 +401,7 @@ class Engine:
             insort(self._running, sequence, key=_key)
             for builder in self._builders:
                 builder.admit(sequence)
-            if sequence.stream.cached_tokens is None:  # else it comes back from a preemption
-                sequence.stream.cached_tokens = min(prefix.tokens, len(sequence.request.prompt))
+            sequence.stream.admit(min(prefix.tokens, len(sequence.request.prompt)))
         for sequence, tokens in schedule.items:
             if sequence.computed + tokens > sequence.end * self._limits.block_size:
                 self._cache.extend(sequence, sequence.computed + tokens)
@@ -472,7 +479,7 @@ class Engine:
                 running=len(self._running),
                 waiting=len(self._waiting),
                 blocks_held=self.blocks_held(),
-                blocks_cached=tuple(pool.cached for pool in self._cache.pools),
+                blocks_cached=self.blocks_cached(),
                 blocks_total=self._blocks,
                 schedule_seconds=scheduled - started,
                 build_seconds=built - scheduled,

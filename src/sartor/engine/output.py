@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from sartor.engine.request import Chunk, FinishReason, Request, TokenLogprob
 from sartor.text.detokenizer import Detokenizer
 from sartor.text.tokenizer import Tokenizer
@@ -19,6 +21,7 @@ class OutputStream:
         "_ends",
         "_longest",
         "_request",
+        "_started",
         "_tokenizer",
         "cached_tokens",
         "choice",
@@ -35,6 +38,7 @@ class OutputStream:
         self.completion_tokens = 0
         self.finish_reason: FinishReason | None = None
         self._request = request
+        self._started = 0.0
         self._tokenizer = tokenizer
         self._longest = limit - len(request.prompt)
         self._ends = frozenset(params.stop_token_ids)
@@ -47,10 +51,21 @@ class OutputStream:
             if self.finish_reason is None:  # its text has been sent
                 self._advance(token)
 
+    def admit(self, cached_tokens: int) -> None:
+        """The choice gets its place in a step. One that comes back from a preemption had it."""
+        if self.cached_tokens is None:
+            self.cached_tokens = cached_tokens
+            self._started = time.perf_counter()
+
     def push(self, token: int, logprob: TokenLogprob | None) -> Chunk:
         """The chunk of one generated token."""
         text = self._advance(token)
-        return self._chunk(text, (token,), () if logprob is None else (logprob,), None)
+        prefill_seconds = 0.0
+        if self._started:
+            prefill_seconds = time.perf_counter() - self._started
+            self._started = 0.0
+        logprobs = () if logprob is None else (logprob,)
+        return self._chunk(text, (token,), logprobs, None, prefill_seconds)
 
     def end(self, reason: FinishReason, error: str | None = None) -> Chunk:
         """The last chunk of a choice that ends for a reason outside of its tokens."""
@@ -90,6 +105,7 @@ class OutputStream:
         tokens: tuple[int, ...],
         logprobs: tuple[TokenLogprob, ...],
         error: str | None,
+        prefill_seconds: float = 0.0,
     ) -> Chunk:
         request = self._request
         return Chunk(
@@ -103,4 +119,5 @@ class OutputStream:
             len(request.prompt),
             self.completion_tokens,
             self.cached_tokens or 0,
+            prefill_seconds=prefill_seconds,
         )

@@ -80,6 +80,8 @@ class Chunk:
     of a choice, and no other, has a ``finish_reason``. ``completion_tokens`` counts the choice
     from its start, ``cached_tokens`` the prompt tokens whose state was found in the cache.
     ``embedding`` (float32, little-endian) is what an encoder makes of the prompt.
+    ``prefill_seconds`` is what a choice's first token took from the first step that had a place
+    for it; 0 in every other chunk.
     """
 
     request_id: str
@@ -93,3 +95,4 @@ class Chunk:
     completion_tokens: int
     cached_tokens: int
     embedding: bytes = b""
+    prefill_seconds: float = 0.0

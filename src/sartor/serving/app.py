@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,6 +13,7 @@ from starlette.responses import JSONResponse
 from sartor import __version__
 from sartor.serving.errors import ApiError, internal
 from sartor.serving.gateway import Gateway
+from sartor.serving.metrics import create_metrics_router
 from sartor.serving.openai_adapters import create_adapters_router
 from sartor.serving.openai_api import create_router
 from sartor.serving.openai_embeddings import create_embeddings_router
@@ -22,6 +24,8 @@ from sartor.serving.openai_types import (
     LoadAdapterRequest,
     UnloadAdapterRequest,
 )
+from sartor.serving.request_record import record_of
+from sartor.serving.telemetry import Observer, Sink
 
 _BODIES = (
     ChatRequest,
@@ -32,12 +36,17 @@ _BODIES = (
 )
 
 
-def create_app(gateway: Gateway) -> FastAPI:
-    """The OpenAI-compatible API over a gateway, which the caller starts and closes."""
+def create_app(gateway: Gateway, sinks: Sequence[Sink] = ()) -> FastAPI:
+    """The OpenAI-compatible API over a gateway, which the caller starts and closes.
+
+    ``sinks`` are called with the record of each request that has ended.
+    """
     app = FastAPI(title="Sartor", version=__version__)
     app.include_router(create_router(gateway))
     app.include_router(create_embeddings_router(gateway))
     app.include_router(create_adapters_router(gateway))
+    app.include_router(create_metrics_router(gateway))
+    app.add_middleware(Observer, gateway=gateway, sinks=sinks)  # the last: the outermost
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)
@@ -59,13 +68,14 @@ def create_app(gateway: Gateway) -> FastAPI:
     return app
 
 
-def _respond(error: ApiError) -> JSONResponse:
+def _respond(request: Request, error: ApiError) -> JSONResponse:
+    record_of(request).error = error
     return JSONResponse(error.body(), error.status, headers=error.headers())
 
 
-async def _api_error(_: Request, error: Exception) -> JSONResponse:
+async def _api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    return _respond(error)
+    return _respond(request, error)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
@@ -76,11 +86,13 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
         message = f"{request.method} is not possible at {request.url.path}"
     else:
         message = str(error.detail)
-    answer = _respond(ApiError(error.status_code, message))
+    answer = _respond(request, ApiError(error.status_code, message))
     answer.headers.update(error.headers or {})
     return answer
 
 
-async def _unexpected(_: Request, error: Exception) -> JSONResponse:
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     # The server's log has the traceback; clients learn no internals.
-    return _respond(internal(f"the server made a mistake ({type(error).__name__})"))
+    answer = _respond(request, internal(f"the server made a mistake ({type(error).__name__})"))
+    answer.headers["x-request-id"] = record_of(request).id  # this goes past the Observer
+    return answer

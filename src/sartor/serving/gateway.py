@@ -17,15 +17,17 @@ from pathlib import Path
 
 from sartor.engine.request import Chunk, FinishReason, Request, TokenLogprob
 from sartor.serving.adapters import Adapters
+from sartor.serving.books import Books
 from sartor.serving.channel import usable_folder
 from sartor.serving.errors import ApiError, internal, invalid, overloaded, unavailable
 from sartor.serving.frontend import ServedModel
 from sartor.serving.inflight import InFlight, Ledger
-from sartor.serving.lifecycle import Phase, Timing
+from sartor.serving.lifecycle import Death, Phase, Timing
 from sartor.serving.messages import (
     Abort,
     AdapterLoaded,
     Chunks,
+    EngineStats,
     HostedModel,
     Refused,
     Submit,
@@ -131,6 +133,7 @@ class Gateway:
         self.timing = timing or Timing()
         self.draining = False
         self._max_requests = max_requests
+        self.books = Books(self.models)
         self._ledger = Ledger()
         self._answers: dict[str, Answer] = {}
         self._broken: dict[str, str] = {}
@@ -148,6 +151,11 @@ class Gateway:
     @property
     def worker_pid(self) -> int | None:
         return self._supervisor.pid
+
+    @property
+    def worker_silence(self) -> float | None:
+        """Seconds since the worker's last sign of life; None while it is not ready."""
+        return self._supervisor.silence
 
     @property
     def unfinished(self) -> int:
@@ -239,6 +247,7 @@ class Gateway:
         self._dispatch()
 
     def worker_chunks(self, message: Chunks) -> None:
+        self.books.chunks(message.chunks)
         for chunk in message.chunks:
             entry, answer = self._ledger.get(chunk.request_id), self._answers.get(chunk.request_id)
             if entry is None or answer is None:
@@ -260,7 +269,11 @@ class Gateway:
     def adapter_loaded(self, message: AdapterLoaded) -> None:
         self.adapters.loaded(message)
 
-    def worker_died(self, cause: str) -> None:
+    def engine_stats(self, message: EngineStats) -> None:
+        self.books.engine_stats(message)
+
+    def worker_died(self, cause: str, death: Death) -> None:
+        self.books.worker_died(death)
         self.adapters.worker_died()
         for entry in self._ledger.crash():
             self._release_adapter(entry.request.adapter)

@@ -10,6 +10,9 @@ from typing import Literal
 
 Phase = Literal["waiting", "starting", "ready", "ending", "failed"]
 
+Death = Literal["start", "hang", "signal", "error"]
+"""How a worker ended: before it was ready, unresponsive, by a signal, or by itself."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -99,8 +102,17 @@ class Lifecycle:
         """The worker gave a result, so its next start needs no delay."""
         self._worked = True
 
-    def exited(self, now: float, cause: str) -> None:
+    def silence(self, now: float) -> float | None:
+        """Seconds since the last sign of life; None while none is expected."""
+        return now - self._beat if self.phase == "ready" else None
+
+    def exited(self, now: float, cause: str, signalled: bool = False) -> Death:
         """The process is gone. The cause of a kill is kept, since it says more."""
+        death: Death = "signal" if signalled else "error"
+        if not self._was_ready:
+            death = "start"
+        elif self.phase == "ending":
+            death = "hang"
         if self.phase != "ending":
             self.cause = cause
         if self._was_ready:
@@ -112,9 +124,10 @@ class Lifecycle:
             repeats = self._failed_starts
             if self._failed_starts >= self._timing.starts:
                 self.phase, self._since = "failed", now
-                return
+                return death
         delay = self._timing.delay * 2.0 ** min(repeats - 1, 16) if repeats > 0 else 0.0
         self.phase, self._due = "waiting", now + min(delay, self._timing.longest_delay)
+        return death
 
     def _kill(self, cause: str) -> Kill:
         self.phase, self.cause = "ending", cause

@@ -5,6 +5,8 @@ Encoded with msgpack. A model is always named, since a worker may host several.
 
 from __future__ import annotations
 
+from operator import add
+
 import msgspec
 
 from sartor.engine.request import Chunk, Request
@@ -117,6 +119,64 @@ class AdapterLoaded(msgspec.Struct, frozen=True, tag=True):
     error: str | None = None
 
 
+class StepTotals(msgspec.Struct, frozen=True):
+    """Sums over the steps of one engine (see :class:`~sartor.engine.step.StepRecord`).
+
+    ``step_times`` counts steps by :data:`sartor.serving.meter.STEP_BOUNDS`; the sum of the
+    seconds is what these took.
+    """
+
+    prompt_tokens: int = 0
+    decode_tokens: int = 0
+    output_tokens: int = 0
+    preemptions: int = 0
+    schedule_seconds: float = 0.0
+    build_seconds: float = 0.0
+    execute_seconds: float = 0.0
+    post_seconds: float = 0.0
+    step_times: tuple[int, ...] = ()
+
+    def __add__(self, other: StepTotals) -> StepTotals:
+        if not (self.step_times and other.step_times):
+            return self if self.step_times else other
+        return StepTotals(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            decode_tokens=self.decode_tokens + other.decode_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            preemptions=self.preemptions + other.preemptions,
+            schedule_seconds=self.schedule_seconds + other.schedule_seconds,
+            build_seconds=self.build_seconds + other.build_seconds,
+            execute_seconds=self.execute_seconds + other.execute_seconds,
+            post_seconds=self.post_seconds + other.post_seconds,
+            step_times=tuple(map(add, self.step_times, other.step_times)),
+        )
+
+
+class StateUse(msgspec.Struct, frozen=True):
+    """Blocks of one state group: held by sequences, cached for prompts to come, and all."""
+
+    group: str
+    held: int
+    cached: int
+    total: int
+    block_bytes: int
+
+
+class EngineStats(msgspec.Struct, frozen=True, tag=True):
+    """What one engine has done since its worker began, and what it holds now.
+
+    ``running`` and ``waiting`` count sequences; ``memory`` is in bytes, by owner: weights, state,
+    scratch and whatever else is told apart.
+    """
+
+    model: str
+    totals: StepTotals
+    running: int
+    waiting: int
+    states: tuple[StateUse, ...]
+    memory: dict[str, int]
+
+
 class Beat(msgspec.Struct, frozen=True, tag=True):
     """A sign of life from a thread of its own; ``stuck_seconds`` since the loop last turned."""
 
@@ -129,4 +189,4 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     cause: str
 
 
-FromWorker = Ready | Chunks | Refused | AdapterLoaded | Beat | Failed
+FromWorker = Ready | Chunks | Refused | AdapterLoaded | EngineStats | Beat | Failed

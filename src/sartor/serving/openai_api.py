@@ -28,6 +28,7 @@ from sartor.serving.openai_types import (
     Generation,
     Prompts,
 )
+from sartor.serving.request_record import RequestRecord, record_of
 from sartor.serving.streaming import (
     DONE,
     KEEP_ALIVE,
@@ -132,9 +133,10 @@ def create_router(gateway: Gateway) -> APIRouter:
 async def read(request: Request, kind: type[Any]) -> Any:
     """The typed body of a request. Raises ApiError 4xx."""
     body = await read_body(request)
-    if len(body) > _LONG_BODY:
-        return await asyncio.to_thread(parse, kind, body)
-    return parse(kind, body)
+    long = len(body) > _LONG_BODY
+    parsed = await asyncio.to_thread(parse, kind, body) if long else parse(kind, body)
+    record_of(request).asks(parsed)
+    return parsed
 
 
 def find_model(gateway: Gateway, name: str, makes: Makes | None = None) -> tuple[ServedModel, str]:
@@ -267,6 +269,8 @@ async def _answer(
     shape: Shape,
     requests: Sequence[EngineRequest],
 ) -> Response:
+    record = record_of(request)
+    gateway.books.begin(record, model.name, requests)
     answer = gateway.submit(model.name, requests)
     try:
         if not body.stream:
@@ -282,7 +286,7 @@ async def _answer(
         raise
     options = body.stream_options
     with_usage = options is not None and bool(options.include_usage)
-    pieces = _events(shape, answer, first, with_usage)
+    pieces = _events(shape, answer, first, with_usage, record)
     return EventStream(pieces, answer.close, gateway.timing.stall)
 
 
@@ -303,7 +307,7 @@ async def _news(answer: Answer) -> list[Delta] | None:
 
 
 async def _events(
-    shape: Shape, answer: Answer, first: list[Delta], with_usage: bool
+    shape: Shape, answer: Answer, first: list[Delta], with_usage: bool, record: RequestRecord
 ) -> AsyncIterator[bytes]:
     head = shape.head()
     blank: Json = {"usage": None} if with_usage else {}
@@ -318,8 +322,10 @@ async def _events(
         if with_usage:
             yield event({**head, "choices": [], "usage": usage(answer)})
     except ApiError as error:
+        record.error = error
         yield event(error.body())
     except Exception as error:  # the headers have gone out: this is the only way left to say so
         logger.exception("an answer broke off")
-        yield event(internal(f"the answer broke off: {type(error).__name__}").body())
+        record.error = internal(f"the answer broke off: {type(error).__name__}")
+        yield event(record.error.body())
     yield DONE

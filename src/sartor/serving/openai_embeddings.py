@@ -23,6 +23,7 @@ from sartor.serving.openai_api import (
 )
 from sartor.serving.openai_format import Json
 from sartor.serving.openai_types import EmbeddingRequest
+from sartor.serving.request_record import record_of
 from sartor.serving.streaming import Disconnected, while_connected
 
 
@@ -35,7 +36,9 @@ def create_embeddings_router(gateway: Gateway) -> APIRouter:
         body = await read(request, EmbeddingRequest)
         model, _ = find_model(gateway, body.model, "embeddings")
         prompts = await encode_prompts(each_prompt(body.input, "input"), "input", model)
-        answer = gateway.submit(model.name, make_requests(prompts, SamplingParams(seed=0)))
+        requests = make_requests(prompts, SamplingParams(seed=0))
+        gateway.books.begin(record_of(request), model.name, requests)
+        answer = gateway.submit(model.name, requests)
         try:
             deltas = await while_connected(request.receive, whole(answer))
         except Disconnected:

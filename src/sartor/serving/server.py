@@ -19,6 +19,7 @@ from sartor.serving.frontend import ServedModel, open_served_model
 from sartor.serving.gateway import Gateway
 from sartor.serving.lifecycle import Timing
 from sartor.serving.messages import AdapterSpec
+from sartor.serving.telemetry import Sink, Telemetry
 from sartor.store.progress import Progress
 from sartor.store.store import ModelStore
 
@@ -36,6 +37,7 @@ def serve(
     timing: Timing | None = None,
     adapters: Mapping[str, Path] | None = None,
     adapter_folder: Path | None = None,
+    telemetry: Telemetry | None = None,
     store: ModelStore | None = None,
     progress: Progress | None = None,
 ) -> int:
@@ -47,6 +49,7 @@ def serve(
     adapters      LoRA adapters of the (only) model, by the names that requests use
     adapter_folder  where adapters lie that clients may load; None lets them load none
     max_requests  prompts that may be unfinished at once; further ones get status 429
+    telemetry     what is logged and traced of requests; None: nothing
 
     Blocks. The first SIGINT or SIGTERM stops listening and lets answers finish, a second one
     stops at once. Raises SartorError where a model cannot be found or read, or the port is taken.
@@ -67,7 +70,10 @@ def serve(
     _add_adapters(served, adapters or {})
     if adapter_folder is not None and not adapter_folder.is_dir():
         raise UsageError(f"serve: the adapter folder {adapter_folder} does not exist")
-    with contextlib.closing(_listen(host, port)) as listener:
+    with (
+        (telemetry or Telemetry()).open() as sinks,
+        contextlib.closing(_listen(host, port)) as listener,
+    ):
         return asyncio.run(
             _serve(
                 lambda: Gateway(
@@ -77,6 +83,7 @@ def serve(
                     adapter_folder=adapter_folder,
                 ),
                 listener,
+                sinks,
             )
         )
 
@@ -110,10 +117,12 @@ def _url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def _serve(make_gateway: Callable[[], Gateway], listener: socket.socket) -> int:
+async def _serve(
+    make_gateway: Callable[[], Gateway], listener: socket.socket, sinks: Sequence[Sink]
+) -> int:
     gateway = make_gateway()
     config = uvicorn.Config(
-        create_app(gateway), log_level="warning", access_log=False, lifespan="off"
+        create_app(gateway, sinks), log_level="warning", access_log=False, lifespan="off"
     )
     server = _Server(config, gateway)
     announcement = asyncio.create_task(_announce(gateway, _url(listener)))

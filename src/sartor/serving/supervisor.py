@@ -24,11 +24,12 @@ from typing import Protocol
 import msgspec
 
 from sartor.serving.channel import Receiver, Sender
-from sartor.serving.lifecycle import Kill, Lifecycle, Phase, Start, Timing
+from sartor.serving.lifecycle import Death, Kill, Lifecycle, Phase, Start, Timing
 from sartor.serving.messages import (
     AdapterLoaded,
     Beat,
     Chunks,
+    EngineStats,
     Failed,
     FromWorker,
     HostedModel,
@@ -57,7 +58,9 @@ class Listener(Protocol):
 
     def adapter_loaded(self, message: AdapterLoaded) -> None: ...
 
-    def worker_died(self, cause: str) -> None:
+    def engine_stats(self, message: EngineStats) -> None: ...
+
+    def worker_died(self, cause: str, death: Death) -> None:
         """A worker is gone; another one starts, unless ``worker_failed`` follows."""
 
     def worker_failed(self, cause: str) -> None:
@@ -116,6 +119,11 @@ class WorkerProcess:
 
     def kill(self) -> None:
         self._process.kill()
+
+    @property
+    def signalled(self) -> bool:
+        """Whether a signal ended it (only known on POSIX)."""
+        return (self._process.returncode or 0) < 0
 
     def hang_up(self) -> None:
         """Closes the pipe, on which the worker ends itself."""
@@ -188,6 +196,11 @@ class Supervisor:
     def cause(self) -> str:
         """Why the last worker ended; empty once the next one is ready."""
         return self._lifecycle.cause
+
+    @property
+    def silence(self) -> float | None:
+        """Seconds since the worker's last sign of life; None while it is not ready."""
+        return self._lifecycle.silence(time.monotonic())
 
     @property
     def pid(self) -> int | None:
@@ -272,20 +285,22 @@ class Supervisor:
                 self._listener.worker_refused(message)
             case AdapterLoaded():
                 self._listener.adapter_loaded(message)
+            case EngineStats():
+                self._listener.engine_stats(message)
 
     def _on_exit(self, process: WorkerProcess, cause: str) -> None:
         process.close()
         self._process = None
         self._gone.set()
-        self._ended(cause)
+        self._ended(cause, process.signalled)
 
-    def _ended(self, cause: str) -> None:
+    def _ended(self, cause: str, signalled: bool = False) -> None:
         if self._closing:
             return
-        self._lifecycle.exited(time.monotonic(), cause)
+        death = self._lifecycle.exited(time.monotonic(), cause, signalled)
         cause = self._lifecycle.cause
         logger.warning("the worker is gone: %s", cause)
-        self._listener.worker_died(cause)
+        self._listener.worker_died(cause, death)
         if self._lifecycle.phase == "failed":
             self._listener.worker_failed(cause)
 

@@ -46,6 +46,7 @@ from sartor.serving.messages import (
     ToWorker,
     WorkerConfig,
 )
+from sartor.serving.meter import Reporter
 
 logger = logging.getLogger(__name__)
 _IDLE_SECONDS = 0.2
@@ -198,6 +199,7 @@ def _turn(
     outbox: Sender[FromWorker],
     pulse: Pulse,
     tuning: IdleTuning,
+    reporter: Reporter,
 ) -> None:
     """The loop: take what came, one step of each engine that has work, send what it gave; or
     measure kernels for a while, when nobody has asked for long."""
@@ -217,6 +219,7 @@ def _turn(
                 if chunks:
                     outbox.send(Chunks(name, chunks))
                 pulse.turn()
+        reporter.turn(idle=not (busy or messages))
         pulse.turn()
 
 
@@ -235,7 +238,8 @@ def run(config: WorkerConfig) -> int:
         pulse.watch()
         outbox.send(Ready(inbox.address, tuple(hosted)))
         tuning = IdleTuning(running.engine.executable for running in models.values())
-        _turn(models, inbox, outbox, pulse, tuning)
+        reporter = Reporter({name: m.engine for name, m in models.items()}, outbox.send)
+        _turn(models, inbox, outbox, pulse, tuning, reporter)
     except Exception as error:
         # The engine's state is in doubt: end, so that the gateway starts a sound worker and
         # replays. Its rule about repeated deaths then finds the request that is to blame.
