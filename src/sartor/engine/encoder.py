@@ -123,6 +123,7 @@ class Encoder:
 
     def _record(self, requests: list[Request], times: tuple[float, float, float, float]) -> None:
         started, scheduled, built, executed = times
+        ended = time.perf_counter()
         self.records.append(
             StepRecord(
                 index=self._steps,
@@ -140,7 +141,8 @@ class Encoder:
                 schedule_seconds=scheduled - started,
                 build_seconds=built - scheduled,
                 execute_seconds=executed - built,
-                post_seconds=time.perf_counter() - executed,
+                post_seconds=ended - executed,
+                seconds=ended - started,
             )
         )
         self._steps += 1
