@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from sartor.backends.null.backend import NullExecutable, null_program
+from sartor.hardware import MemoryLedger
 from sartor.plan import ExecutionPlan
 from sartor.serving import worker
+from sartor.serving.hosting import Host, Running
 from sartor.serving.idle import PATIENCE_SECONDS, SLICE_SECONDS, IdleTuning
 from sartor.serving.meter import Reporter
 
@@ -116,11 +118,12 @@ def test_a_request_waits_for_one_slice_at_most() -> None:
             clock.now += wait_seconds
             return []
 
-    models: Any = {"m": worker.Running(None, Engine())}  # type: ignore[arg-type]
+    models = {"m": Running(None, Engine())}  # type: ignore[arg-type]
+    hosting = Host(MemoryLedger(), models, [])
     inbox: Any = Inbox()
     outbox: Any = None  # nothing is sent
     reporter = Reporter({}, outbox)
-    worker._turn(models, inbox, outbox, pulse, IdleTuning([executable], clock), reporter)
+    worker._turn(hosting, inbox, outbox, pulse, IdleTuning([executable], clock), reporter)
     assert len(taken) == 1
     assert 0 <= taken[0] - arrival <= SLICE_SECONDS
     after = PATIENCE_SECONDS / worker._IDLE_SECONDS  # turns that wait again

@@ -55,6 +55,31 @@ Tune = Annotated[
 ]
 
 
+_UNITS = {"B": 1} | {
+    f"{prefix}{suffix}": base ** (power + 1)
+    for power, prefix in enumerate("KMGT")
+    for suffix, base in (("B", 1000), ("iB", 1024), ("", 1024))
+}
+
+
+def size(text: str) -> int:
+    """Bytes of a size like 3GB (10^9), 512MiB or 2G (powers of 1024). Raises UsageError."""
+    from sartor.errors import UsageError
+
+    number = text.rstrip("BbiKkMmGgTt ")
+    unit = text[len(number) :].strip()
+    known = {name.lower(): factor for name, factor in _UNITS.items()}
+    try:
+        count = float(number) * known[unit.lower() or "b"]
+        if not 0 < count < 2**60:
+            raise ValueError
+    except (ValueError, KeyError):
+        raise UsageError(
+            f"{text!r} is no size in memory; write a number and a unit, like 3GB or 512MiB"
+        ) from None
+    return int(count)
+
+
 def adapters(named: list[str] | None) -> dict[str, Path]:
     """Adapters given as NAME=FOLDER. Raises UsageError."""
     from sartor.errors import UsageError

@@ -24,6 +24,14 @@ def serve(
     max_sequences: Annotated[
         int, typer.Option(help="Sequences that run at once in one batch.")
     ] = 64,
+    memory: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory that weights, state, scratch and the worker may take, like 3GB or 512MiB.",
+            show_default=False,
+        ),
+    ] = "",
     adapter: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=FOLDER", help="A LoRA adapter that requests name as the model."),
@@ -86,6 +94,7 @@ def serve(
         max_requests=max_requests,
         adapters=options.adapters(adapter),
         adapter_folder=adapter_folder,
+        memory_bytes=options.size(memory) if memory else None,
         telemetry=Telemetry(log, log_file, log_client, otel),
         progress=PullProgress(),
     )

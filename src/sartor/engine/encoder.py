@@ -103,7 +103,7 @@ class Encoder:
             return chunks
         scheduled = built = executed = time.perf_counter()
         try:
-            batch = _batch([request.prompt for request in requests])
+            batch = text_batch([request.prompt for request in requests])
             built = executed = time.perf_counter()
             vectors = self.executable.collect(self.executable.submit(batch)).embeddings
             executed = time.perf_counter()
@@ -176,7 +176,7 @@ def _chunk(
     )
 
 
-def _batch(prompts: list[tuple[int, ...]]) -> Batch:
+def text_batch(prompts: list[tuple[int, ...]]) -> Batch:
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     nothing = Ragged(np.zeros(0, np.int32), np.zeros(1, np.int32))

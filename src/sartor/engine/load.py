@@ -16,7 +16,7 @@ from sartor.backends.registry import choose
 from sartor.engine.encoder import Encoder
 from sartor.engine.engine import Engine
 from sartor.engine.head import requantize_head
-from sartor.engine.sizing import size_state
+from sartor.engine.sizing import MEMORY_SHARE, size_state
 from sartor.errors import UnsupportedError
 from sartor.graph import Capabilities, Program
 from sartor.hardware import memory
@@ -171,17 +171,21 @@ def _load_fallback(
     )
 
 
-def make_engine(loaded: LoadedModel) -> Engine:
-    """An engine with state allocated as the plan says, or from the memory that is free now."""
+def make_engine(loaded: LoadedModel, budget: int | None = None) -> Engine:
+    """An engine with state allocated as the plan says, else from ``budget`` bytes, else from the
+    memory that is free now."""
     executable = loaded.executable
     groups = executable.program.groups()
-    free = executable.memory().free
+    free, share = budget, 1.0
+    if budget is None:
+        free, share = executable.memory().free, MEMORY_SHARE
     blocks = size_state(
         groups,
         [executable.block_bytes(group.index) for group in groups],
         loaded.plan,
         loaded.context_length,
         memory()[1] if free is None else free,
+        share,
     )
     return Engine(
         executable,

@@ -46,10 +46,11 @@ def size_state(
     plan: ExecutionPlan,
     context_length: int,
     free_bytes: int,
+    share: float = MEMORY_SHARE,
 ) -> tuple[int, ...]:
     """Blocks of each state group, given the bytes of a block.
 
-    The budget is ``plan.state_bytes``, else a share of ``free_bytes``. No group gets more than
+    The budget is ``plan.state_bytes``, else a ``share`` of ``free_bytes``. No group gets more than
     ``plan.max_sequences`` full contexts need, nor a window group more than its windows and
     chunks need, nor a recurrent group more than the states of running sequences and some
     snapshots. A short sequence needs equally many blocks of every paged group, so below these
@@ -58,7 +59,7 @@ def size_state(
     CapacityError when that is too little to run at all.
     """
     size = plan.block_size
-    budget = plan.state_bytes or int(free_bytes * MEMORY_SHARE)
+    budget = plan.state_bytes or int(free_bytes * share)
     whole = _ceil(context_length, size)
     least, bounds = [], []
     for group in groups:
@@ -84,7 +85,7 @@ def size_state(
     _share(paged, bounds, block_bytes, budget, counts)
     for count, needed in zip(counts, least, strict=True):
         if count < needed:
-            source = "plan: state_bytes" if plan.state_bytes else "a quarter of the free memory"
+            source = "plan: state_bytes" if plan.state_bytes else f"{share:.0%} of the free memory"
             raise CapacityError(
                 f"{source} holds {count} state blocks of {size} tokens, but at least {needed} "
                 f"are needed; a state_bytes of {paged_least + recurrent_least} or more will do"

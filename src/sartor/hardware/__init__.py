@@ -8,6 +8,7 @@ from sartor.hardware.inventory import (
     memory,
     physical_cores,
 )
+from sartor.hardware.ledger import Lease, MemoryLedger, in_megabytes
 from sartor.hardware.roofline import Arithmetic, Bound, Ceilings, Limit, Peak, Work, bound
 
 __all__ = [
@@ -15,12 +16,15 @@ __all__ = [
     "Bound",
     "Ceilings",
     "Inventory",
+    "Lease",
     "Limit",
+    "MemoryLedger",
     "Peak",
     "Work",
     "available_cores",
     "bound",
     "cpu_name",
+    "in_megabytes",
     "inventory",
     "memory",
     "physical_cores",

@@ -98,6 +98,8 @@ class Books:
         """By model, outcome, code and key."""
         self.deaths: Counter[Death] = Counter()
         self.unfinished: set[RequestRecord] = set()
+        self.process_bytes = 0
+        """What the worker holds beside its models, where its memory is limited."""
         self._streams: dict[str, _Stream] = {}
         self._keys: set[str] = set()
         self._clock = clock

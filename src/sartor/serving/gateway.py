@@ -28,7 +28,7 @@ from sartor.serving.messages import (
     AdapterLoaded,
     Chunks,
     EngineStats,
-    HostedModel,
+    Ready,
     Refused,
     Submit,
 )
@@ -118,7 +118,8 @@ class Gateway:
     """Unfinished requests, and the worker that answers them.
 
     ``max_requests`` prompts may be unfinished at once; further ones are turned away (429).
-    Clients may load adapters that lie in ``adapter_folder``.
+    Clients may load adapters that lie in ``adapter_folder``. ``memory_bytes`` is what the worker
+    may take in all; None: no limit.
     """
 
     def __init__(
@@ -128,7 +129,9 @@ class Gateway:
         timing: Timing | None = None,
         max_requests: int = 1024,
         adapter_folder: Path | None = None,
+        memory_bytes: int | None = None,
     ) -> None:
+        self.memory_bytes = memory_bytes
         self.models = {model.name: model for model in models}
         self.timing = timing or Timing()
         self.draining = False
@@ -140,7 +143,11 @@ class Gateway:
         self._settled = asyncio.Event()
         self._folder = Path(tempfile.mkdtemp(prefix="sartor-"))
         self._supervisor = Supervisor(
-            [model.hosted() for model in models], usable_folder(self._folder), self.timing, self
+            [model.hosted() for model in models],
+            usable_folder(self._folder),
+            self.timing,
+            self,
+            memory_bytes,
         )
         self.adapters = Adapters(self.models, self._supervisor, adapter_folder)
 
@@ -229,7 +236,9 @@ class Gateway:
 
     # From the supervisor
 
-    def worker_ready(self, models: Sequence[HostedModel]) -> None:
+    def worker_ready(self, message: Ready) -> None:
+        models = message.models
+        self.books.process_bytes = message.process_bytes
         self._broken = {model.name: model.error for model in models if model.error is not None}
         for model in models:
             if model.error is None:

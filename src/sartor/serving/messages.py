@@ -34,7 +34,8 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     """What a worker is told at its start, as one line of JSON on its standard input.
 
     ``folder`` is where sockets of the file system live, or None for loopback TCP. ``key``
-    opens every message: on TCP, other users of the machine can reach the port.
+    opens every message: on TCP, other users of the machine can reach the port. ``memory_bytes``
+    is what weights, state, scratch and the process itself may take; None: no limit.
     """
 
     models: tuple[ModelSpec, ...]
@@ -42,6 +43,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     folder: str | None
     key: str
     beat_seconds: float
+    memory_bytes: int | None = None
 
 
 # Gateway to worker
@@ -89,10 +91,12 @@ class HostedModel(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The worker takes requests at ``inbox``."""
+    """The worker takes requests at ``inbox``. ``process_bytes``: what it holds beside its models,
+    where it counts that."""
 
     inbox: str
     models: tuple[HostedModel, ...]
+    process_bytes: int = 0
 
 
 class Chunks(msgspec.Struct, frozen=True, tag=True):

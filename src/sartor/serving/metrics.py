@@ -135,7 +135,13 @@ METRICS = (
         "sartor_state_bytes", "gauge", ("model", "group", "state"), "The same blocks in bytes."
     ),
     Described(
-        "sartor_memory_bytes", "gauge", ("model", "owner"), "Memory of the worker by what it holds."
+        "sartor_memory_bytes",
+        "gauge",
+        ("model", "owner"),
+        "Memory of the worker by what it holds; with --memory, also the process's own share.",
+    ),
+    Described(
+        "sartor_memory_limit_bytes", "gauge", (), "What --memory allows the worker; 0: no limit."
     ),
     Described(
         "sartor_model_up", "gauge", _M, "1 where the model can answer, 0 where it could not load."
@@ -269,6 +275,9 @@ class GatewayCollector(Collector):
         # Zeros too: a rate needs the value before the first one.
         for death in get_args(Death):
             page.add("sartor_worker_deaths_total", gateway.books.deaths[death], death)
+        page.add("sartor_memory_limit_bytes", gateway.memory_bytes or 0)
+        if gateway.memory_bytes is not None:
+            page.add("sartor_memory_bytes", gateway.books.process_bytes, "", "process")
         if (silence := gateway.worker_silence) is not None:
             page.add("sartor_worker_heartbeat_age_seconds", silence)
 

@@ -38,6 +38,7 @@ def serve(
     adapters: Mapping[str, Path] | None = None,
     adapter_folder: Path | None = None,
     telemetry: Telemetry | None = None,
+    memory_bytes: int | None = None,
     store: ModelStore | None = None,
     progress: Progress | None = None,
 ) -> int:
@@ -49,6 +50,8 @@ def serve(
     adapters      LoRA adapters of the (only) model, by the names that requests use
     adapter_folder  where adapters lie that clients may load; None lets them load none
     max_requests  prompts that may be unfinished at once; further ones get status 429
+    memory_bytes  of the device that weights, state, scratch and the worker itself may take; the
+                  state of sequences gets what the others leave. None: no limit
     telemetry     what is logged and traced of requests; None: nothing
 
     Blocks. The first SIGINT or SIGTERM stops listening and lets answers finish, a second one
@@ -81,6 +84,7 @@ def serve(
                     timing=timing,
                     max_requests=max_requests,
                     adapter_folder=adapter_folder,
+                    memory_bytes=memory_bytes,
                 ),
                 listener,
                 sinks,

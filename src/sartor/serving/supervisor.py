@@ -32,7 +32,6 @@ from sartor.serving.messages import (
     EngineStats,
     Failed,
     FromWorker,
-    HostedModel,
     ModelSpec,
     Ready,
     Refused,
@@ -50,7 +49,7 @@ _END_SECONDS = 5.0
 class Listener(Protocol):
     """Who wants to know. Called on the event loop."""
 
-    def worker_ready(self, models: Sequence[HostedModel]) -> None: ...
+    def worker_ready(self, message: Ready) -> None: ...
 
     def worker_chunks(self, message: Chunks) -> None: ...
 
@@ -78,6 +77,7 @@ class WorkerProcess:
         models: Sequence[ModelSpec],
         folder: str | None,
         beat_seconds: float,
+        memory_bytes: int | None,
         receive: Callable[[WorkerProcess, FromWorker], None],
         exited: Callable[[WorkerProcess, str], None],
     ) -> None:
@@ -101,7 +101,9 @@ class WorkerProcess:
             self._outbox.close()
             raise
         self.pid = self._process.pid
-        config = WorkerConfig(tuple(models), self._outbox.address, folder, self._key, beat_seconds)
+        config = WorkerConfig(
+            tuple(models), self._outbox.address, folder, self._key, beat_seconds, memory_bytes
+        )
         assert self._process.stdin is not None
         # A worker that is dead already is noticed by the thread.
         with contextlib.suppress(OSError):
@@ -176,7 +178,10 @@ class Supervisor:
         folder: str | None,
         timing: Timing,
         listener: Listener,
+        memory_bytes: int | None = None,
     ) -> None:
+        """``memory_bytes`` is what a worker may take; None: no limit."""
+        self._memory_bytes = memory_bytes
         self._models = tuple(models)
         self._folder = folder
         self._timing = timing
@@ -253,7 +258,12 @@ class Supervisor:
             if self._folder is not None:  # cleaners of temporary folders may have been there
                 Path(self._folder).mkdir(mode=0o700, parents=True, exist_ok=True)
             self._process = WorkerProcess(
-                self._models, self._folder, self._timing.beat, self._on_message, self._on_exit
+                self._models,
+                self._folder,
+                self._timing.beat,
+                self._memory_bytes,
+                self._on_message,
+                self._on_exit,
             )
             self._gone.clear()
         except Exception as error:  # no process: this start has failed, like any other
@@ -272,10 +282,10 @@ class Supervisor:
     def _handle(self, process: WorkerProcess, message: FromWorker) -> None:
         now = time.monotonic()
         match message:
-            case Ready(inbox=inbox, models=models):
+            case Ready(inbox=inbox):
                 process.connect(inbox)
                 self._lifecycle.ready(now)
-                self._listener.worker_ready(models)
+                self._listener.worker_ready(message)
             case Beat(stuck_seconds=stuck):
                 self._lifecycle.beat(now, stuck)
             case Chunks():

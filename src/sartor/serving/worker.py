@@ -13,33 +13,23 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
-from sartor.engine.encoder import Encoder
-from sartor.engine.engine import Engine
-from sartor.engine.fallback.model import FallbackModel
-from sartor.engine.load import load, make_encoder, make_engine
-from sartor.engine.peft import read_peft
 from sartor.engine.request import Chunk
 from sartor.errors import CapacityError, SartorError, UsageError
-from sartor.models import Model
 from sartor.serving.channel import Receiver, Sender
+from sartor.serving.hosting import Host, describe, host
 from sartor.serving.idle import IdleTuning
 from sartor.serving.messages import (
     Abort,
     AdapterLoaded,
-    AdapterSpec,
     Beat,
     Chunks,
     DropAdapter,
     Failed,
     FromWorker,
-    HostedModel,
     LoadAdapter,
-    ModelSpec,
     Ready,
     Refused,
     Submit,
@@ -51,34 +41,6 @@ from sartor.serving.meter import Reporter
 logger = logging.getLogger(__name__)
 _IDLE_SECONDS = 0.2
 _GRACE_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Running:
-    """A model that is ready, and the engine that runs it."""
-
-    model: Model | FallbackModel
-    engine: Engine | Encoder
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        return () if isinstance(self.engine, Encoder) else self.engine.adapters
-
-    def drop_adapter(self, name: str) -> None:
-        if isinstance(self.engine, Engine):
-            self.engine.drop_adapter(name)
-
-    def load_adapter(self, spec: AdapterSpec) -> str | None:
-        """Makes an adapter usable; what is wrong with it, or None."""
-        try:
-            if isinstance(self.engine, Encoder):
-                raise UsageError(f"adapter {spec.name}: this model makes embeddings, not text")
-            self.engine.load_adapter(spec.name, read_peft(Path(spec.path), self.model))
-        except Exception as error:
-            if not isinstance(error, SartorError):
-                logger.exception("adapter %s could not be loaded", spec.name)
-            return describe(error)
-        return None
 
 
 class Pulse:
@@ -120,43 +82,8 @@ def _follow_parent(config: WorkerConfig, pulse: Pulse) -> None:
     os._exit(0)
 
 
-def _load(specs: tuple[ModelSpec, ...]) -> tuple[dict[str, Running], list[HostedModel]]:
-    models: dict[str, Running] = {}
-    hosted: list[HostedModel] = []
-    for spec in specs:
-        begin = time.monotonic()
-        try:
-            cache = None if spec.cache is None else Path(spec.cache)
-            loaded = load(Path(spec.path), spec.plan, spec.name, cache)
-            make = make_engine if loaded.writes_text else make_encoder
-            if loaded.note:
-                print(f"note: {loaded.note}", file=sys.stderr, flush=True)
-            running = Running(loaded.model, make(loaded))
-        except Exception as error:
-            if not isinstance(error, SartorError):
-                logger.exception("model %s could not be loaded", spec.name)
-            hosted.append(HostedModel(spec.name, error=describe(error)))
-            continue
-        models[spec.name] = running
-        errors = {adapter.name: running.load_adapter(adapter) for adapter in spec.adapters}
-        hosted.append(
-            HostedModel(
-                spec.name,
-                running.engine.context_length,
-                time.monotonic() - begin,
-                adapter_errors={name: e for name, e in errors.items() if e is not None},
-            )
-        )
-    return models, hosted
-
-
-def describe(error: BaseException) -> str:
-    """An error in one line: our own speak for themselves, others are named by type."""
-    return str(error) if isinstance(error, SartorError) else f"{type(error).__name__}: {error}"
-
-
-def _take(message: ToWorker, models: dict[str, Running], outbox: Sender[FromWorker]) -> None:
-    running = models.get(message.model)
+def _take(message: ToWorker, hosting: Host, outbox: Sender[FromWorker]) -> None:
+    running = hosting.models.get(message.model)
     match message:
         case Abort(request_id=request_id):
             if running is not None:
@@ -173,7 +100,7 @@ def _take(message: ToWorker, models: dict[str, Running], outbox: Sender[FromWork
                 outbox.send(Refused(model, request.id, describe(error), invalid))
         case LoadAdapter(model=model, adapter=adapter):
             problem = f"model {model} is not loaded in this worker"
-            error_text = problem if running is None else running.load_adapter(adapter)
+            error_text = problem if running is None else hosting.load_adapter(model, adapter)
             outbox.send(AdapterLoaded(model, adapter.name, error_text))
         case DropAdapter(name=name):
             if running is not None and name in running.adapters:
@@ -194,7 +121,7 @@ def _check_failures(chunks: list[Chunk]) -> None:
 
 
 def _turn(
-    models: dict[str, Running],
+    hosting: Host,
     inbox: Receiver[ToWorker],
     outbox: Sender[FromWorker],
     pulse: Pulse,
@@ -203,11 +130,12 @@ def _turn(
 ) -> None:
     """The loop: take what came, one step of each engine that has work, send what it gave; or
     measure kernels for a while, when nobody has asked for long."""
+    models = hosting.models
     while not pulse.stopping.is_set():
         busy = any(running.engine.has_work for running in models.values())
         messages = inbox.receive(0.0 if busy or tuning.due() else _IDLE_SECONDS)
         for message in messages:
-            _take(message, models, outbox)
+            _take(message, hosting, outbox)
         if busy or messages:
             tuning.busy()
         elif tuning.due():
@@ -231,15 +159,17 @@ def run(config: WorkerConfig) -> int:
         threading.Thread(target=target, args=(config, pulse), daemon=True).start()
     try:
         inbox: Receiver[ToWorker] = Receiver(config.folder, config.key, ToWorker)
-        models, hosted = _load(config.models)
+        hosting = host(config.models, config.memory_bytes)
+        models = hosting.models
         if not models:
-            outbox.send(Failed("; ".join(f"{model.name}: {model.error}" for model in hosted)))
+            problems = (f"{model.name}: {model.error}" for model in hosting.reports)
+            outbox.send(Failed("; ".join(problems)))
             return 1
         pulse.watch()
-        outbox.send(Ready(inbox.address, tuple(hosted)))
+        outbox.send(Ready(inbox.address, tuple(hosting.reports), hosting.process_bytes))
         tuning = IdleTuning(running.engine.executable for running in models.values())
         reporter = Reporter({name: m.engine for name, m in models.items()}, outbox.send)
-        _turn(models, inbox, outbox, pulse, tuning, reporter)
+        _turn(hosting, inbox, outbox, pulse, tuning, reporter)
     except Exception as error:
         # The engine's state is in doubt: end, so that the gateway starts a sound worker and
         # replays. Its rule about repeated deaths then finds the request that is to blame.
