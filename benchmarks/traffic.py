@@ -136,20 +136,21 @@ COMMON_WORDS = (
 class Prompts:
     """Prompts of real words, with an exact number of tokens where the tokenizer is known.
 
-    ``words``  one token each, with the space before it
-    ``ids``    the tokens of these words, or empty where they are not known
-    ``count``  how many tokens the server makes of a text, with all that it puts around it
+    ``words``   one token each, with the space before it
+    ``ids``     the tokens of these words, or empty where they are not known
+    ``encode``  the tokens that the server makes of a text, with all that it puts around it
     """
 
     def __init__(
-        self, words: Sequence[str], ids: Sequence[int], count: Callable[[str], int]
+        self, words: Sequence[str], ids: Sequence[int], encode: Callable[[str], Sequence[int]]
     ) -> None:
-        self._words, self._ids, self._count = words, ids, count
+        self.encode = encode
+        self._words, self._ids = words, ids
 
     @staticmethod
     def common() -> Prompts:
         """Without a tokenizer: one token a word, which the server's own counts will correct."""
-        return Prompts(COMMON_WORDS.split(), (), lambda text: len(text.split()))
+        return Prompts(COMMON_WORDS.split(), (), lambda text: range(len(text.split())))
 
     @staticmethod
     def of_model(path: Path, endpoint: Endpoint) -> Prompts:
@@ -164,15 +165,15 @@ class Prompts:
         if not known:
             raise UsageError(f"{path}: its tokenizer has no words; leave out --tokenizer")
 
-        def count(text: str) -> int:
+        def encode(text: str) -> Sequence[int]:
             if endpoint == "completions":
-                return len(tokenizer.encode(text, add_special=True))
+                return tokenizer.encode(text, add_special=True)
             if template is None:
                 raise UsageError(f"{path} has no chat template; use --endpoint completions")
             chat = template.render([{"role": "user", "content": text}])
-            return len(tokenizer.encode(chat, add_special=False))
+            return tokenizer.encode(chat, add_special=False)
 
-        return Prompts(list(known), list(known.values()), count)
+        return Prompts(list(known), list(known.values()), encode)
 
     def draw(self, tokens: int, rng: Rng) -> list[int]:
         """Places in the list of words."""
@@ -187,12 +188,12 @@ class Prompts:
 
     def text(self, tokens: int, prefix: Sequence[int], rng: Rng) -> str:
         """A text of so many tokens that begins with ``prefix``. UsageError where none can be."""
-        around = self._count("")
+        around = len(self.encode(""))
         chosen = [*prefix, *self.draw(tokens - around - len(prefix), rng)]
         # Nearly always right at once: a word at the start, without a space, may be two tokens.
         for _ in range(16):
             text = " ".join(self._words[i] for i in chosen)
-            excess = self._count(text) - tokens
+            excess = len(self.encode(text)) - tokens
             if excess == 0:
                 return text
             if excess > 0 and len(chosen) - excess <= len(prefix):
