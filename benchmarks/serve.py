@@ -35,7 +35,7 @@ from peers import default_environments
 from results import OWN, with_section
 from rounds import PAUSE, turns
 from serve_results import Burst, Findings, FirstToken, Row
-from servers import SERVERS, RunningServer, Setting, cpu_seconds
+from servers import SERVERS, RunningServer, Setting, cpu_seconds, exit_on_sigterm
 from traffic import Lengths, Prompts, Traffic, plan_calls
 
 from sartor.errors import SartorError, UsageError
@@ -337,6 +337,7 @@ def _names(text: str, known: Sequence[str], option: str) -> tuple[str, ...]:
 
 
 def main() -> int:
+    exit_on_sigterm()
     try:
         options = parse()
         findings = measure(options)

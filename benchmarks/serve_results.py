@@ -178,7 +178,7 @@ class Findings:
             "| failed |",
             "| --- | --- | --- | --- | --- | --- |",
         ]
-        for name in row.rounds:
+        for name in (name for name in row.traffic if name in row.rounds):
             report = row.report(name)
             rate = Spread.of([round_.tokens_per_s for round_ in row.rounds[name]])
             shown = f"{rate.median:.0f} ({rate.low:.0f}-{rate.high:.0f})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -98,8 +99,18 @@ def vllm_cpu(setting: Setting, port: int) -> Launch:
     }
     settings = ["--dtype", "bfloat16", "--max-model-len", str(setting.context)]
     settings += ["--max-num-seqs", str(setting.sequences), *setting.options("vllm_cpu")]
-    command = [str(python), "-m", "vllm.entrypoints.cli.main", "serve", str(setting.folder())]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL_NAME]
+    # Not "vllm serve": it asks for its own version as "vllm", and the package is vllm-cpu.
+    command = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
+    command += [
+        "--model",
+        str(setting.folder()),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--served-model-name",
+        MODEL_NAME,
+    ]
     command += ["--disable-uvicorn-access-log", *settings]
     return Launch("vLLM", " ".join(settings), command, MODEL_NAME, environment)
 
@@ -204,6 +215,11 @@ def answers(url: str, path: str) -> bool:
         return asyncio.run(ask()) == 200
     except ExchangeError:
         return False
+
+
+def exit_on_sigterm() -> None:
+    """A signal must not end this process before it has ended the servers it started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def free_port() -> int:

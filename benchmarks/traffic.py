@@ -179,6 +179,9 @@ class Prompts:
         """Places in the list of words."""
         return [int(i) for i in rng.integers(0, len(self._words), max(tokens, 0))]
 
+    def words(self, places: Sequence[int]) -> str:
+        return " ".join(self._words[i] for i in places)
+
     def token_ids(self, tokens: int, prefix: Sequence[int], rng: Rng) -> tuple[int, ...]:
         """A prompt as token ids, which no server puts anything around."""
         if not self._ids:
@@ -192,7 +195,7 @@ class Prompts:
         chosen = [*prefix, *self.draw(tokens - around - len(prefix), rng)]
         # Nearly always right at once: a word at the start, without a space, may be two tokens.
         for _ in range(16):
-            text = " ".join(self._words[i] for i in chosen)
+            text = self.words(chosen)
             excess = len(self.encode(text)) - tokens
             if excess == 0:
                 return text
