@@ -198,6 +198,7 @@ class Soak:
         watching = asyncio.create_task(self._watch())
         try:
             self._say(f"warm-up of {plan.warm_up:.0f} s ...")
+            await self._fill_pools()
             await self._load(plan.warm_up, 0, [])
             found.rests.append(await self._rest(None))
             self._say(f"load for {plan.seconds:.0f} s with {plan.kills} kills ...")
@@ -221,6 +222,13 @@ class Soak:
             *(self._client(client, end, [phase, i]) for i in range(self._plan.clients))
         )
         await killing
+        client.close()
+
+    async def _fill_pools(self) -> None:
+        """Long bodies at once are parsed in threads: the pool has its full size from then on."""
+        longest = max(self._bad, key=lambda bad: len(bad.body))
+        client = Client(self._server.url)
+        await asyncio.gather(*(self._refused(client, longest) for _ in range(12)))
         client.close()
 
     async def _client(self, client: Client, end: float, seed: Sequence[int]) -> None:

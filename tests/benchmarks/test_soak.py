@@ -28,7 +28,7 @@ def test_kills_are_drawn_by_the_seed_and_leave_time_afterwards() -> None:
     times = PLAN.kill_times()
     assert times == sorted(PLAN.kill_times())
     assert len(set(times)) == 3
-    assert 0 < times[0]
+    assert times[0] > 0
     assert times[-1] < 70
     assert Plan(100, 10, 3, 4, seed=6).kill_times() != times
 
