@@ -201,7 +201,16 @@ def test_a_run_without_peers(
     monkeypatch.setattr(Prompts, "of_model", staticmethod(lambda path, endpoint: Prompts.common()))
     target = tmp_path / "found.json"
     arguments = [str(model), "--peers", "none", "--rounds", "1", "--requests", "1", "--first", "2"]
-    arguments += ["--bursts", "20", "--parts", "streams,first,bursts", "--environments", str(tmp_path), "--json", str(target)]
+    arguments += [
+        "--bursts",
+        "20",
+        "--parts",
+        "streams,first,bursts",
+        "--environments",
+        str(tmp_path),
+        "--json",
+        str(target),
+    ]
     arguments += ["--write", str(tmp_path / "page.md"), "--threads", "1"]
     monkeypatch.setattr(sys, "argv", ["serve.py", *arguments])
     monkeypatch.setenv("SARTOR_HOME", str(tmp_path / "home"))
