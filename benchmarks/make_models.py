@@ -173,7 +173,7 @@ def _add_tokenizer(writer: GGUFWriter, vocab: int) -> None:
 
 def requantize(source: Path, target: Path, environments: Path) -> None:
     """Any GGUF file to Q4_0, by llama.cpp."""
-    _run("llama_cpp", environments, "requantize.py", source, target)
+    run_driver("llama_cpp", environments, "requantize.py", source, target)
 
 
 def write_folder(model: Path, folder: Path, environments: Path) -> None:
@@ -182,13 +182,14 @@ def write_folder(model: Path, folder: Path, environments: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _run("transformers", environments, "write_folder.py", model, part)
+        run_driver("transformers", environments, "write_folder.py", model, part)
         part.replace(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _run(peer: str, environments: Path, script: str, *arguments: Path) -> None:
+def run_driver(peer: str, environments: Path, script: str, *arguments: Path) -> None:
+    """Runs a script of ``drivers`` in a peer's environment. SartorError with its last line."""
     python = interpreter(environments, PEERS[peer])
     if python is None:
         raise SartorError(
