@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 
 from sartor import __version__
-from sartor.serving.errors import ApiError, internal
+from sartor.serving.access import Access
+from sartor.serving.errors import ApiError, internal, respond
 from sartor.serving.gateway import Gateway
+from sartor.serving.intake import Intake
+from sartor.serving.keys import KeyFile
 from sartor.serving.openai_adapters import create_adapters_router
 from sartor.serving.openai_api import create_router
 from sartor.serving.openai_embeddings import create_embeddings_router
@@ -32,12 +37,30 @@ _BODIES = (
 )
 
 
-def create_app(gateway: Gateway) -> FastAPI:
-    """The OpenAI-compatible API over a gateway, which the caller starts and closes."""
+def create_app(
+    gateway: Gateway,
+    intake: Intake,
+    *,
+    keys: KeyFile | None = None,
+    cors_origins: Sequence[str] = (),
+) -> FastAPI:
+    """The OpenAI-compatible API over a gateway and an intake, which the caller starts and closes.
+
+    ``keys`` None lets everybody in. Pages of ``cors_origins`` may ask from a browser.
+    """
     app = FastAPI(title="Sartor", version=__version__)
-    app.include_router(create_router(gateway))
-    app.include_router(create_embeddings_router(gateway))
-    app.include_router(create_adapters_router(gateway))
+    app.include_router(create_router(gateway, intake))
+    app.include_router(create_embeddings_router(gateway, intake))
+    app.include_router(create_adapters_router(gateway, intake))
+    app.add_middleware(Access, keys=keys)
+    if cors_origins:
+        # Outside of the gate: a browser asks first, without a key, whether it may send one.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+        )
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)
@@ -59,13 +82,9 @@ def create_app(gateway: Gateway) -> FastAPI:
     return app
 
 
-def _respond(error: ApiError) -> JSONResponse:
-    return JSONResponse(error.body(), error.status, headers=error.headers())
-
-
 async def _api_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    return _respond(error)
+    return respond(error)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
@@ -76,11 +95,11 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
         message = f"{request.method} is not possible at {request.url.path}"
     else:
         message = str(error.detail)
-    answer = _respond(ApiError(error.status_code, message))
+    answer = respond(ApiError(error.status_code, message))
     answer.headers.update(error.headers or {})
     return answer
 
 
 async def _unexpected(_: Request, error: Exception) -> JSONResponse:
     # The server's log has the traceback; clients learn no internals.
-    return _respond(internal(f"the server made a mistake ({type(error).__name__})"))
+    return respond(internal(f"the server made a mistake ({type(error).__name__})"))

@@ -7,8 +7,10 @@ Every parameter is honoured, or a documented no-op, or refused by name:
 - anything else is unknown, and refused by name as well.
 
 Source: the OpenAI API reference (chat, completions and embeddings); ``top_k``, ``min_p``,
-``repetition_penalty``, ``ignore_eos``, ``stop_token_ids`` and ``chat_template_kwargs`` are
-extensions in the spelling of vLLM.
+``repetition_penalty``, ``ignore_eos``, ``stop_token_ids``, ``chat_template_kwargs``, ``priority``
+and ``cache_salt`` are extensions in the spelling of vLLM: a lower ``priority`` runs earlier, and 0
+is that of the request's API key, before which no request can go; ``cache_salt`` keeps the prompt
+from being found in the prefix cache by requests with another one.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from sartor.graph.sampling import MAX_LOGPROBS, MAX_STOP_STRINGS
+from sartor.graph.sampling import MAX_CHOICES, MAX_LOGPROBS, MAX_STOP_STRINGS
 
 DEFAULT_COMPLETION_TOKENS = 16
 """``max_tokens`` of /v1/completions where none is given, as in the OpenAI API."""
@@ -76,13 +78,22 @@ REFUSED_IN_MESSAGES: dict[str, str] = {
 REFUSED_ROLES = ("tool", "function")
 REFUSED_PARTS = ("image_url", "input_audio", "file", "video_url", "refusal")
 
-Prompts = str | list[int] | list[str] | list[list[int]]
-Choices = Annotated[int, Field(ge=1, le=128)]
+# fail_fast: a list of a million wrong elements is one error, not a million.
+Ids = Annotated[list[int], Field(fail_fast=True)]
+Prompts = (
+    str
+    | Ids
+    | Annotated[list[str], Field(fail_fast=True)]
+    | Annotated[list[Ids], Field(fail_fast=True)]
+)
+Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 StopString = Annotated[str, Field(min_length=1)]
 StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
 TokenKey = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
 Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Later = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Salt = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
 class Strict(BaseModel):
@@ -121,7 +132,9 @@ class Generation(Strict):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: Annotated[list[int], Field(max_length=256)] | None = None
+    stop_token_ids: Annotated[list[int], Field(max_length=256, fail_fast=True)] | None = None
+    priority: Later | None = None
+    cache_salt: Salt | None = None
 
     user: str | None = None
     metadata: dict[str, JsonValue] | None = None
@@ -144,7 +157,7 @@ class Message(Strict):
     """
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     name: str | None = None
 
     def plain(self) -> dict[str, Any]:
@@ -160,7 +173,7 @@ class Message(Strict):
 class ChatRequest(Generation):
     """POST /v1/chat/completions. ``max_completion_tokens`` is the newer name of ``max_tokens``."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
@@ -182,6 +195,8 @@ class EmbeddingRequest(Strict):
     input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
+    priority: Later | None = None
+    cache_salt: Salt | None = None
     user: str | None = None
 
 
