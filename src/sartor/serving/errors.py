@@ -83,9 +83,10 @@ def unsupported(param: str, what: str) -> ApiError:
 
 
 def model_not_found(name: str, known: list[str]) -> ApiError:
+    others = f"served are {', '.join(known)}" if known else "no model is, to this key"
     return ApiError(
         404,
-        f"the model {name!r} is not served here; served are {', '.join(known)}",
+        f"the model {name[:256]!r} is not served here; {others}",
         param="model",
         code="model_not_found",
     )

@@ -213,7 +213,8 @@ async def whole(answer: Answer) -> list[Delta]:
 async def _news(answer: Answer) -> list[Delta] | None:
     """What is new; None when there was nothing for a while."""
     try:
-        return await asyncio.wait_for(answer.next(), _KEEP_ALIVE_SECONDS)
+        async with asyncio.timeout(_KEEP_ALIVE_SECONDS):
+            return await answer.next()
     except TimeoutError:
         return None
 
