@@ -180,7 +180,8 @@ def test_answers_at_once(guarded: Guarded) -> None:
 def test_clients_that_go_give_back_what_they_held(guarded: Guarded) -> None:
     for _ in range(10):
         with streaming(guarded, "narrow", n=2) as response:
-            next(response.iter_raw())
+            pieces = response.iter_raw()
+            next(pieces)
             assert guarded.post("narrow", {}).status_code == 429
         # Not at the end of their answers, which would be seconds later.
         wait_until(lambda: guarded.post("narrow", {"n": 2}).status_code == 200, 4)

@@ -89,10 +89,11 @@ async def _api_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    path = request.scope["path"][:256]
     if error.status_code == 404:
-        message = f"there is nothing at {request.url.path}; the API lives below /v1"
+        message = f"there is nothing at {path}; the API lives below /v1"
     elif error.status_code == 405:
-        message = f"{request.method} is not possible at {request.url.path}"
+        message = f"{request.method} is not possible at {path}"
     else:
         message = str(error.detail)
     answer = respond(ApiError(error.status_code, message))
