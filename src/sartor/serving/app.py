@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
@@ -20,21 +19,7 @@ from sartor.serving.keys import KeyFile
 from sartor.serving.openai_adapters import create_adapters_router
 from sartor.serving.openai_api import create_router
 from sartor.serving.openai_embeddings import create_embeddings_router
-from sartor.serving.openai_types import (
-    ChatRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    LoadAdapterRequest,
-    UnloadAdapterRequest,
-)
-
-_BODIES = (
-    ChatRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    LoadAdapterRequest,
-    UnloadAdapterRequest,
-)
+from sartor.serving.openapi import describe
 
 
 def create_app(
@@ -66,16 +51,8 @@ def create_app(
     app.add_exception_handler(Exception, _unexpected)
 
     def openapi() -> dict[str, Any]:
-        # Bodies are read by hand, for error messages that name the parameter, so their schemas
-        # are added by hand too.
         if app.openapi_schema is None:
-            schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-            for kind in _BODIES:
-                own = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-                schemas.update(own.pop("$defs", {}))
-                schemas[kind.__name__] = own
-            app.openapi_schema = schema
+            app.openapi_schema = describe(app, intake.limits, with_keys=keys is not None)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -93,7 +70,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == 404:
         message = f"there is nothing at {path}; the API lives below /v1"
     elif error.status_code == 405:
-        message = f"{request.method} is not possible at {path}"
+        message = f"{request.method[:32]} is not possible at {path}"
     else:
         message = str(error.detail)
     answer = respond(ApiError(error.status_code, message))

@@ -8,8 +8,10 @@ from starlette.responses import Response
 from sartor.serving.errors import forbidden, invalid
 from sartor.serving.gateway import Gateway
 from sartor.serving.intake import Intake
-from sartor.serving.openai_api import JSONAnswer, body_schema, view_of, visit_of
+from sartor.serving.openai_api import JSONAnswer, view_of, visit_of
+from sartor.serving.openai_responses import DroppedAdapter, LoadedAdapter
 from sartor.serving.openai_types import LoadAdapterRequest, UnloadAdapterRequest
+from sartor.serving.openapi import operation
 from sartor.serving.prepare import find_model
 
 
@@ -17,7 +19,9 @@ def create_adapters_router(gateway: Gateway, intake: Intake) -> APIRouter:
     """POST /v1/load_lora_adapter and /v1/unload_lora_adapter; for admins, where there are keys."""
     router = APIRouter()
 
-    @router.post("/v1/load_lora_adapter", openapi_extra=body_schema(LoadAdapterRequest))
+    @router.post(
+        "/v1/load_lora_adapter", openapi_extra=operation(LoadedAdapter, body=LoadAdapterRequest)
+    )
     async def load_adapter(request: Request) -> Response:
         _only_admins(request)
         body = await intake.parsed(request, LoadAdapterRequest)
@@ -35,7 +39,10 @@ def create_adapters_router(gateway: Gateway, intake: Intake) -> APIRouter:
         await gateway.adapters.load(model, body.lora_name, body.lora_path)
         return JSONAnswer({"object": "adapter", "id": body.lora_name, "parent": model.name})
 
-    @router.post("/v1/unload_lora_adapter", openapi_extra=body_schema(UnloadAdapterRequest))
+    @router.post(
+        "/v1/unload_lora_adapter",
+        openapi_extra=operation(DroppedAdapter, body=UnloadAdapterRequest),
+    )
     async def unload_adapter(request: Request) -> Response:
         _only_admins(request)
         body = await intake.parsed(request, UnloadAdapterRequest)

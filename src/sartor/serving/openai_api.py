@@ -11,7 +11,6 @@ from uuid import uuid4
 
 import msgspec
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from sartor.engine.request import Request as EngineRequest
@@ -23,7 +22,17 @@ from sartor.serving.intake import Intake
 from sartor.serving.keys import ApiKey
 from sartor.serving.limits import ServerLimits
 from sartor.serving.openai_format import ChatShape, CompletionShape, Json, Shape, fold, usage
+from sartor.serving.openai_responses import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Health,
+    ModelCard,
+    ModelList,
+    TextCompletion,
+    TextCompletionChunk,
+)
 from sartor.serving.openai_types import ChatRequest, CompletionRequest
+from sartor.serving.openapi import operation
 from sartor.serving.prepare import Prepared, View, find_model
 from sartor.serving.streaming import (
     DONE,
@@ -45,18 +54,14 @@ class JSONAnswer(Response):
         return msgspec.json.encode(content)
 
 
-def body_schema(kind: type[BaseModel]) -> dict[str, Any]:
-    reference = {"$ref": f"#/components/schemas/{kind.__name__}"}
-    return {
-        "requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}
-    }
-
-
 def create_router(gateway: Gateway, intake: Intake) -> APIRouter:
     """Routes below /v1, and /health."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", openapi_extra=body_schema(ChatRequest))
+    @router.post(
+        "/v1/chat/completions",
+        openapi_extra=operation(ChatCompletion, body=ChatRequest, chunk=ChatCompletionChunk),
+    )
     async def chat_completions(request: Request) -> Response:
         prepared = await intake.prepared(request, ChatRequest, view_of(request, intake.limits))
         model = gateway.models[prepared.model]
@@ -68,7 +73,10 @@ def create_router(gateway: Gateway, intake: Intake) -> APIRouter:
         )
         return await _answer(gateway, intake.limits, request, prepared, shape)
 
-    @router.post("/v1/completions", openapi_extra=body_schema(CompletionRequest))
+    @router.post(
+        "/v1/completions",
+        openapi_extra=operation(TextCompletion, body=CompletionRequest, chunk=TextCompletionChunk),
+    )
     async def completions(request: Request) -> Response:
         prepared = await intake.prepared(
             request, CompletionRequest, view_of(request, intake.limits)
@@ -83,7 +91,7 @@ def create_router(gateway: Gateway, intake: Intake) -> APIRouter:
         )
         return await _answer(gateway, intake.limits, request, prepared, shape)
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", openapi_extra=operation(ModelList))
     async def models(request: Request) -> Response:
         view = view_of(request, intake.limits)
         cards = [
@@ -94,12 +102,12 @@ def create_router(gateway: Gateway, intake: Intake) -> APIRouter:
         ]
         return JSONAnswer({"object": "list", "data": cards})
 
-    @router.get("/v1/models/{name:path}")
+    @router.get("/v1/models/{name:path}", openapi_extra=operation(ModelCard))
     async def model(request: Request, name: str) -> Response:
         view = view_of(request, intake.limits)
         return JSONAnswer(_card(*find_model(gateway.models, name, view)))
 
-    @router.get("/health")
+    @router.get("/health", openapi_extra=operation(Health, others={503: Health}))
     async def health() -> Response:
         problems = {name: gateway.problem(name) for name in gateway.models}
         well = gateway.phase == "ready" and not gateway.draining and not any(problems.values())

@@ -11,9 +11,11 @@ from starlette.responses import Response
 from sartor.serving.errors import unsupported
 from sartor.serving.gateway import Delta, Gateway
 from sartor.serving.intake import Intake
-from sartor.serving.openai_api import JSONAnswer, body_schema, submit, view_of, visit_of, whole
+from sartor.serving.openai_api import JSONAnswer, submit, view_of, visit_of, whole
 from sartor.serving.openai_format import Json
+from sartor.serving.openai_responses import EmbeddingList
 from sartor.serving.openai_types import EmbeddingRequest
+from sartor.serving.openapi import operation
 from sartor.serving.streaming import Disconnected, while_connected
 
 
@@ -21,7 +23,7 @@ def create_embeddings_router(gateway: Gateway, intake: Intake) -> APIRouter:
     """POST /v1/embeddings."""
     router = APIRouter()
 
-    @router.post("/v1/embeddings", openapi_extra=body_schema(EmbeddingRequest))
+    @router.post("/v1/embeddings", openapi_extra=operation(EmbeddingList, body=EmbeddingRequest))
     async def embeddings(request: Request) -> Response:
         view = view_of(request, intake.limits)
         prepared = await intake.prepared(request, EmbeddingRequest, view)

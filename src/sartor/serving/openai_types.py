@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 from sartor.graph.sampling import MAX_CHOICES, MAX_LOGPROBS, MAX_STOP_STRINGS
 
@@ -86,13 +86,22 @@ Prompts = (
     | Annotated[list[str], Field(fail_fast=True)]
     | Annotated[list[Ids], Field(fail_fast=True)]
 )
-Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
+
+
+def _whole(value: object) -> object:
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+# 1.0 is an integer to JSON Schema, and to languages that know one kind of number.
+# Last of an annotation's parts, since constraints before it are those that schemas show.
+WHOLE = BeforeValidator(_whole)
+Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 StopString = Annotated[str, Field(min_length=1)]
 StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
 TokenKey = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
-Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Later = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Tokens = Annotated[int, Field(ge=1, le=2**31 - 1), WHOLE]
+Later = Annotated[int, Field(ge=0, le=2**31 - 1), WHOLE]
 Salt = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
@@ -121,14 +130,14 @@ class Generation(Strict):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     n: Choices | None = None
     stop: StopString | StopStrings | None = None
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1), WHOLE] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), WHOLE] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     ignore_eos: bool | None = None
@@ -176,7 +185,7 @@ class ChatRequest(Generation):
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None = None
     chat_template_kwargs: dict[str, JsonValue] | None = None
 
 
@@ -185,7 +194,7 @@ class CompletionRequest(Generation):
 
     prompt: Prompts
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None = None
 
 
 class EmbeddingRequest(Strict):
@@ -194,7 +203,7 @@ class EmbeddingRequest(Strict):
     model: str
     input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Field(ge=1)] | None = None
+    dimensions: Annotated[int, Field(ge=1), WHOLE] | None = None
     priority: Later | None = None
     cache_salt: Salt | None = None
     user: str | None = None

@@ -86,7 +86,7 @@ def _check_sizes(data: Mapping[str, Any], limits: ServerLimits) -> None:
         ("max_completion_tokens", limits.max_tokens),
     ):
         value = data.get(name)
-        if limit and isinstance(value, int) and value > limit:
+        if limit and isinstance(value, int | float) and value > limit:
             raise too_large(name, f"{value} is above this server's limit of {limit}; ask for less")
     for name, limit, what in (
         ("messages", limits.messages, "messages"),
@@ -112,7 +112,7 @@ def _check_sizes(data: Mapping[str, Any], limits: ServerLimits) -> None:
                 name, f"{len(prompts)} prompts, and the limit is {limits.prompts}; send fewer"
             )
         n = data.get("n")
-        if isinstance(n, int) and len(prompts) * n > limits.sequences:
+        if isinstance(n, int | float) and len(prompts) * n > limits.sequences:
             raise too_large(
                 name,
                 f"{len(prompts)} prompts with n = {n} make {len(prompts) * n} answers, and the "
