@@ -25,12 +25,16 @@ from pathlib import Path
 from sartor.errors import SartorError
 from sartor.plan import ExecutionPlan
 from sartor.serving.lifecycle import Timing
+from sartor.serving.limits import ServerLimits
 from sartor.serving.server import serve
 from sartor.serving.telemetry import Telemetry
 o = json.loads(sys.argv[1])
 more = o["more"]
-if "adapter_folder" in more:
-    more["adapter_folder"] = Path(more["adapter_folder"])
+for name in ("adapter_folder", "keys"):
+    if name in more:
+        more[name] = Path(more[name])
+if "limits" in more:
+    more["limits"] = ServerLimits(**more["limits"])
 if "adapters" in more:
     more["adapters"] = {name: Path(path) for name, path in more["adapters"].items()}
 if "telemetry" in more:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from server_process import ServerProcess
 
 from sartor.serving.errors import ApiError
+from sartor.serving.limits import ServerLimits
 from sartor.serving.openai_types import (
     NEUTRAL,
     REFUSED,
@@ -22,6 +23,7 @@ from sartor.serving.validation import parse
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
 PROMPT: dict[str, Any] = {"prompt": "x"}
+LIMITS = ServerLimits()
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_a_long_prompt_names_both_numbers(api_server: ServerProcess) -> None:
         (b'{"temperature": NaN}', "JSON"),
         (b'{"model": "m", "messages": [{"role": "user"}], "temperature": 1e999}', "temperature"),
         (b'{"model": "\\ud800"}', "JSON"),
-        (b"[" * 100_000, "recursion"),
+        (b"[" * 100_000, "levels"),
         (b'{"model": "x", "seed": ' + b"9" * 5000 + b"}", "JSON"),
     ],
 )
@@ -138,10 +140,10 @@ def test_other_status_codes(api_server: ServerProcess) -> None:
 def test_refused_parameters(name: str) -> None:
     body = {"model": "m", **CHAT}
     with pytest.raises(ApiError) as error:
-        parse(ChatRequest, json.dumps(body | {name: "something"}).encode())
+        parse(ChatRequest, json.dumps(body | {name: "something"}).encode(), LIMITS)
     assert (error.value.param, error.value.code) == (name, "unsupported")
     for value in (None, *NEUTRAL.get(name, ())):
-        parse(ChatRequest, json.dumps(body | {name: value}).encode())
+        parse(ChatRequest, json.dumps(body | {name: value}).encode(), LIMITS)
 
 
 def test_no_refused_parameter_is_honoured_too() -> None:
@@ -164,11 +166,11 @@ FIELDS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields, *RE
 def test_anything_else_is_an_api_error_or_fine(body: dict[str, Any], chat: bool) -> None:
     kind = ChatRequest if chat else CompletionRequest
     with contextlib.suppress(ApiError):
-        assert isinstance(parse(kind, json.dumps(body).encode()), kind)
+        assert isinstance(parse(kind, json.dumps(body).encode(), LIMITS), kind)
 
 
 @given(st.binary(max_size=60))
 def test_any_bytes_are_an_api_error(body: bytes) -> None:
     with pytest.raises(ApiError) as error:
-        parse(ChatRequest, body)
+        parse(ChatRequest, body, LIMITS)
     assert error.value.status == 400

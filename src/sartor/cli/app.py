@@ -10,6 +10,7 @@ import typer
 _COMMANDS = {
     "run": "sartor.cli.run:run",
     "serve": "sartor.cli.serve:serve",
+    "keys": "sartor.cli.keys:keys",
     "pull": "sartor.cli.models:pull",
     "list": "sartor.cli.models:list_models",
     "show": "sartor.cli.models:show",
@@ -20,7 +21,7 @@ _COMMANDS = {
     "eval": "sartor.cli.evaluate:evaluate",
     "conformance": "sartor.cli.conformance:conformance",
 }
-"""Where the function of each command is."""
+"""Where the function of each command is, or its group of commands."""
 
 
 def _root(
@@ -55,7 +56,11 @@ def _app(first: str) -> typer.Typer:
     app.callback(invoke_without_command=True)(_root)
     for name in [first] if first in _COMMANDS else _COMMANDS:
         module, _, function = _COMMANDS[name].partition(":")
-        app.command(name)(getattr(import_module(module), function))
+        command = getattr(import_module(module), function)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
     return app
 
 

@@ -9,6 +9,7 @@ import typer
 
 from sartor.cli import options
 from sartor.cli.screen import PullProgress
+from sartor.serving.limits import ServerLimits
 
 
 def serve(
@@ -58,6 +59,29 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="File of API keys, made with `sartor keys`.", show_default=False),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="A web page's origin that may ask from a browser."),
+    ] = None,
+    max_seconds: Annotated[
+        float, typer.Option(min=0, help="Longest time for a request; 0 sets no limit.")
+    ] = ServerLimits.request_seconds,
+    max_prompt_tokens: Annotated[
+        int, typer.Option(min=0, help="Longest prompt; 0 takes what the model's context holds.")
+    ] = 0,
+    max_tokens: Annotated[
+        int, typer.Option(min=0, help="Longest answer; 0 takes what the model's context holds.")
+    ] = 0,
+    max_body_bytes: Annotated[
+        int, typer.Option(min=1, help="Largest body of a request.")
+    ] = ServerLimits.body_bytes,
+    max_connections: Annotated[
+        int, typer.Option(min=1, help="Connections open at once.")
+    ] = ServerLimits.connections,
     threads: options.Threads = 0,
     context: options.Context = 0,
     backend: options.Backend = "auto",
@@ -96,5 +120,14 @@ def serve(
         adapter_folder=adapter_folder,
         memory_bytes=options.size(memory) if memory else None,
         telemetry=Telemetry(log, log_file, log_client, otel),
+        keys=keys,
+        cors_origins=cors_origin or (),
+        limits=ServerLimits(
+            request_seconds=max_seconds,
+            prompt_tokens=max_prompt_tokens,
+            max_tokens=max_tokens,
+            body_bytes=max_body_bytes,
+            connections=max_connections,
+        ),
         progress=PullProgress(),
     )

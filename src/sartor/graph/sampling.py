@@ -14,6 +14,7 @@ from sartor.graph.batch import SAMPLING_ROW
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
+MAX_CHOICES = 128
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class SamplingParams:
         _within("presence_penalty", self.presence_penalty, -100, 100)
         _within("frequency_penalty", self.frequency_penalty, -100, 100)
         _within("top_k", self.top_k, 0, 2**31 - 1)
-        _within("n", self.n, 1, 128)
+        _within("n", self.n, 1, MAX_CHOICES)
         if self.logprobs is not None:
             _within("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         if self.max_tokens is not None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
+from starlette.responses import JSONResponse
+
 from sartor.errors import SartorError
 
 
 class ApiError(SartorError):
-    """An answer that is an error. ``retry_after`` seconds goes out as the header of that name."""
+    """An answer that is an error. ``retry_after`` seconds goes out as the header of that name,
+    ``challenge`` as WWW-Authenticate; one that ``closes`` is the last on its connection."""
 
     def __init__(
         self,
@@ -17,6 +22,8 @@ class ApiError(SartorError):
         param: str | None = None,
         code: str | None = None,
         retry_after: int | None = None,
+        challenge: str | None = None,
+        closes: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -25,6 +32,13 @@ class ApiError(SartorError):
         self.param = param
         self.code = code
         self.retry_after = retry_after
+        self.challenge = challenge
+        self.closes = closes
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions are pickled by their positional arguments; one may come from another process.
+        named = {name: getattr(self, name) for name in _NAMED}
+        return _remake, (self.status, self.message, named)
 
     def body(self) -> dict[str, object]:
         return {
@@ -37,7 +51,25 @@ class ApiError(SartorError):
         }
 
     def headers(self) -> dict[str, str]:
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        headers = {}
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(self.retry_after)
+        if self.challenge is not None:
+            headers["WWW-Authenticate"] = self.challenge
+        if self.closes:
+            headers["Connection"] = "close"
+        return headers
+
+
+_NAMED = ("type", "param", "code", "retry_after", "challenge", "closes")
+
+
+def _remake(status: int, message: str, named: dict[str, Any]) -> ApiError:
+    return ApiError(status, message, **named)
+
+
+def respond(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body(), error.status, headers=error.headers())
 
 
 def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
@@ -51,9 +83,10 @@ def unsupported(param: str, what: str) -> ApiError:
 
 
 def model_not_found(name: str, known: list[str]) -> ApiError:
+    others = f"served are {', '.join(known)}" if known else "no model is, to this key"
     return ApiError(
         404,
-        f"the model {name!r} is not served here; served are {', '.join(known)}",
+        f"the model {name[:256]!r} is not served here; {others}",
         param="model",
         code="model_not_found",
     )
@@ -69,12 +102,41 @@ def context_exceeded(prompt: int, context: int, param: str) -> ApiError:
     )
 
 
-def overloaded(limit: int) -> ApiError:
+def unauthorized(message: str, problem: Literal["missing", "invalid"]) -> ApiError:
+    """RFC 6750: a request without a key is told how to send one, and no error besides."""
+    challenge = 'Bearer realm="sartor"'
+    if problem == "invalid":
+        challenge += ', error="invalid_token"'
+    return ApiError(401, message, code=f"{problem}_api_key", challenge=challenge)
+
+
+def forbidden(message: str) -> ApiError:
+    return ApiError(403, message, type="permission_error", code="forbidden")
+
+
+def too_large(param: str, message: str) -> ApiError:
+    """A number in a request is above a limit of this server, which ``message`` names."""
+    return ApiError(400, f"{param}: {message}", param=param, code="limit_exceeded")
+
+
+def rate_limited(message: str, code: str, retry_after: int) -> ApiError:
+    return ApiError(429, message, type="rate_limit_error", code=code, retry_after=retry_after)
+
+
+def timed_out(seconds: float) -> ApiError:
     return ApiError(
-        429,
+        504,
+        f"the answer was not complete after {seconds:g} s, the server's limit for a request "
+        "(--max-seconds); ask for fewer tokens",
+        type="timeout_error",
+        code="request_timeout",
+    )
+
+
+def overloaded(limit: int) -> ApiError:
+    return rate_limited(
         f"the server has its fill of {limit} unfinished requests; try again in a moment",
-        type="rate_limit_error",
-        code="queue_full",
+        "queue_full",
         retry_after=1,
     )
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +20,6 @@ from sartor.serving.errors import context_exceeded, invalid
 from sartor.serving.messages import AdapterSpec, ModelSpec
 from sartor.text.template import ChatTemplate
 from sartor.text.tokenizer import Tokenizer
-
-_LONG_TEXT = 4096  # characters; beyond, encoding would hold up other requests noticeably
 
 Makes = Literal["text", "embeddings"]
 _TAKEN = {"self", "messages", "tools", "bos_token", "eos_token"}
@@ -58,43 +55,21 @@ class ServedModel:
         """The worker may have room for less than the model's own limit."""
         self.context_length = min(self.context_length, context_length)
 
-    async def encode(self, text: str, param: str, *, special: bool) -> tuple[int, ...]:
-        """Token ids of a prompt; ``special`` adds what the model wants around plain text."""
-
-        def encode() -> list[int]:
-            return self.tokenizer.encode(text, add_special=special)
-
-        try:
-            ids = await asyncio.to_thread(encode) if len(text) > _LONG_TEXT else encode()
-        except UsageError as error:
-            raise invalid(f"{param}: {error}", param) from None
-        return tuple(ids)
-
-    async def chat_prompt(
-        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
-    ) -> tuple[int, ...]:
-        """Token ids of a chat, as the model's template writes it."""
-        template = self.template
-        if template is None:
+    def chat_text(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+        """A chat as the model's template writes it; tokenise it without special tokens."""
+        if self.template is None:
             raise invalid(
                 f"the model {self.name} has no chat template; use /v1/completions", "messages"
             )
-
         if taken := sorted(_TAKEN & variables.keys()):
             param = "chat_template_kwargs"
             raise invalid(f"{param}: {', '.join(taken)} cannot be set here", param)
-
-        def render() -> str:
-            return template.render(messages, **variables)
-
-        size = sum(len(str(message["content"])) for message in messages)
         try:
-            text = await asyncio.to_thread(render) if size > _LONG_TEXT else render()
+            return self.template.render(messages, **variables)
         except UsageError as error:
             raise invalid(f"messages: {error}", "messages") from None
-        return await self.encode(text, "messages", special=False)
 
-    def check_prompt(self, prompt: Sequence[int], param: str) -> None:
+    def check_prompt(self, prompt: Collection[int], param: str) -> None:
         """Raises ApiError where a prompt is empty, too long, or has ids that are none."""
         if not prompt:
             raise invalid(f"{param}: the prompt has no tokens; send some text", param)
@@ -103,7 +78,7 @@ class ServedModel:
             raise context_exceeded(len(prompt), self.context_length, param)
         self.check_tokens(prompt, param)
 
-    def check_tokens(self, tokens: Sequence[int], param: str) -> None:
+    def check_tokens(self, tokens: Collection[int], param: str) -> None:
         for token in (min(tokens, default=0), max(tokens, default=0)):
             if not 0 <= token < self.vocab_size:
                 raise invalid(

@@ -184,14 +184,6 @@ class Gateway:
         await self._supervisor.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def find(self, name: str) -> tuple[ServedModel, str] | None:
-        """The model of that name, alias or adapter, and the adapter's name where it is one."""
-        for model in self.models.values():
-            if name == model.name or name in model.aliases:
-                return model, ""
-        found = self.adapters.find(name)
-        return None if found is None else (found[0], name)
-
     def drop_adapter(self, name: str) -> None:
         """Raises ApiError 404 for an unknown one."""
         self.adapters.drop(name, in_use=self._ledger.uses(name))

@@ -5,19 +5,26 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from sartor.serving.errors import invalid
+from sartor.serving.errors import forbidden, invalid
 from sartor.serving.gateway import Gateway
-from sartor.serving.openai_api import JSONAnswer, body_schema, find_model, read
+from sartor.serving.intake import Intake
+from sartor.serving.openai_api import JSONAnswer, view_of, visit_of
+from sartor.serving.openai_responses import DroppedAdapter, LoadedAdapter
 from sartor.serving.openai_types import LoadAdapterRequest, UnloadAdapterRequest
+from sartor.serving.openapi import operation
+from sartor.serving.prepare import find_model
 
 
-def create_adapters_router(gateway: Gateway) -> APIRouter:
-    """POST /v1/load_lora_adapter and /v1/unload_lora_adapter."""
+def create_adapters_router(gateway: Gateway, intake: Intake) -> APIRouter:
+    """POST /v1/load_lora_adapter and /v1/unload_lora_adapter; for admins, where there are keys."""
     router = APIRouter()
 
-    @router.post("/v1/load_lora_adapter", openapi_extra=body_schema(LoadAdapterRequest))
+    @router.post(
+        "/v1/load_lora_adapter", openapi_extra=operation(LoadedAdapter, body=LoadAdapterRequest)
+    )
     async def load_adapter(request: Request) -> Response:
-        body = await read(request, LoadAdapterRequest)
+        _only_admins(request)
+        body = await intake.parsed(request, LoadAdapterRequest)
         base = body.base_model_name
         if base is None:
             if len(gateway.models) > 1:
@@ -26,16 +33,29 @@ def create_adapters_router(gateway: Gateway) -> APIRouter:
                     "base_model_name",
                 )
             base = next(iter(gateway.models))
-        model, adapter = find_model(gateway, base, "text")
+        model, adapter = find_model(gateway.models, base, view_of(request, intake.limits), "text")
         if adapter:
             raise invalid(f"base_model_name: {base!r} is an adapter itself", "base_model_name")
         await gateway.adapters.load(model, body.lora_name, body.lora_path)
         return JSONAnswer({"object": "adapter", "id": body.lora_name, "parent": model.name})
 
-    @router.post("/v1/unload_lora_adapter", openapi_extra=body_schema(UnloadAdapterRequest))
+    @router.post(
+        "/v1/unload_lora_adapter",
+        openapi_extra=operation(DroppedAdapter, body=UnloadAdapterRequest),
+    )
     async def unload_adapter(request: Request) -> Response:
-        body = await read(request, UnloadAdapterRequest)
+        _only_admins(request)
+        body = await intake.parsed(request, UnloadAdapterRequest)
         gateway.drop_adapter(body.lora_name)
         return JSONAnswer({"object": "adapter", "id": body.lora_name, "deleted": True})
 
     return router
+
+
+def _only_admins(request: Request) -> None:
+    key = visit_of(request).key
+    if not key.admin:
+        raise forbidden(
+            f"the key {key.name} may not load or unload adapters; its entry in the keys file "
+            "needs admin = true"
+        )

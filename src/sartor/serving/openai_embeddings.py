@@ -8,37 +8,27 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from sartor.graph import SamplingParams
 from sartor.serving.errors import unsupported
 from sartor.serving.gateway import Delta, Gateway
-from sartor.serving.openai_api import (
-    JSONAnswer,
-    body_schema,
-    each_prompt,
-    encode_prompts,
-    find_model,
-    make_requests,
-    read,
-    whole,
-)
+from sartor.serving.intake import Intake
+from sartor.serving.openai_api import JSONAnswer, submit, view_of, whole
 from sartor.serving.openai_format import Json
+from sartor.serving.openai_responses import EmbeddingList
 from sartor.serving.openai_types import EmbeddingRequest
-from sartor.serving.request_record import record_of
+from sartor.serving.openapi import operation
 from sartor.serving.streaming import Disconnected, while_connected
 
 
-def create_embeddings_router(gateway: Gateway) -> APIRouter:
+def create_embeddings_router(gateway: Gateway, intake: Intake) -> APIRouter:
     """POST /v1/embeddings."""
     router = APIRouter()
 
-    @router.post("/v1/embeddings", openapi_extra=body_schema(EmbeddingRequest))
+    @router.post("/v1/embeddings", openapi_extra=operation(EmbeddingList, body=EmbeddingRequest))
     async def embeddings(request: Request) -> Response:
-        body = await read(request, EmbeddingRequest)
-        model, _ = find_model(gateway, body.model, "embeddings")
-        prompts = await encode_prompts(each_prompt(body.input, "input"), "input", model)
-        requests = make_requests(prompts, SamplingParams(seed=0))
-        gateway.books.begin(record_of(request), model.name, requests)
-        answer = gateway.submit(model.name, requests)
+        view = view_of(request, intake.limits)
+        prepared = await intake.prepared(request, EmbeddingRequest, view)
+        body = prepared.body
+        answer = submit(gateway, intake.limits, request, prepared)
         try:
             deltas = await while_connected(request.receive, whole(answer))
         except Disconnected:
@@ -47,7 +37,7 @@ def create_embeddings_router(gateway: Gateway) -> APIRouter:
             answer.close()
         data = [_entry(delta, body) for delta in sorted(deltas, key=lambda d: d.prompt)]
         usage = {"prompt_tokens": answer.prompt_tokens, "total_tokens": answer.prompt_tokens}
-        return JSONAnswer({"object": "list", "data": data, "model": model.name, "usage": usage})
+        return JSONAnswer({"object": "list", "data": data, "model": prepared.model, "usage": usage})
 
     return router
 

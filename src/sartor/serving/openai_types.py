@@ -7,17 +7,19 @@ Every parameter is honoured, or a documented no-op, or refused by name:
 - anything else is unknown, and refused by name as well.
 
 Source: the OpenAI API reference (chat, completions and embeddings); ``top_k``, ``min_p``,
-``repetition_penalty``, ``ignore_eos``, ``stop_token_ids`` and ``chat_template_kwargs`` are
-extensions in the spelling of vLLM.
+``repetition_penalty``, ``ignore_eos``, ``stop_token_ids``, ``chat_template_kwargs``, ``priority``
+and ``cache_salt`` are extensions in the spelling of vLLM: a lower ``priority`` runs earlier, and 0
+is that of the request's API key, before which no request can go; ``cache_salt`` keeps the prompt
+from being found in the prefix cache by requests with another one.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
-from sartor.graph.sampling import MAX_LOGPROBS, MAX_STOP_STRINGS
+from sartor.graph.sampling import MAX_CHOICES, MAX_LOGPROBS, MAX_STOP_STRINGS
 
 DEFAULT_COMPLETION_TOKENS = 16
 """``max_tokens`` of /v1/completions where none is given, as in the OpenAI API."""
@@ -76,13 +78,31 @@ REFUSED_IN_MESSAGES: dict[str, str] = {
 REFUSED_ROLES = ("tool", "function")
 REFUSED_PARTS = ("image_url", "input_audio", "file", "video_url", "refusal")
 
-Prompts = str | list[int] | list[str] | list[list[int]]
-Choices = Annotated[int, Field(ge=1, le=128)]
+# fail_fast: a list of a million wrong elements is one error, not a million.
+Ids = Annotated[list[int], Field(fail_fast=True)]
+Prompts = (
+    str
+    | Ids
+    | Annotated[list[str], Field(fail_fast=True)]
+    | Annotated[list[Ids], Field(fail_fast=True)]
+)
+
+
+def _whole(value: object) -> object:
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+# 1.0 is an integer to JSON Schema, and to languages that know one kind of number.
+# Last of an annotation's parts, since constraints before it are those that schemas show.
+WHOLE = BeforeValidator(_whole)
+Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 StopString = Annotated[str, Field(min_length=1)]
 StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
 TokenKey = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
-Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Tokens = Annotated[int, Field(ge=1, le=2**31 - 1), WHOLE]
+Later = Annotated[int, Field(ge=0, le=2**31 - 1), WHOLE]
+Salt = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
 class Strict(BaseModel):
@@ -110,18 +130,20 @@ class Generation(Strict):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     n: Choices | None = None
     stop: StopString | StopStrings | None = None
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1), WHOLE] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), WHOLE] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: Annotated[list[int], Field(max_length=256)] | None = None
+    stop_token_ids: Annotated[list[int], Field(max_length=256, fail_fast=True)] | None = None
+    priority: Later | None = None
+    cache_salt: Salt | None = None
 
     user: str | None = None
     metadata: dict[str, JsonValue] | None = None
@@ -144,7 +166,7 @@ class Message(Strict):
     """
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     name: str | None = None
 
     def plain(self) -> dict[str, Any]:
@@ -160,10 +182,10 @@ class Message(Strict):
 class ChatRequest(Generation):
     """POST /v1/chat/completions. ``max_completion_tokens`` is the newer name of ``max_tokens``."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None = None
     chat_template_kwargs: dict[str, JsonValue] | None = None
 
 
@@ -172,7 +194,7 @@ class CompletionRequest(Generation):
 
     prompt: Prompts
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None = None
 
 
 class EmbeddingRequest(Strict):
@@ -181,7 +203,9 @@ class EmbeddingRequest(Strict):
     model: str
     input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Field(ge=1)] | None = None
+    dimensions: Annotated[int, Field(ge=1), WHOLE] | None = None
+    priority: Later | None = None
+    cache_salt: Salt | None = None
     user: str | None = None
 
 

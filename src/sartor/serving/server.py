@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import functools
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,18 +14,21 @@ from types import FrameType
 
 import uvicorn
 
-from sartor.errors import SartorError, UsageError
+from sartor.errors import UsageError
 from sartor.plan import ExecutionPlan
+from sartor.serving.addresses import is_public, listen, room_for, url
 from sartor.serving.app import create_app
 from sartor.serving.frontend import ServedModel, open_served_model
 from sartor.serving.gateway import Gateway
+from sartor.serving.http_protocol import BoundedProtocol, keep_sweeping
+from sartor.serving.intake import Intake
+from sartor.serving.keys import KeyFile
 from sartor.serving.lifecycle import Timing
+from sartor.serving.limits import ServerLimits
 from sartor.serving.messages import AdapterSpec
 from sartor.serving.telemetry import Sink, Telemetry
 from sartor.store.progress import Progress
 from sartor.store.store import ModelStore
-
-_BACKLOG = 2048
 
 
 def serve(
@@ -39,6 +44,9 @@ def serve(
     adapter_folder: Path | None = None,
     telemetry: Telemetry | None = None,
     memory_bytes: int | None = None,
+    limits: ServerLimits | None = None,
+    keys: Path | None = None,
+    cors_origins: Sequence[str] = (),
     store: ModelStore | None = None,
     progress: Progress | None = None,
 ) -> int:
@@ -53,6 +61,8 @@ def serve(
     memory_bytes  of the device that weights, state, scratch and the worker itself may take; the
                   state of sequences gets what the others leave. None: no limit
     telemetry     what is logged and traced of requests; None: nothing
+    keys          file of API keys, of which every request needs one; None lets everybody ask
+    cors_origins  web pages that may ask from a browser, like https://example.org
 
     Blocks. The first SIGINT or SIGTERM stops listening and lets answers finish, a second one
     stops at once. Raises SartorError where a model cannot be found or read, or the port is taken.
@@ -60,6 +70,9 @@ def serve(
     if not models:
         raise UsageError("serve: name at least one model, for example smollm2:135m")
     plan = plan or ExecutionPlan()
+    limits = limits or ServerLimits()
+    limits = dataclasses.replace(limits, connections=room_for(limits.connections))
+    key_file = None if keys is None else KeyFile(keys)
     store = store or ModelStore()
     served: dict[str, ServedModel] = {}
     for reference in models:
@@ -75,21 +88,27 @@ def serve(
         raise UsageError(f"serve: the adapter folder {adapter_folder} does not exist")
     with (
         (telemetry or Telemetry()).open() as sinks,
-        contextlib.closing(_listen(host, port)) as listener,
+        contextlib.closing(listen(host, port)) as listener,
     ):
-        return asyncio.run(
-            _serve(
-                lambda: Gateway(
-                    list(served.values()),
-                    timing=timing,
-                    max_requests=max_requests,
-                    adapter_folder=adapter_folder,
-                    memory_bytes=memory_bytes,
-                ),
-                listener,
-                sinks,
+        if keys is None and is_public(listener):
+            print(
+                f"warning: other machines may reach {url(listener)}, and whoever does can use it: "
+                "there are no API keys. Make some with `sartor keys add FILE NAME` and start with "
+                "--keys FILE, or leave --host away",
+                file=sys.stderr,
+                flush=True,
             )
-        )
+
+        def make_gateway() -> Gateway:
+            return Gateway(
+                list(served.values()),
+                timing=timing,
+                max_requests=max_requests,
+                adapter_folder=adapter_folder,
+                memory_bytes=memory_bytes,
+            )
+
+        return asyncio.run(_serve(make_gateway, listener, limits, key_file, cors_origins, sinks))
 
 
 def _add_adapters(served: Mapping[str, ServedModel], adapters: Mapping[str, Path]) -> None:
@@ -104,32 +123,28 @@ def _add_adapters(served: Mapping[str, ServedModel], adapters: Mapping[str, Path
         model.adapters[name] = AdapterSpec(name, str(path.resolve()))
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
-    except (OSError, OverflowError) as error:
-        raise SartorError(
-            f"cannot listen on {host} port {port}: {error}; choose another with --host or --port"
-        ) from None
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 async def _serve(
-    make_gateway: Callable[[], Gateway], listener: socket.socket, sinks: Sequence[Sink]
+    make_gateway: Callable[[], Gateway],
+    listener: socket.socket,
+    limits: ServerLimits,
+    keys: KeyFile | None,
+    cors_origins: Sequence[str],
+    sinks: Sequence[Sink],
 ) -> int:
     gateway = make_gateway()
+    intake = Intake(gateway.models, limits)
     config = uvicorn.Config(
-        create_app(gateway, sinks), log_level="warning", access_log=False, lifespan="off"
+        create_app(gateway, intake, keys=keys, cors_origins=cors_origins, sinks=sinks),
+        http=functools.partial(BoundedProtocol, limits),  # type: ignore[arg-type]
+        ws="none",
+        timeout_keep_alive=limits.idle_seconds,  # type: ignore[arg-type]
+        log_level="error",  # what clients do wrong is for them to know
+        access_log=False,
+        lifespan="off",
     )
     server = _Server(config, gateway)
-    announcement = asyncio.create_task(_announce(gateway, _url(listener)))
+    announcement = asyncio.create_task(_announce(gateway, url(listener)))
+    sweeping = asyncio.create_task(keep_sweeping(server.server_state.connections))
     gateway.start()
     try:
         server.serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -141,10 +156,12 @@ async def _serve(
         return 1
     finally:
         announcement.cancel()
+        sweeping.cancel()
         await gateway.close()
+        await intake.close()
 
 
-async def _announce(gateway: Gateway, url: str) -> None:
+async def _announce(gateway: Gateway, address: str) -> None:
     names = ", ".join(gateway.models)
     print(f"Loading {names} ...", file=sys.stderr, flush=True)
     await gateway.settled()
@@ -153,9 +170,9 @@ async def _announce(gateway: Gateway, url: str) -> None:
         if problem := gateway.problem(name):
             print(f"error: the model {name} is not available: {problem}", file=sys.stderr)
     if working:
-        print(f"Ready: {', '.join(working)} at {url}/v1 (Ctrl-C stops)", flush=True)
+        print(f"Ready: {', '.join(working)} at {address}/v1 (Ctrl-C stops)", flush=True)
     else:
-        print(f"No model is available; {url}/health says why (Ctrl-C stops)", flush=True)
+        print(f"No model is available; {address}/health says why (Ctrl-C stops)", flush=True)
 
 
 class _Server(uvicorn.Server):

@@ -79,5 +79,8 @@ class EventStream(Response):
         await send(start)
         async for piece in self._pieces:
             body = {"type": "http.response.body", "body": piece, "more_body": True}
-            await asyncio.wait_for(send(body), self._stall_seconds)
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes as it ends, and a
+            # stream would go on for a client that has gone.
+            async with asyncio.timeout(self._stall_seconds):
+                await send(body)
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -93,7 +93,7 @@ class WorkerProcess:
             # there, and the pipe's end tells the worker that the gateway is gone.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "sartor.serving.worker"],
-                env={**os.environ, "PYTHONPATH": _import_path()},
+                env={**os.environ, "PYTHONPATH": import_path()},
                 stdin=subprocess.PIPE,
                 stdout=2,  # standard output may carry somebody's JSON
             )
@@ -315,7 +315,7 @@ class Supervisor:
             self._listener.worker_failed(cause)
 
 
-def _import_path() -> str:
+def import_path() -> str:
     """Where this process finds its modules, so that the worker runs the very same code."""
     return os.pathsep.join(entry or os.getcwd() for entry in sys.path)
 

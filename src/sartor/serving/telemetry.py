@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sartor.errors import UnsupportedError, UsageError
 from sartor.serving.errors import internal
 from sartor.serving.gateway import Gateway
+from sartor.serving.prepare import lookup
 from sartor.serving.request_log import LogFormat, RequestLog
 from sartor.serving.request_record import RequestRecord
 from sartor.serving.tracing import Tracing, otlp_provider, wanted_by_environment
@@ -107,7 +108,7 @@ class Observer:
         # A path that no route has is the client's invention.
         route: Any = scope.get("route")
         record.route = getattr(route, "path", record.route)
-        if not record.model and (found := self._gateway.find(record.asked)):
+        if not record.model and (found := lookup(self._gateway.models, record.asked)):
             record.model = found[0].name
         for sink in self._sinks:
             try:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, from_json
-from starlette.requests import ClientDisconnect, Request
 
-from sartor.serving.errors import ApiError, invalid, unsupported
+from sartor.serving.errors import ApiError, invalid, too_large, unsupported
+from sartor.serving.limits import ServerLimits
 from sartor.serving.openai_types import (
     NEUTRAL,
     REFUSED,
     REFUSED_IN_MESSAGES,
     REFUSED_PARTS,
     REFUSED_ROLES,
+    Message,
 )
 
 B = TypeVar("B", bound=BaseModel)
-MAX_BODY_BYTES = 8 * 2**20
 _SHOWN = 80
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_BRACKET = re.compile(rb"[][{}]")
 
 # Parameters of several types: the list of what failed for each type helps nobody.
 _EXPECTED = {
@@ -31,34 +35,9 @@ _EXPECTED = {
 }
 
 
-async def read_body(request: Request) -> bytes:
-    """The body of a request with JSON in it. ApiError 415 for another type, 413 when too long."""
-    content_type = request.headers.get("content-type", "application/json")
-    kind = content_type.partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and "+json" in kind):
-        raise ApiError(
-            415, f"the content type is {kind!r}; send JSON with Content-Type: application/json"
-        )
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
-        raise _too_large()
-    body = bytearray()
-    try:
-        async for piece in request.stream():
-            body += piece
-            if len(body) > MAX_BODY_BYTES:
-                raise _too_large()
-    except ClientDisconnect:
-        raise invalid("the client closed the connection before the body was complete") from None
-    return bytes(body)
-
-
-def _too_large() -> ApiError:
-    return ApiError(413, f"the body is larger than {MAX_BODY_BYTES} bytes; send less")
-
-
-def parse(kind: type[B], body: bytes) -> B:
+def parse(kind: type[B], body: bytes, limits: ServerLimits) -> B:
     """The typed request. Raises ApiError 400 that names the parameter."""
+    _check_structure(body, limits)
     try:
         data = from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -66,6 +45,7 @@ def parse(kind: type[B], body: bytes) -> B:
     if not isinstance(data, dict):
         raise invalid(f"the body must be a JSON object, but is a {type(data).__name__}")
     _refuse(data, kind)
+    _check_sizes(data, limits)
     try:
         return kind.model_validate(data)
     except ValidationError as error:
@@ -73,12 +53,84 @@ def parse(kind: type[B], body: bytes) -> B:
         raise _explain(details[0]) from None
 
 
+def _check_structure(body: bytes, limits: ServerLimits) -> None:
+    """Refuses what would take long to parse, as cheaply as it can be told."""
+    openers = body.count(b"[") + body.count(b"{")
+    if openers + body.count(b",") <= limits.json_values and openers <= limits.json_depth:
+        return
+    bare = _STRING.sub(b"", body)  # what is in strings is no structure
+    values = bare.count(b",") + bare.count(b"[") + bare.count(b"{")
+    if values > limits.json_values:
+        raise ApiError(
+            400,
+            f"the body has {values} values, and the limit is {limits.json_values}; send fewer",
+            code="limit_exceeded",
+        )
+    depth = 0
+    for bracket in _BRACKET.finditer(bare):
+        depth += 1 if bracket[0] in b"[{" else -1
+        if depth > limits.json_depth:
+            raise ApiError(
+                400,
+                f"objects and lists in the body are more than {limits.json_depth} levels deep; "
+                "send a flatter one",
+                code="limit_exceeded",
+            )
+
+
+def _check_sizes(data: Mapping[str, Any], limits: ServerLimits) -> None:
+    """Holds numbers and lengths to the limits, before every element is looked at."""
+    for name, limit in (
+        ("n", limits.choices),
+        ("max_tokens", limits.max_tokens),
+        ("max_completion_tokens", limits.max_tokens),
+    ):
+        value = data.get(name)
+        if limit and isinstance(value, int | float) and value > limit:
+            raise too_large(name, f"{value} is above this server's limit of {limit}; ask for less")
+    for name, limit, what in (
+        ("messages", limits.messages, "messages"),
+        ("stop", limits.stop_strings, "stop strings"),
+        ("logit_bias", limits.logit_biases, "biases"),
+    ):
+        value = data.get(name)
+        if isinstance(value, list | dict) and len(value) > limit:
+            raise too_large(name, f"{len(value)} {what}, and the limit is {limit}; send fewer")
+    stop = data.get("stop")
+    for index, text in enumerate(stop if isinstance(stop, list) else [stop]):
+        if isinstance(text, str) and len(text) > limits.stop_chars:
+            raise too_large(
+                f"stop[{index}]" if isinstance(stop, list) else "stop",
+                f"{len(text)} characters, and the limit is {limits.stop_chars}; send a shorter one",
+            )
+    for name in ("prompt", "input"):
+        prompts = data.get(name)
+        if not isinstance(prompts, list) or (prompts and isinstance(prompts[0], int)):
+            continue
+        if len(prompts) > limits.prompts:
+            raise too_large(
+                name, f"{len(prompts)} prompts, and the limit is {limits.prompts}; send fewer"
+            )
+        n = data.get("n")
+        if isinstance(n, int | float) and len(prompts) * n > limits.sequences:
+            raise too_large(
+                name,
+                f"{len(prompts)} prompts with n = {n} make {len(prompts) * n} answers, and the "
+                f"limit is {limits.sequences}; ask for fewer",
+            )
+
+
 def _refuse(data: dict[str, Any], kind: type[BaseModel]) -> None:
-    """Refuses what is known but not done yet, and drops it where it asks for nothing."""
+    """Refuses what is unknown, and what is known but not done yet; drops the latter where it
+    asks for nothing."""
     for name in REFUSED.keys() & data.keys():
         value = data.pop(name)
         if value is not None and value not in NEUTRAL.get(name, ()):
             raise unsupported(name, f"it asks for {REFUSED[name]}")
+    # Not left to the types: a list of all that is unknown may be a long one.
+    for name in data:
+        if name not in kind.model_fields:
+            raise _unknown(name)
     messages = data.get("messages")
     for index, message in enumerate(messages if isinstance(messages, list) else ()):
         if isinstance(message, dict):
@@ -91,6 +143,9 @@ def _refuse_in_message(message: dict[str, Any], where: str) -> None:
     for name in REFUSED_IN_MESSAGES.keys() & message.keys():
         if message.pop(name) not in (None, []):
             raise unsupported(f"{where}.{name}", f"it holds {REFUSED_IN_MESSAGES[name]}")
+    for name in message:
+        if name not in Message.model_fields:
+            raise _unknown(f"{where}.{name}")
     content = message.get("content")
     for index, part in enumerate(content if isinstance(content, list) else ()):
         if isinstance(part, dict) and part.get("type") in REFUSED_PARTS:
@@ -105,11 +160,16 @@ def _explain(detail: ErrorDetails) -> ApiError:
             return invalid(f"{param} must be {_EXPECTED[str(name)]}", param)
     param = _spell(names)
     if detail["type"] == "extra_forbidden":
-        return invalid(f"the parameter {param!r} is unknown; remove it", param, "unknown_parameter")
+        return _unknown(param)
     if detail["type"] == "missing":
         return invalid(f"the parameter {param!r} is missing", param, "missing_parameter")
     message = detail["msg"][:1].lower() + detail["msg"][1:]
     return invalid(f"{param} is {_show(detail['input'])}: {message}", param, "invalid_value")
+
+
+def _unknown(name: str) -> ApiError:
+    shown = name if len(name) <= _SHOWN else name[:_SHOWN] + "..."
+    return invalid(f"the parameter {shown!r} is unknown; remove it", shown, "unknown_parameter")
 
 
 def _spell(names: list[int | str]) -> str:

@@ -19,7 +19,9 @@ class TokenizersEncoder:
         # The library keeps this choice as state of the tokenizer, hence the lock.
         with self._lock:
             self._tokenizer.encode_special_tokens = not parse_special
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+            # As a batch: the library lets other threads run meanwhile, and finds no offsets.
+            (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        ids: list[int] = encoding.ids
         return ids
 
 

@@ -1,0 +1,181 @@
+"""Who may come in, and how much of what is theirs: one gate before all routes.
+
+With keys, every path but ``/health`` needs one (``Authorization: Bearer``, RFC 6750). Without
+keys all is open, except that ``/metrics`` answers clients on this machine only.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sartor.serving.errors import ApiError, forbidden, rate_limited, respond, unauthorized
+from sartor.serving.keys import ANYONE, ApiKey, KeyFile
+from sartor.serving.request_record import record_of
+
+OPEN_PATHS = frozenset({"/health"})
+METRICS_PATH = "/metrics"
+
+
+class Bucket:
+    """A token bucket that holds one minute's worth; it may go into debt by its last user."""
+
+    def __init__(self, per_minute: int, now: float) -> None:
+        self.per_minute = per_minute
+        self._level = float(per_minute)
+        self._filled = now
+
+    def wait(self, now: float) -> float:
+        """Seconds until something may be taken; 0 when it may be now."""
+        self._level = min(
+            self.per_minute, self._level + (now - self._filled) * self.per_minute / 60
+        )
+        self._filled = now
+        return 0.0 if self._level >= 1 else (1 - self._level) * 60 / self.per_minute
+
+    def take(self, amount: int) -> None:
+        self._level -= amount
+
+
+@dataclass
+class _Use:
+    """What a key has taken of its limits."""
+
+    streams: int = 0
+    buckets: dict[str, Bucket] = field(default_factory=dict)
+
+    def bucket(self, what: str, per_minute: int, now: float) -> Bucket:
+        bucket = self.buckets.get(what)
+        if bucket is None or bucket.per_minute != per_minute:
+            bucket = self.buckets[what] = Bucket(per_minute, now)
+        return bucket
+
+
+class Visit(ExitStack):
+    """One HTTP request and the key it came with.
+
+    What is pushed on it (see :class:`contextlib.ExitStack`) runs when the answer has ended.
+    """
+
+    def __init__(self, key: ApiKey, use: _Use, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self.key = key
+        self._use = use
+        self._clock = clock
+
+    def count_request(self) -> None:
+        """Raises ApiError 429 where the key has made its requests of this minute."""
+        if self.key.requests_per_minute:
+            self._bucket("requests", self.key.requests_per_minute).take(1)
+
+    def hold(self, streams: int) -> None:
+        """Counts answers under way until this one has ended. Raises ApiError 429."""
+        limit = self.key.max_streams
+        if limit and streams > limit:
+            raise ApiError(
+                400,
+                f"the request asks for {streams} answers at once (prompts x n), but the key "
+                f"{self.key.name} may have {limit}; ask for fewer",
+                code="too_many_streams",
+            )
+        if limit and self._use.streams + streams > limit:
+            raise rate_limited(
+                f"the key {self.key.name} has {self._use.streams} answers under way and may have "
+                f"{limit} at once; wait for one of them to end",
+                "too_many_streams",
+                retry_after=1,
+            )
+        if self.key.tokens_per_minute:
+            self._bucket("tokens", self.key.tokens_per_minute)
+        self._use.streams += streams
+        self.callback(self._release, streams)
+
+    def spend(self, tokens: int) -> None:
+        """Books the tokens of a request, once they are known."""
+        if self.key.tokens_per_minute:
+            now = self._clock()
+            self._use.bucket("tokens", self.key.tokens_per_minute, now).take(tokens)
+
+    def _release(self, streams: int) -> None:
+        self._use.streams -= streams
+
+    def _bucket(self, what: str, per_minute: int) -> Bucket:
+        now = self._clock()
+        bucket = self._use.bucket(what, per_minute, now)
+        if wait := bucket.wait(now):
+            raise rate_limited(
+                f"the key {self.key.name} may take {per_minute} {what} a minute; try again in "
+                f"{math.ceil(wait)} s",
+                f"{what}_per_minute",
+                retry_after=math.ceil(wait),
+            )
+        return bucket
+
+
+class Access:
+    """The gate: lets a request through with a :class:`Visit` in its state, or answers it."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: KeyFile | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._app = app
+        self._keys = keys
+        self._clock = clock
+        self._uses: dict[str, _Use] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            key = self._admit(scope)
+            # By name, not by entry: a changed entry does not forget what has been taken.
+            visit = Visit(key, self._uses.setdefault(key.name, _Use()), self._clock)
+            record_of(scope).key = key.name
+            if scope["method"] == "POST":
+                visit.count_request()
+        except ApiError as error:
+            record_of(scope).error = error
+            await respond(error)(scope, receive, send)
+            return
+        scope.setdefault("state", {})["visit"] = visit
+        with visit:
+            await self._app(scope, receive, send)
+
+    def _admit(self, scope: Scope) -> ApiKey:
+        if scope["path"] in OPEN_PATHS:
+            return ANYONE
+        if self._keys is None:
+            if scope["path"] == METRICS_PATH and not _is_loopback(scope["client"]):
+                raise forbidden(
+                    "without API keys, metrics are for clients on the server's machine; start it "
+                    "with --keys, or ask from there"
+                )
+            return ANYONE
+        scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token:
+            raise unauthorized(
+                "this server needs an API key; send it as Authorization: Bearer KEY", "missing"
+            )
+        key = self._keys.find(token)
+        if key is None:
+            raise unauthorized("the API key is not valid here, or was revoked", "invalid")
+        return key
+
+
+def _is_loopback(client: tuple[str, int] | None) -> bool:
+    try:
+        return client is not None and ipaddress.ip_address(client[0]).is_loopback
+    except ValueError:  # a socket that has no addresses is on this machine, but whose?
+        return False

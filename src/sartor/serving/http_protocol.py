@@ -1,0 +1,103 @@
+"""HTTP/1.1 on a connection, with an end to everything that a client could keep waiting.
+
+Uvicorn times a connection between two requests; the time for a head, for the rest of a body that
+nobody reads, and for a client to take its answer is limited here, as is the number of connections.
+The body of a request is timed where it is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import h11
+import msgspec
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+
+from sartor.serving.errors import ApiError, invalid, unavailable
+from sartor.serving.limits import ServerLimits
+
+_SWEEP_SECONDS = 0.5
+
+
+class BoundedProtocol(H11Protocol):
+    """One connection. ``sweep`` it about twice a second."""
+
+    def __init__(self, limits: ServerLimits, **uvicorn: Any) -> None:
+        super().__init__(**uvicorn)
+        self._limits = limits
+        self._since: float | None = None
+        self._answered: object = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._limits.connections:
+            self._refuse(
+                unavailable(
+                    f"the server has its fill of {self._limits.connections} connections; try "
+                    "again in a moment",
+                    retry_after=1,
+                )
+            )
+
+    def send_400_response(self, msg: str) -> None:
+        error = sys.exc_info()[1]  # uvicorn calls this where it has caught it
+        status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
+        self._refuse(invalid(f"this is no HTTP request that can be served: {error or msg}"), status)
+
+    def sweep(self, now: float) -> None:
+        """Ends what has lasted too long."""
+        answering = self.cycle is not None and not self.cycle.response_complete
+        closing = self.transport.is_closing()
+        idle = self.timeout_keep_alive_task is not None  # then uvicorn counts
+        if (answering or idle) and not closing:
+            self._since = None
+            return
+        if self._since is None or self._answered is not self.cycle:
+            self._since, self._answered = now, self.cycle
+        if now - self._since < self._limits.head_seconds:
+            return
+        if closing:  # with bytes that the client does not take
+            self.transport.abort()
+        elif self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+            self._refuse(
+                ApiError(
+                    408,
+                    f"the head of the request was not complete after {self._limits.head_seconds:g}"
+                    " s, the server's limit",
+                    code="head_timeout",
+                )
+            )
+        else:
+            self.transport.close()
+
+    def _refuse(self, error: ApiError, status: int | None = None) -> None:
+        """Answers on the connection itself, outside of any request, and closes it."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # in an answer already
+            self.transport.close()
+            return
+        status = status or error.status
+        body = msgspec.json.encode(error.body())
+        headers = [
+            ("Content-Type", "application/json"),
+            ("Content-Length", str(len(body))),
+            ("Connection", "close"),
+            *error.headers().items(),
+        ]
+        for event in (
+            h11.Response(status_code=status, headers=headers, reason=STATUS_PHRASES[status]),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+async def keep_sweeping(connections: set[Any]) -> None:
+    """Sweeps all connections, over and over."""
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(_SWEEP_SECONDS)
+        for connection in list(connections):
+            connection.sweep(loop.time())

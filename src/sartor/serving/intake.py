@@ -1,0 +1,139 @@
+"""Takes requests in: receives their bytes in bounded time and memory, and has them prepared where
+that holds nobody up.
+
+Parsing, validating and tokenising are one call into a library each, during which no other Python
+runs. What takes longer than a step of a small model must not happen in the process that passes on
+everybody's tokens: small bodies are prepared at once, longer ones on a thread (the tokeniser
+lets others run meanwhile), and the longest in a process of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
+
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect, Request
+
+from sartor.serving.errors import ApiError, invalid, unavailable
+from sartor.serving.frontend import ServedModel
+from sartor.serving.intake_process import IntakeProcess
+from sartor.serving.limits import ServerLimits
+from sartor.serving.openai_types import ChatRequest, CompletionRequest, EmbeddingRequest
+from sartor.serving.prepare import Prepared, View, prepare
+from sartor.serving.validation import parse
+
+T = TypeVar("T", bound=BaseModel)
+B = TypeVar("B", ChatRequest, CompletionRequest, EmbeddingRequest)
+
+INLINE_BYTES = 4 * 2**10  # tokenised in 2 to 4 ms
+THREAD_BYTES = 64 * 2**10  # parsed in some milliseconds, whatever it holds
+
+
+class Intake:
+    """The way in, for all routes of one server. ``close`` it to end its process."""
+
+    def __init__(self, models: Mapping[str, ServedModel], limits: ServerLimits) -> None:
+        self.limits = limits
+        self._models = models
+        self._held = 0
+        self._process = IntakeProcess(models)
+
+    async def prepared(self, request: Request, kind: type[B], view: View) -> Prepared[B]:
+        """A request for tokens, ready for the engine. Raises ApiError 4xx, or 503 where all the
+        room for incoming bodies is taken."""
+        with self._room() as room:
+            body = await self._receive(request, room)
+            if len(body) <= INLINE_BYTES:
+                return prepare(kind, body, self._models, view)
+            if len(body) <= THREAD_BYTES:
+                return await asyncio.to_thread(prepare, kind, body, self._models, view)
+            return await self._process.prepare(kind, body, view)
+
+    async def parsed(self, request: Request, kind: type[T]) -> T:
+        """A request about the server itself, which is never long."""
+        with self._room() as room:
+            body = await self._receive(request, room)
+            if len(body) > THREAD_BYTES:
+                raise _too_large(THREAD_BYTES)
+            return parse(kind, body, self.limits)
+
+    async def close(self) -> None:
+        await self._process.close()
+
+    async def _receive(self, request: Request, room: _Room) -> bytes:
+        """The body of a request with JSON in it.
+
+        ApiError 415 for another type, 413 when too long, 408 when it takes too long to come.
+        """
+        limits = self.limits
+        _check_type(request)
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and (len(declared) > 18 or int(declared) > limits.body_bytes):
+            raise _too_large(limits.body_bytes)
+        body = bytearray()
+        try:
+            async with asyncio.timeout(limits.body_seconds):
+                async for piece in request.stream():
+                    room.take(len(piece))
+                    body += piece
+                    if len(body) > limits.body_bytes:
+                        raise _too_large(limits.body_bytes)
+        except ClientDisconnect:
+            raise invalid("the client closed the connection in the middle of the body") from None
+        except TimeoutError:
+            raise ApiError(
+                408,
+                f"the body was not complete after {limits.body_seconds:g} s, the server's limit; "
+                "send it faster, or less",
+                code="body_timeout",
+                closes=True,
+            ) from None
+        return bytes(body)
+
+    @contextmanager
+    def _room(self) -> Iterator[_Room]:
+        room = _Room(self)
+        try:
+            yield room
+        finally:
+            self._held -= room.held
+
+    def hold(self, size: int) -> None:
+        if self._held + size > self.limits.bodies_bytes:
+            raise unavailable(
+                f"the server is receiving as much as it can hold ({self.limits.bodies_bytes} "
+                "bytes); try again in a moment",
+                retry_after=1,
+            )
+        self._held += size
+
+
+class _Room:
+    """What one body takes of the memory for all of them."""
+
+    def __init__(self, intake: Intake) -> None:
+        self.held = 0
+        self._intake = intake
+
+    def take(self, size: int) -> None:
+        self._intake.hold(size)
+        self.held += size
+
+
+def _check_type(request: Request) -> None:
+    content_type = request.headers.get("content-type", "application/json")
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and "+json" in kind):
+        raise ApiError(
+            415,
+            f"the content type is {kind[:80]!r}; send JSON with Content-Type: application/json",
+        )
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(
+        413, f"the body is larger than {limit} bytes, the limit; send less", code="body_too_large"
+    )

@@ -1,0 +1,191 @@
+"""API keys: who may ask, with what share of the machine, and how much.
+
+A keys file is TOML, one ``[[key]]`` table a key, and holds no key itself but its SHA-256. A plain
+fast hash is right here: a key is 256 random bits, so there is nothing that guessing could find,
+and slow password hashes would only make each request slow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import logging
+import os
+import secrets
+import tempfile
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from filelock import FileLock
+
+from sartor.errors import SartorError, UsageError
+
+logger = logging.getLogger(__name__)
+_PREFIX = "sk-sartor-"  # lets scanners for leaked secrets recognise one
+_HEADER = "# API keys of `sartor serve --keys`; written by `sartor keys`, may be edited by hand.\n"
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a key may do. 0, like an empty list, sets no limit.
+
+    name      also the tenant whose requests share the machine fairly with those of others
+    sha256    of the key, in hexadecimal digits
+    share     weight of that: twice the share, twice the tokens
+    priority  higher runs first
+    max_streams          answers under way at once; each of ``n`` choices of each prompt is one
+    requests_per_minute, tokens_per_minute   prompts and answers together
+    models    names that the key may ask for: models, aliases, adapters
+    group     keys of one group find each other's prompts in the prefix cache, others never do
+    admin     may load and unload adapters
+    """
+
+    name: Name
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    share: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = 1.0
+    priority: Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)] = 0
+    max_streams: Count = 0
+    requests_per_minute: Count = 0
+    tokens_per_minute: Count = 0
+    models: tuple[str, ...] = ()
+    group: Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?\Z")] = ""
+    admin: bool = False
+
+    @property
+    def salt(self) -> str:
+        """Who shares cached prefixes: how long an answer takes to begin would tell a key what
+        others asked before."""
+        if self.group:
+            return f"group {self.group}"
+        return f"key {self.name}" if self.name else ""
+
+
+ANYONE = ApiKey(name="", sha256="", admin=True)
+"""In the name of whom requests come where there are no keys."""
+
+
+class _Entries(msgspec.Struct, forbid_unknown_fields=True):
+    key: tuple[ApiKey, ...] = ()
+
+
+def read_keys(path: Path) -> tuple[ApiKey, ...]:
+    """The keys of a file. SartorError where it cannot be read, UsageError where it is wrong."""
+    try:
+        # parse_float=float is the default; the text is decoded as UTF-8, as TOML demands.
+        keys = msgspec.convert(tomllib.loads(path.read_text("utf-8")), _Entries).key
+    except OSError as error:
+        raise SartorError(f"the keys file {path} cannot be read: {error.strerror}") from None
+    except (ValueError, msgspec.ValidationError) as error:
+        raise UsageError(f"the keys file {path} is wrong: {error}") from None
+    for what, values in (
+        ("name", [key.name for key in keys]),
+        ("sha256", [key.sha256 for key in keys]),
+    ):
+        if twice := {value for value in values if values.count(value) > 1}:
+            raise UsageError(f"the keys file {path}: two keys have the {what} {sorted(twice)[0]}")
+    return keys
+
+
+class KeyFile:
+    """The keys of a file as it is now: a change counts from the next request on.
+
+    A file that has become wrong or unreadable changes nothing, and the log says so; one without
+    keys lets nobody in. Raises like :func:`read_keys` when opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen = self._stamp()
+        self._keys = read_keys(path)
+
+    def find(self, token: str) -> ApiKey | None:
+        """The entry of a key, or None. Takes the same time whichever entry it is, if any."""
+        digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+        found = None
+        for key in self._current():
+            if hmac.compare_digest(key.sha256, digest):
+                found = key
+        return found
+
+    def _current(self) -> tuple[ApiKey, ...]:
+        stamp = self._stamp()
+        if stamp != self._seen:
+            self._seen = stamp
+            try:
+                self._keys = read_keys(self._path)
+            except SartorError as error:
+                logger.error("%s; the keys from before stay in force", error)
+        return self._keys
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        try:
+            stat = self._path.stat()
+        except OSError:
+            return None
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def add_key(path: Path, make: Callable[[str], ApiKey]) -> str:
+    """Adds the entry that ``make`` gives for a hash; returns the key, which is kept nowhere.
+
+    A file that is not there is made. UsageError where the name is taken.
+    """
+    token = _PREFIX + secrets.token_urlsafe(32)
+    entry = make(hashlib.sha256(token.encode()).hexdigest())
+    with _locked(path):
+        keys = read_keys(path) if path.exists() else ()
+        if any(key.name == entry.name for key in keys):
+            raise UsageError(f"{path} has a key {entry.name}; revoke it first, or choose a name")
+        _write(path, (*keys, entry))
+    return token
+
+
+def revoke_key(path: Path, name: str) -> None:
+    """Removes the entry of that name. UsageError where there is none."""
+    with _locked(path):
+        keys = read_keys(path)
+        left = tuple(key for key in keys if key.name != name)
+        if len(left) == len(keys):
+            known = ", ".join(key.name for key in keys) or "none"
+            raise UsageError(f"{path} has no key {name}; it has {known}")
+        _write(path, left)
+
+
+def _locked(path: Path) -> FileLock:
+    return FileLock(path.with_name(path.name + ".lock"), mode=0o600)
+
+
+def _write(path: Path, keys: Sequence[ApiKey]) -> None:
+    """As a whole or not at all, and for the owner's eyes only."""
+    text = _HEADER + "".join(_table(key) for key in keys)
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600
+        try:
+            with open(descriptor, "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+    except OSError as error:
+        raise SartorError(f"the keys file {path} cannot be written: {error.strerror}") from None
+
+
+def _table(key: ApiKey) -> str:
+    lines = ["", "[[key]]"]
+    for name, value in msgspec.structs.asdict(key).items():
+        if value or name in ("name", "sha256"):
+            # JSON's strings, numbers, booleans and flat lists are TOML's too, but for DEL.
+            text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+            lines.append(f"{name} = {text}")
+    return "\n".join(lines) + "\n"
