@@ -22,6 +22,7 @@ from sartor.serving.keys import ANYONE, ApiKey, add_key, revoke_key
 from sartor.serving.openai_api import make_requests
 from sartor.serving.openai_types import CompletionRequest
 from sartor.serving.prepare import Prepared
+from sartor.serving.request_record import RequestRecord
 
 LONG = "a prompt of several blocks, " * 8
 
@@ -307,6 +308,7 @@ def test_metrics_without_keys_stay_on_the_machine(
         raise AssertionError("nothing is read")
 
     scope = {"type": "http", "method": "GET", "path": "/metrics", "headers": [], "client": client}
+    scope["state"] = {"record": RequestRecord.of(scope)}
     asyncio.run(Access(app)(scope, receive, send))
     assert sent[0]["status"] == status
 

@@ -23,6 +23,8 @@ from sartor.serving.app import create_app
 from sartor.serving.errors import overloaded
 from sartor.serving.frontend import open_served_model
 from sartor.serving.gateway import Gateway
+from sartor.serving.intake import Intake
+from sartor.serving.limits import ServerLimits
 from sartor.serving.request_log import _WAITING_LINES, RequestLog, _Writer, json_line, text_line
 from sartor.serving.request_record import RequestRecord, record_of
 from sartor.serving.telemetry import Observer, Telemetry
@@ -258,13 +260,15 @@ def test_our_own_mistakes_have_an_id_too(tiny_model: Path, monkeypatch: Any) -> 
     async def check() -> None:
         model = open_served_model("m", tiny_model, ExecutionPlan(backend="null"))
         gateway = Gateway([model])
-        app = create_app(gateway, [fail, records.append])
+        intake = Intake(gateway.models, ServerLimits())
+        app = create_app(gateway, intake, sinks=[fail, records.append])
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://s") as client:
             models = await client.get("/v1/models")
             monkeypatch.setattr(gateway, "submit", boom)
             answer = await client.post("/v1/completions", json={"model": "m", "prompt": "x"})
         monkeypatch.undo()
+        await intake.close()
         await gateway.close()
         assert models.status_code == 200
         assert answer.status_code == 500

@@ -299,7 +299,7 @@ def create_metrics_router(gateway: Gateway) -> APIRouter:
     router = APIRouter()
     registry = make_registry(gateway)
 
-    @router.get("/metrics")
+    @router.get("/metrics", include_in_schema=False)  # Prometheus describes it
     async def metrics(request: Request) -> Response:
         # On the event loop, which alone writes the books.
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
