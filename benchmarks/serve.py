@@ -35,7 +35,7 @@ from peers import default_environments
 from results import OWN, with_section
 from rounds import PAUSE, turns
 from serve_results import Burst, Findings, FirstToken, Row
-from servers import SERVERS, RunningServer, Setting, cpu_seconds, exit_on_sigterm
+from servers import SERVERS, RunningServer, Setting, exit_on_sigterm
 from traffic import Lengths, Prompts, Traffic, plan_calls
 
 from sartor.errors import SartorError, UsageError
@@ -126,7 +126,7 @@ def measure_row(
             calls = plan_calls(wanted, prompts, [options.seed, row.streams, number])
             time.sleep(PAUSE)
             server = servers[name]
-            before = usage(server)
+            before = server.processor_seconds()
             found = asyncio.run(run_round(target(server), calls, wanted.streams))
             if found.tokens == 0:
                 reason = f"no answers: {', '.join(Report([found], Objective()).errors())}"
@@ -137,15 +137,10 @@ def measure_row(
                 continue
             if number == 0:
                 continue
-            used = {role: seconds - before[role] for role, seconds in usage(server).items()}
+            after = server.processor_seconds()
+            used = {role: after[role] - before[role] for role in after}
             row.add(name, found, used)
             say(f"{row.title}: round {number}, {name}: {found.tokens_per_s:.1f} tokens a second")
-
-
-def usage(server: RunningServer) -> dict[str, float]:
-    """Processor seconds so far of the first process (Sartor's gateway) and of all others."""
-    root, *others = server.processes()
-    return {"root": cpu_seconds(root), "others": sum(cpu_seconds(other) for other in others)}
 
 
 def measure_streams(findings: Findings, prompts: Prompts, options: Options) -> None:
@@ -211,28 +206,30 @@ def measure_first(findings: Findings, prompts: Prompts, options: Options) -> Non
 
 
 class Memory(threading.Thread):
-    """The largest resident bytes of Sartor's gateway and worker, looked at twice a second."""
+    """Resident bytes of Sartor's gateway and worker, looked at twice a second."""
 
     def __init__(self, server: RunningServer) -> None:
         super().__init__(daemon=True)
-        self._processes = server.processes()
-        self.peaks = [0] * len(self._processes)
+        (self._worker,) = server.workers()
+        self._gateway = server.root
         self._ended = threading.Event()
-        self.look()
-
-    def look(self) -> None:
-        for i, process in enumerate(self._processes):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self.peaks[i] = max(self.peaks[i], process.memory_info().rss)
+        self.idle_worker = self._worker.memory_info().rss
+        self.gateway = self.worker = 0
+        self._look()
 
     def run(self) -> None:
         while not self._ended.wait(0.5):
-            self.look()
+            self._look()
 
     def end(self) -> None:
         self._ended.set()
         self.join()
-        self.look()
+        self._look()
+
+    def _look(self) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.gateway = max(self.gateway, self._gateway.memory_info().rss)
+            self.worker = max(self.worker, self._worker.memory_info().rss)
 
 
 def measure_bursts(findings: Findings, prompts: Prompts, options: Options) -> None:
@@ -243,14 +240,13 @@ def measure_bursts(findings: Findings, prompts: Prompts, options: Options) -> No
         for size in options.bursts:
             lengths = Lengths("fixed", INPUT), Lengths("fixed", OUTPUT)
             calls = plan_calls(Traffic(size, *lengths, burst=size), prompts, [options.seed, size])
-            before, memory = usage(server), Memory(server)
-            idle = list(memory.peaks)
+            before, memory = server.processor_seconds(), Memory(server)
             memory.start()
             found: Round = asyncio.run(run_round(target(server), calls, 0))
             memory.end()
-            gateway = usage(server)["root"] - before["root"]
+            gateway = server.processor_seconds()["front"] - before["front"]
             findings.bursts.append(
-                Burst(size, found, gateway, sum(idle[1:]), memory.peaks[0], sum(memory.peaks[1:]))
+                Burst(size, found, gateway, memory.idle_worker, memory.gateway, memory.worker)
             )
             say(f"{size} at once: {found.tokens_per_s:.1f} tokens a second")
 

@@ -18,7 +18,7 @@ from sartor.bench import Spread
 @dataclass
 class Row:
     """One load on several servers. ``used[server]``: processor seconds of each round, by
-    ``root`` (of Sartor: the gateway) and ``others``."""
+    ``front`` (of Sartor: the gateway) and ``workers``."""
 
     title: str
     streams: int
@@ -44,7 +44,7 @@ class Row:
         return Spread.of([own.tokens_per_s / other.tokens_per_s for own, other in pairs])
 
     def gateway_seconds_per_token(self) -> float:
-        seconds = sum(used["root"] for used in self.used[OWN])
+        seconds = sum(used["front"] for used in self.used[OWN])
         return seconds / sum(round_.tokens for round_ in self.rounds[OWN])
 
     def to_json_dict(self) -> dict[str, Any]:

@@ -178,6 +178,25 @@ class RunningServer:
     def processes(self) -> list[psutil.Process]:
         return [self.root, *self.root.children(recursive=True)]
 
+    def workers(self) -> list[psutil.Process]:
+        """Of Sartor: the processes that run models. All others are the gateway's."""
+        found = []
+        for process in self.root.children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "sartor.serving.worker" in process.cmdline():
+                    found.append(process)
+        return found
+
+    def processor_seconds(self) -> dict[str, float]:
+        """Processor time so far of Sartor's workers and of all else, ``front``."""
+        seconds = dict.fromkeys(("front", "workers"), 0.0)
+        workers = self.workers()
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                role = "workers" if process in workers else "front"
+                seconds[role] += cpu_seconds(process)
+        return seconds
+
     def close(self) -> None:
         try:
             family = self.processes()

@@ -200,14 +200,16 @@ class Soak:
             self._say(f"warm-up of {plan.warm_up:.0f} s ...")
             await self._fill_pools()
             await self._load(plan.warm_up, 0, [])
+            await self._fill_pools()
             found.rests.append(await self._rest(None))
             self._say(f"load for {plan.seconds:.0f} s with {plan.kills} kills ...")
             await self._load(plan.seconds, 1, plan.kill_times())
+            await self._fill_pools()
             found.held = await self._ledger()
             found.rests.append(await self._rest(found.rests[0]))
         finally:
             watching.cancel()
-        found.workers = len(self._workers())
+        found.workers = len(self._server.workers())
         client = Client(self._server.url)
         found.healthy = (await client.call("GET", "/health"))[0] == 200
         client.close()
@@ -225,7 +227,8 @@ class Soak:
         client.close()
 
     async def _fill_pools(self) -> None:
-        """Long bodies at once are parsed in threads: the pool has its full size from then on."""
+        """Long bodies at once: threads and processes that start when they are needed are there
+        from then on, at every moment that is compared."""
         longest = max(self._bad, key=lambda bad: len(bad.body))
         client = Client(self._server.url)
         await asyncio.gather(*(self._refused(client, longest) for _ in range(12)))
@@ -270,24 +273,15 @@ class Soak:
         begun = time.monotonic()
         for at in times:
             await asyncio.sleep(max(0.0, begun + at - time.monotonic()))
-            while not (workers := self._workers()):
+            while not (workers := self._server.workers()):
                 await asyncio.sleep(0.02)  # the one before is just being replaced
             workers[0].kill()
             self.findings.killed.append(round(time.monotonic() - self._begun, 1))
 
-    def _workers(self) -> list[psutil.Process]:
-        """Those that live."""
-        found = []
-        for child in self._server.root.children():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if "sartor.serving.worker" in child.cmdline():
-                    found.append(child)
-        return found
-
     def _sample(self) -> dict[str, Sample]:
         found = {}
         at = round(time.monotonic() - self._begun, 2)
-        named = [("gateway", self._server.root), *(("worker", w) for w in self._workers())]
+        named = [("gateway", self._server.root), *(("worker", w) for w in self._server.workers())]
         for role, process in named:
             with contextlib.suppress(psutil.NoSuchProcess), process.oneshot():
                 rss, files = process.memory_info().rss, process.num_fds()

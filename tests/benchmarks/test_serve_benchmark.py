@@ -40,7 +40,7 @@ def findings() -> Findings:
     row = Row("16 streams", 16, dict.fromkeys(("sartor", "peer"), serve.traffic(16, 16)))
     for name, rates in (("peer", (10.0, 20.0, 20.0)), ("sartor", (30.0, 40.0, 50.0))):
         for found in rounds(*rates):
-            row.add(name, found, {"root": 0.002, "others": 0.1})
+            row.add(name, found, {"front": 0.002, "workers": 0.1})
     whole = Findings(
         "m",
         2,

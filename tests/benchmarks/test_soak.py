@@ -135,6 +135,6 @@ def test_a_short_soak(tmp_path: Path) -> None:
     print("\n".join(found.lines()))
     # Memory of so short a run is for the long one to judge.
     wrong = {name for name, right, _ in found.checks() if not right and "memory" not in name}
-    assert wrong <= {"ledger"} if found.held is None else not wrong
+    assert not wrong
     assert set(found.actions) == {"whole", "stream", "leave", "abort", "refused"}
     assert len({sample.pid for sample in found.series if sample.role == "worker"}) >= 3
