@@ -255,3 +255,17 @@ def test_outliers_alone_keep_sixteen_bits() -> None:
     others = np.delete(error.reshape(-1), 12)
     plain = np.abs(functions.round_activations(x, 1e9) - x).reshape(3, 10, 32).max(axis=2)
     np.testing.assert_array_equal(others, np.delete(plain.reshape(-1), 12))
+
+
+def test_no_rows_are_no_error() -> None:
+    """A step that only reads a part of a prompt has no row to make an output of."""
+    x = np.zeros((0, 64), np.float32)
+    assert functions.rms_norm(x, _array(32), eps=1e-5).shape == (0, 64)
+    assert functions.layer_norm(x, _array(64), eps=1e-5).shape == (0, 64)
+    assert functions.l2_norm(x, run=32, eps=1e-5).shape == (0, 64)
+    codes, scales = functions.quantize_activations(x)
+    assert (codes.shape, scales.shape) == ((0, 64), (0, 2))
+    parts = functions.split(x, widths=(8, 24), runs=2)
+    assert [part.shape for part in parts] == [(0, 16), (0, 48)]
+    assert functions.concat(*parts, runs=2).shape == (0, 64)
+    assert functions.linear(x, dense("w", _array(5, 64))).shape == (0, 5)

@@ -101,6 +101,7 @@ def test_without_a_key_nothing_is_told(
         response = guarded.server.http.request(method, path, headers=headers)
         assert response.status_code == 401, path
         assert response.json()["error"]["code"] == code
+        assert response.json()["error"]["type"] == "authentication_error"
         assert response.headers["www-authenticate"] == challenge
 
 

@@ -153,7 +153,14 @@ def test_logprobs_of_completions(client: OpenAI, api_server: ServerProcess) -> N
     assert chances.tokens is not None
     assert len(chances.tokens) == answer.usage.completion_tokens  # type: ignore[union-attr]
     assert all(value <= 0 for value in chances.token_logprobs or ())
-    assert all(1 <= len(top) <= 3 for top in chances.top_logprobs or ())
+    # Alternatives and the chosen token, which may be one of them; equal texts count once.
+    assert all(1 <= len(top) <= 4 for top in chances.top_logprobs or ())
+    assert all(
+        top[token] >= value
+        for top, token, value in zip(
+            chances.top_logprobs or (), chances.tokens, chances.token_logprobs or (), strict=True
+        )
+    )
     assert chances.text_offset is not None
     assert chances.text_offset == sorted(chances.text_offset)
     assert chances.text_offset[0] == 0

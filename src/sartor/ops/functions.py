@@ -42,7 +42,7 @@ def quantize_activations(x: F32) -> tuple[npt.NDArray[np.int8], F32]:
     rows, columns = x.shape
     padded = -(-columns // ACTIVATION_GROUP) * ACTIVATION_GROUP
     x = np.pad(x, ((0, 0), (0, padded - columns)))
-    grouped = x.reshape(rows, -1, ACTIVATION_GROUP)
+    grouped = x.reshape(rows, padded // ACTIVATION_GROUP, ACTIVATION_GROUP)
     scale = np.abs(grouped).max(axis=2) / np.float32(127)
     inverse = np.where(scale > 0, np.float32(1) / np.where(scale > 0, scale, 1), np.float32(0))
     codes = np.rint(grouped * inverse[:, :, None]).astype(np.int8)
@@ -107,7 +107,7 @@ def rms_norm(x: F32, weight: F32, *, eps: float, weight_offset: float = 0.0) -> 
     A weight shorter than a row normalises each head by itself (q/k norm). Gemma stores
     ``weight - 1``: ``weight_offset`` is added.
     """
-    grouped = x.reshape(x.shape[0], -1, weight.shape[0])
+    grouped = x.reshape(x.shape[0], x.shape[1] // weight.shape[0], weight.shape[0])
     mean = np.mean(grouped * grouped, axis=2, keepdims=True, dtype=np.float32)
     normed = grouped / np.sqrt(mean + np.float32(eps))
     out: F32 = normed * (weight + np.float32(weight_offset))
@@ -125,7 +125,7 @@ def layer_norm(x: F32, weight: F32, bias: F32 | None = None, *, eps: float) -> F
 
 def l2_norm(x: F32, *, run: int, eps: float) -> F32:
     """Each run of ``run`` features over the square root of its squares' sum plus ``eps``."""
-    grouped = x.reshape(x.shape[0], -1, run)
+    grouped = x.reshape(x.shape[0], x.shape[1] // run, run)
     total = np.sum(grouped * grouped, axis=2, keepdims=True, dtype=np.float32)
     out = (grouped / np.sqrt(total + np.float32(eps))).astype(np.float32, copy=False)
     return out.reshape(x.shape)
@@ -212,16 +212,19 @@ def mul(x: F32, y: F32) -> F32:
 def split(x: F32, *, widths: Sequence[int], runs: int) -> tuple[F32, ...]:
     """Cuts each of ``runs`` equal runs of a row (heads) into parts of these widths; each result
     holds one part of every run."""
-    grouped = x.reshape(len(x), runs, -1)
+    grouped = x.reshape(len(x), runs, x.shape[1] // runs)
     ends = np.cumsum(widths)
-    parts = (grouped[:, :, end - width : end] for width, end in zip(widths, ends, strict=True))
-    return tuple(np.ascontiguousarray(part).reshape(len(x), -1) for part in parts)
+    return tuple(
+        np.ascontiguousarray(grouped[:, :, end - width : end]).reshape(len(x), runs * width)
+        for width, end in zip(widths, ends, strict=True)
+    )
 
 
 def concat(*parts: F32, runs: int) -> F32:
     """The reverse of :func:`split`."""
-    grouped = [part.reshape(len(part), runs, -1) for part in parts]
-    return np.concatenate(grouped, axis=2).reshape(len(parts[0]), -1)
+    rows, columns = len(parts[0]), sum(part.shape[1] for part in parts)
+    grouped = [part.reshape(rows, runs, part.shape[1] // runs) for part in parts]
+    return np.concatenate(grouped, axis=2).reshape(rows, columns)
 
 
 def replace_rows(x: F32, rows: I32, values: F32) -> F32:

@@ -93,21 +93,31 @@ def model_not_found(name: str, known: list[str]) -> ApiError:
 
 
 def context_exceeded(prompt: int, context: int, param: str) -> ApiError:
+    # Clients tell this error from others by the words "this model's maximum context length is".
     return ApiError(
         400,
-        f"the prompt has {prompt} tokens, but the model's context length is {context} tokens and "
-        "must hold at least one token of the answer too; shorten the prompt",
+        f"the prompt has {prompt} tokens, but this model's maximum context length is {context} "
+        "tokens, which must hold at least one token of the answer too; shorten the prompt",
         param=param,
         code="context_length_exceeded",
     )
 
 
 def unauthorized(message: str, problem: Literal["missing", "invalid"]) -> ApiError:
-    """RFC 6750: a request without a key is told how to send one, and no error besides."""
+    """RFC 6750: a request without a key is told how to send one, and no error besides.
+
+    Clients that go by the type (LiteLLM) would take "invalid_request_error" for a wrong request.
+    """
     challenge = 'Bearer realm="sartor"'
     if problem == "invalid":
         challenge += ', error="invalid_token"'
-    return ApiError(401, message, code=f"{problem}_api_key", challenge=challenge)
+    return ApiError(
+        401,
+        message,
+        type="authentication_error",
+        code=f"{problem}_api_key",
+        challenge=challenge,
+    )
 
 
 def forbidden(message: str) -> ApiError:

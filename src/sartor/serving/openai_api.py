@@ -31,7 +31,7 @@ from sartor.serving.openai_responses import (
     TextCompletion,
     TextCompletionChunk,
 )
-from sartor.serving.openai_types import ChatRequest, CompletionRequest
+from sartor.serving.openai_types import ChatRequest, CompletionRequest, StreamOptions
 from sartor.serving.openapi import operation
 from sartor.serving.prepare import Prepared, View, find_model
 from sartor.serving.request_record import RequestRecord, record_of
@@ -212,9 +212,7 @@ async def _answer(
     except BaseException:
         answer.close()
         raise
-    options = prepared.body.stream_options
-    with_usage = options is not None and bool(options.include_usage)
-    pieces = _events(shape, answer, first, with_usage, record)
+    pieces = _events(shape, answer, first, prepared.body.stream_options or StreamOptions(), record)
     return EventStream(pieces, answer.close, gateway.timing.stall)
 
 
@@ -236,17 +234,25 @@ async def _news(answer: Answer) -> list[Delta] | None:
 
 
 async def _events(
-    shape: Shape, answer: Answer, first: list[Delta], with_usage: bool, record: RequestRecord
+    shape: Shape,
+    answer: Answer,
+    first: list[Delta],
+    options: StreamOptions,
+    record: RequestRecord,
 ) -> AsyncIterator[bytes]:
     head = shape.head()
-    blank: Json = {"usage": None} if with_usage else {}
+    with_usage = bool(options.include_usage)
+    extra: Json = {"usage": None} if with_usage else {}
+    running = with_usage and bool(options.continuous_usage_stats)
     deltas: list[Delta] | None = first
     try:
         while deltas is None or deltas:
             if deltas is None:
                 yield KEEP_ALIVE
             elif choices := [choice for delta in deltas for choice in shape.events(delta)]:
-                yield b"".join(event({**head, "choices": [c], **blank}) for c in choices)
+                if running:
+                    extra = {"usage": usage(answer)}
+                yield b"".join(event({**head, "choices": [c], **extra}) for c in choices)
             deltas = await _news(answer)
         if with_usage:
             yield event({**head, "choices": [], "usage": usage(answer)})

@@ -144,7 +144,8 @@ class CompletionShape:
             chances = {
                 "tokens": [entry.text for entry in logprobs],
                 "token_logprobs": [_finite(entry) for entry in logprobs],
-                "top_logprobs": [_by_text(entry.top) for entry in logprobs],
+                # The chosen token is always among them, so there may be one more than asked for.
+                "top_logprobs": [_by_text((*entry.top, entry)) for entry in logprobs],
                 "text_offset": [offsets.next(entry.bytes) for entry in logprobs],
             }
         return {"index": index, "text": text, "logprobs": chances, "finish_reason": end}

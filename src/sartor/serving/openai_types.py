@@ -111,9 +111,14 @@ class Strict(BaseModel):
 
 
 class StreamOptions(Strict):
-    """``include_obfuscation`` pads events against eavesdroppers; only false can be honoured."""
+    """``include_obfuscation`` pads events against eavesdroppers; only false can be honoured.
+
+    ``continuous_usage_stats``, an extension of vLLM, has the usage so far in every event where
+    ``include_usage`` wants it at all.
+    """
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
 
