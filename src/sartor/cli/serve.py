@@ -22,6 +22,14 @@ def serve(
     max_requests: Annotated[
         int, typer.Option(min=1, help="Requests that may be unfinished at once.")
     ] = 1024,
+    max_wait: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Turn requests away that would wait longer for their first token, in seconds by "
+            "estimate; 0 takes all.",
+        ),
+    ] = 300,
     max_sequences: Annotated[
         int, typer.Option(help="Sequences that run at once in one batch.")
     ] = 64,
@@ -116,6 +124,7 @@ def serve(
         plan=plan,
         cache=sartor_home() / "packed",
         max_requests=max_requests,
+        max_wait=max_wait,
         adapters=options.adapters(adapter),
         adapter_folder=adapter_folder,
         memory_bytes=options.size(memory) if memory else None,

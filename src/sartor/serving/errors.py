@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from starlette.responses import JSONResponse
@@ -148,6 +149,15 @@ def overloaded(limit: int) -> ApiError:
         f"the server has its fill of {limit} unfinished requests; try again in a moment",
         "queue_full",
         retry_after=1,
+    )
+
+
+def too_long_a_queue(seconds: float, limit: float) -> ApiError:
+    return rate_limited(
+        f"a request that comes now would wait about {seconds:.0f} s for its first token, and the "
+        f"server lets none wait longer than {limit:g} s; try again later",
+        "queue_too_long",
+        retry_after=max(1, math.ceil(seconds - limit)),
     )
 
 

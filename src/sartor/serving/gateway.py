@@ -11,6 +11,7 @@ import asyncio
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,14 @@ from sartor.engine.request import Chunk, FinishReason, Request, TokenLogprob
 from sartor.serving.adapters import Adapters
 from sartor.serving.books import Books
 from sartor.serving.channel import usable_folder
-from sartor.serving.errors import ApiError, internal, invalid, overloaded, unavailable
+from sartor.serving.errors import (
+    ApiError,
+    internal,
+    invalid,
+    overloaded,
+    too_long_a_queue,
+    unavailable,
+)
 from sartor.serving.frontend import ServedModel
 from sartor.serving.inflight import InFlight, Ledger
 from sartor.serving.lifecycle import Death, Phase, Timing
@@ -33,6 +41,7 @@ from sartor.serving.messages import (
     Submit,
 )
 from sartor.serving.supervisor import Supervisor
+from sartor.serving.waits import Waits
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +126,8 @@ class Answer:
 class Gateway:
     """Unfinished requests, and the worker that answers them.
 
-    ``max_requests`` prompts may be unfinished at once; further ones are turned away (429).
+    ``max_requests`` prompts may be unfinished at once, and none is taken that would wait for its
+    first token longer than ``max_wait`` seconds (0: however long): others are turned away (429).
     Clients may load adapters that lie in ``adapter_folder``. ``memory_bytes`` is what the worker
     may take in all; None: no limit.
     """
@@ -128,6 +138,7 @@ class Gateway:
         *,
         timing: Timing | None = None,
         max_requests: int = 1024,
+        max_wait: float = 0.0,
         adapter_folder: Path | None = None,
         memory_bytes: int | None = None,
     ) -> None:
@@ -136,6 +147,8 @@ class Gateway:
         self.timing = timing or Timing()
         self.draining = False
         self._max_requests = max_requests
+        self._max_wait = max_wait
+        self._waits = Waits()
         self.books = Books(self.models)
         self._ledger = Ledger()
         self._answers: dict[str, Answer] = {}
@@ -211,8 +224,12 @@ class Gateway:
             )
         if len(self._ledger) + len(requests) > self._max_requests:
             raise overloaded(self._max_requests)
+        now = time.monotonic()
+        if self._max_wait and (wait := self._waits.seconds(now)) > self._max_wait:
+            raise too_long_a_queue(wait, self._max_wait)
         answer = Answer(self, model, requests)
         for request in requests:
+            self._waits.arrived(request.id, now)
             self._answers[request.id] = answer
             self._ledger.add(InFlight(model, request))
         self._dispatch()
@@ -249,7 +266,9 @@ class Gateway:
 
     def worker_chunks(self, message: Chunks) -> None:
         self.books.chunks(message.chunks)
+        now = time.monotonic()
         for chunk in message.chunks:
+            self._waits.began(chunk.request_id, now)
             entry, answer = self._ledger.get(chunk.request_id), self._answers.get(chunk.request_id)
             if entry is None or answer is None:
                 continue
@@ -309,6 +328,7 @@ class Gateway:
 
     def _remove(self, request_id: str) -> bool:
         """Forgets a request; True when a worker has it."""
+        self._waits.ended(request_id, time.monotonic())
         entry = self._ledger.get(request_id)
         running = self._ledger.remove(request_id)
         if entry is not None:
@@ -321,6 +341,7 @@ class Gateway:
             self.adapters.unused(name)
 
     def _fail(self, request_id: str, error: ApiError) -> None:
+        self._waits.ended(request_id, time.monotonic())
         answer = self._answers.pop(request_id, None)
         if answer is not None:
             answer.fail(error)

@@ -39,6 +39,7 @@ def serve(
     plan: ExecutionPlan | None = None,
     cache: Path | None = None,
     max_requests: int = 1024,
+    max_wait: float = 0.0,
     timing: Timing | None = None,
     adapters: Mapping[str, Path] | None = None,
     adapter_folder: Path | None = None,
@@ -58,6 +59,8 @@ def serve(
     adapters      LoRA adapters of the (only) model, by the names that requests use
     adapter_folder  where adapters lie that clients may load; None lets them load none
     max_requests  prompts that may be unfinished at once; further ones get status 429
+    max_wait      seconds that a request may wait for its first token, by estimate; one that would
+                  wait longer gets status 429. 0: however long
     memory_bytes  of the device that weights, state, scratch and the worker itself may take; the
                   state of sequences gets what the others leave. None: no limit
     telemetry     what is logged and traced of requests; None: nothing
@@ -104,6 +107,7 @@ def serve(
                 list(served.values()),
                 timing=timing,
                 max_requests=max_requests,
+                max_wait=max_wait,
                 adapter_folder=adapter_folder,
                 memory_bytes=memory_bytes,
             )
