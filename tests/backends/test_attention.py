@@ -162,7 +162,10 @@ def _reference(case: Case, kv: str) -> np.ndarray:
 @pytest.mark.parametrize("isa", _native.usable_paths())
 @pytest.mark.parametrize(
     ("case", "kv"),
-    [*((case, "bf16") for case in CASES), *((CASES[n], kv) for n in (3, 5) for kv in EXACT)],
+    [
+        *((case, kv) for case in CASES for kv in ("bf16", "int8")),
+        *((CASES[n], kv) for n in (3, 5) for kv in EXACT),
+    ],
     ids=str,
 )
 def test_chunks_company_and_threads_change_no_bit(case: Case, kv: str, isa: str) -> None:
@@ -171,12 +174,12 @@ def test_chunks_company_and_threads_change_no_bit(case: Case, kv: str, isa: str)
         found = _run(case, "cpu", steps, threads=threads, kv=kv, isa=isa)
         np.testing.assert_array_equal(found, whole, err_msg=f"{steps} {threads}")
     wanted = _reference(case, kv)
-    tolerance = tolerances.ATTENTION if kv in EXACT else tolerances.ATTENTION_BF16
+    tolerance = tolerances.ATTENTION_OVER[kv]
     assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("isa", _native.usable_paths())
-@pytest.mark.parametrize("kv", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("kv", ["bf16", "fp16", "fp32", "int8"])
 def test_what_was_left_in_a_block_does_not_matter(kv: str, isa: str) -> None:
     case = CASES[2]
     fresh = _run(case, "cpu", [[(0, 45)]], kv=kv, isa=isa)

@@ -151,6 +151,7 @@ static inline void i_store_bytes(int8_t* p, const I (&x)[4]) {
 static inline I i_load_bytes(const int8_t* p) {
   return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
+#include "vec_planes.hpp"
 template <int kByte>
 static inline F f_byte(Q w) {
   __m512i b = w.v;
