@@ -463,8 +463,8 @@ NB_MODULE(_native, m) {
           [](PyProgram& p, const std::string& kv, int64_t kv_heads, int64_t head_dim,
              int64_t value_dim, int32_t group) {
             const Storage storage = storage_of(kv);
-            require(storage != Storage::kInt8 || (head_dim <= kMostByteFeatures &&
-                                                  value_dim <= kMostByteFeatures),
+            require(storage != Storage::kInt8 ||
+                        (head_dim <= kMostByteFeatures && value_dim <= kMostByteFeatures),
                     "state: int8 keys and values of so many features");
             p.info.states.push_back({storage, kv_heads, head_dim, value_dim, group});
           },

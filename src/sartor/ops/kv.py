@@ -50,5 +50,6 @@ def quantize_vectors(x: F32) -> tuple[I8, F16]:
 
 def dequantize_vectors(codes: I8, scales: F16) -> F32:
     """What attention reads: float32 ``[..., features]``."""
-    found: F32 = codes.astype(np.float32) * scales.astype(np.float32)[..., None]
+    with np.errstate(invalid="ignore"):
+        found: F32 = codes.astype(np.float32) * scales.astype(np.float32)[..., None]
     return found

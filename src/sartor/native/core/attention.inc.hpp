@@ -41,6 +41,7 @@ struct Segment {
   }
 };
 
+#if !defined(SARTOR_HAS_EXP2)
 // 2^x to about 1e-7 relative; 0 below -126.
 static inline F f_exp2(F x) {
   const F clipped = f_max(f_min(x, f_set(127.0f)), f_set(-126.0f));
@@ -55,6 +56,7 @@ static inline F f_exp2(F x) {
   p = f_add(f_fma(f_mul(p, r), r, r), f_set(1.0f));
   return f_where_less(x, f_set(-126.0f), f_set(0.0f), f_mul(p, f_exp2i(i_from(n))));
 }
+#endif
 
 static inline float exp2_one(float x) {
   float out[16];

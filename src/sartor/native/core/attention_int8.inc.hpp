@@ -6,12 +6,13 @@
 
 // The largest whole number: both bytes of it fit a sign (vec_planes.hpp).
 constexpr float kWideLimit = 127.0f * 257.0f;
+constexpr int64_t kLine = 64;  // numbers whose bytes of one plane are a cache line
 
 class ByteRows {
  public:
   explicit ByteRows(const AttentionTask& t)
       : layout_(t.layout),
-        plane_((t.layout.head_dim + kLanes - 1) / kLanes * kLanes),
+        plane_((t.layout.head_dim + kLine - 1) / kLine * kLine),
         queries_(reinterpret_cast<int8_t*>(t.scratch)),
         weights_(reinterpret_cast<int8_t*>(t.scratch + attention_queries(t.layout) +
                                            attention_sums(t.layout))) {}
@@ -22,24 +23,23 @@ class ByteRows {
       const float* q = query_of(t, row);
       const auto part = [&](int64_t d) {
         const int64_t left = layout_.head_dim - d;
-        return left >= kLanes ? f_load(q + d) : load_part(q + d, left);
+        return left >= kLanes ? f_load(q + d) : left > 0 ? load_part(q + d, left) : f_set(0.0f);
       };
       F top = f_set(0.0f), wrong = f_set(0.0f);
-      for (int64_t d = 0; d < plane_; d += kLanes) {
+      for (int64_t d = 0; d < layout_.head_dim; d += kLanes) {
         top = f_max(top, f_abs(part(d)));
         wrong = f_fma(part(d), f_set(0.0f), wrong);  // not a number where one is not finite
       }
       const float highest = f_top(top);
       const F inverse = f_set(highest > 0.0f ? kWideLimit / highest : 0.0f);
-      F sum = f_set(0.0f);
-      for (int64_t d = 0; d < plane_; d += kLanes) {
-        const F x = f_max(f_round(f_min(f_mul(part(d), inverse), f_set(kWideLimit))),
-                          f_set(-kWideLimit));
-        sum = f_add(sum, x);
-        wide_store(queries_ + 2 * r * plane_, plane_, d, x);
+      WideCount count;
+      for (int64_t d = 0; d < plane_; d += kLine) {
+        F x[4];
+        for (int u = 0; u < 4; ++u) x[u] = f_mul(part(d + u * kLanes), inverse);
+        wide_store(queries_ + 2 * r * plane_, plane_, d, x, kWideLimit, count);
       }
       query_scales_[r] = highest / kWideLimit * factor + f_sum(wrong);
-      query_starts_[r] = start_of(sum);
+      query_starts_[r] = -128 * count.total();
     }
   }
 
@@ -69,8 +69,8 @@ class ByteRows {
 
   void soften(const Segment& s, int64_t row, int64_t begin, int64_t end, float softcap,
               float* scores, float* row_top, float* row_total) {
-    const int64_t chunk = layout_.chunk();
-    const int64_t first = s.chunk_begin() * chunk, last = s.chunk_end() * chunk;
+    // Whole lines of weights, whatever the chunks.
+    const int64_t first = s.from / kLine * kLine, last = (s.to + kLine - 1) / kLine * kLine;
     *row_top = -__builtin_inff();
     *row_total = 0.0f;
     const auto clear = [scores](int64_t from, int64_t to) {
@@ -82,16 +82,24 @@ class ByteRows {
       const int64_t from = begin / 32 * 32, to = (end + 31) / 32 * 32;
       *row_top = expose(from, to, begin, end, softcap, scores);
       const F highest = f_set(*row_top);
-      F total = f_set(0.0f);
-      for (int64_t i = from; i < to; i += kLanes) {
-        const F weight = f_exp2(f_sub(f_load(scores + i), highest));
-        const F scaled = f_mul(weight, f_load(value_scales_ + i));
-        // A scale that is not finite shows in the total: it would be lost in whole numbers.
-        total = f_fma(scaled, f_set(0.0f), f_add(total, weight));
-        top = f_max(top, scaled);
-        f_store(scores + i, scaled);
+      // Two sums, and two of each: none waits for another.
+      F totals[2] = {f_set(0.0f), f_set(0.0f)}, wrong[2] = {totals[0], totals[0]};
+      F tops[2] = {top, top};
+      for (int64_t i = from; i < to; i += 2 * kLanes) {
+        SARTOR_UNROLL
+        for (int u = 0; u < 2; ++u) {
+          float* place = scores + i + u * kLanes;
+          const F weight = f_exp2(f_sub(f_load(place), highest));
+          const F scaled = f_mul(weight, f_load(value_scales_ + i + u * kLanes));
+          totals[u] = f_add(totals[u], weight);
+          // A scale that is not finite has to show: whole numbers would hide it.
+          wrong[u] = f_fma(scaled, f_set(0.0f), wrong[u]);
+          tops[u] = f_max(tops[u], scaled);
+          f_store(place, scaled);
+        }
       }
-      *row_total = f_sum(total);
+      *row_total = f_sum(f_add(f_add(totals[0], totals[1]), f_add(wrong[0], wrong[1])));
+      top = f_max(tops[0], tops[1]);
       clear(first, from);
       clear(to, last);
     } else {
@@ -100,14 +108,15 @@ class ByteRows {
     const float highest = f_top(top);
     const F inverse = f_set(highest > 0.0f ? kWideLimit / highest : 0.0f);
     int8_t* weights = weights_of_row(row);
-    F sum = f_set(0.0f);
-    for (int64_t i = first; i < last; i += kLanes) {
-      const F x = f_round(f_min(f_mul(f_load(scores + i), inverse), f_set(kWideLimit)));
-      sum = f_add(sum, x);
-      wide_store(weights, kAttentionPlane, i, x);
+    WideCount count;
+    for (int64_t i = first; i < last; i += kLine) {
+      F x[4];
+      SARTOR_UNROLL
+      for (int u = 0; u < 4; ++u) x[u] = f_mul(f_load(scores + i + u * kLanes), inverse);
+      wide_store(weights, kAttentionPlane, i, x, kWideLimit, count);
     }
     weight_scales_[row] = highest / kWideLimit;
-    weight_starts_[row] = start_of(sum);
+    weight_starts_[row] = -128 * count.total();
   }
 
  protected:
@@ -133,9 +142,9 @@ class ByteRows {
   int8_t* weights_of_row(int64_t row) const { return weights_ + 2 * row * kAttentionPlane; }
 
   const KvLayout& layout_;
-  int64_t plane_;     // bytes of a plane of one row's query
-  int8_t* queries_;   // [rows of the task][2][plane_]
-  int8_t* weights_;   // [rows at hand][2][kAttentionPlane]
+  int64_t plane_;    // bytes of a plane of one row's query
+  int8_t* queries_;  // [rows of the task][2][plane_]
+  int8_t* weights_;  // [rows at hand][2][kAttentionPlane]
   // By row; a tile may read those behind the last.
   float query_scales_[kAttentionTaskRows + kAttentionByteRows];
   float weight_scales_[kAttentionByteRows];
@@ -146,8 +155,6 @@ class ByteRows {
   alignas(64) float value_scales_[kAttentionSegment];
 
  private:
-  // Exact: the sum of the whole numbers of a row is below 2^24.
-  static int32_t start_of(F sum) { return -128 * static_cast<int32_t>(f_sum(sum)); }
   const uint8_t* scales_of(const AttentionTask& t, int64_t position) const {
     return t.keys + t.block_table[position / layout_.block_size] * t.key_stride +
            layout_.scales_at();

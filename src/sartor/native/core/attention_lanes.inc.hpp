@@ -45,10 +45,10 @@ struct KvInt8 {
   using Rows = ByteRows;
   using Element = int8_t;
   struct Factors {
-    int64_t plane;         // bytes of it
-    const int32_t* starts; // by row
-    const float* rows;     // by row
-    const float* lanes;    // by lane of a run and by run, or null
+    int64_t plane;          // bytes of it
+    const int32_t* starts;  // by row
+    const float* rows;      // by row
+    const float* lanes;     // by lane of a run and by run, or null
   };
   using Sum = WideSum;
   using Step = WideStep;

@@ -145,17 +145,23 @@ SARTOR_INLINE int64_t attention_record(const KvLayout& layout) {
   return layout.value_stride() + kLanes;
 }
 // Parts of the scratch in its order, in floats: queries; records, scores and sums; of an int8
-// state the weights in two planes.
+// state weights in two planes, and the values of a segment.
 SARTOR_INLINE int64_t attention_queries(const KvLayout& layout) {
-  return kAttentionTaskRows * (layout.head_dim + kLanes);
+  // Over an int8 state two planes of a row, in whole lines.
+  const int64_t lines = (layout.head_dim + 63) / 64 * 32;
+  return kAttentionTaskRows * (lines > layout.head_dim + kLanes ? lines : layout.head_dim + kLanes);
 }
 SARTOR_INLINE int64_t attention_sums(const KvLayout& layout) {
   return kAttentionTaskRows * attention_record(layout) +
          kAttentionTile * (kAttentionSegment + kLanes + layout.value_stride());
 }
-SARTOR_INLINE int64_t attention_scratch(const KvLayout& layout) {
+SARTOR_INLINE int64_t attention_values_at(const KvLayout& layout) {
   return attention_queries(layout) + attention_sums(layout) +
-         (layout.storage == Storage::kInt8 ? kAttentionByteRows * kAttentionPlane / 2 : 0);
+         kAttentionByteRows * kAttentionPlane / 2;
+}
+SARTOR_INLINE int64_t attention_scratch(const KvLayout& layout) {
+  if (layout.storage != Storage::kInt8) return attention_queries(layout) + attention_sums(layout);
+  return attention_values_at(layout) + kAttentionSegment * layout.value_stride() / 4;
 }
 
 // `count` tokens of one kv head, for positions `at` and on of one block.

@@ -1,8 +1,8 @@
 // Attention with AMX tiles, over a bf16 or an int8 state.
 //
 // A bf16 product adds up to 32 pairs of features, or of positions, to each sum in an order of its
-// own. So every row goes through tiles, that of a decoding sequence too. Over an int8 state sums are
-// exact integers, and few rows go through vectors, which are faster for them.
+// own. So every row goes through tiles, that of a decoding sequence too. Over an int8 state sums
+// are exact integers, and few rows go through vectors, which are faster for them.
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AVX512BF16__) && defined(__linux__)
 #include <immintrin.h>
 
@@ -31,15 +31,16 @@ struct Ahead {
   const uint8_t* places[kAhead];
 
   // Some lines of each. Inline always: gcc 12 drops calls that do nothing but prefetch.
-  SARTOR_INLINE void fetch(int64_t line, int64_t count) const {
+  template <int kLines>
+  SARTOR_INLINE void fetch(int64_t line) const {
     for (const uint8_t* place : places)
-      for (int64_t i = 0; i < count; ++i) __builtin_prefetch(place + 64 * (line + i));
+      for (int64_t i = 0; i < kLines; ++i) __builtin_prefetch(place + 64 * (line + i));
   }
 };
 
 // Adds the product of tiles kRows and kPlaces to tile kSum: bf16 pairs, or signed bytes of rows by
 // unsigned ones. A macro, as the instructions take numbers of tiles as they are written.
-#define SARTOR_TILE_DOT(sum, rows, places) \
+#define SARTOR_TILE_DOT(sum, rows, places)               \
   if constexpr (kBytes) _tile_dpbsud(sum, rows, places); \
   else _tile_dpbf16ps(sum, rows, places)
 
@@ -114,9 +115,23 @@ static inline void multiply_many(const TileRows& rows, int64_t count, const At& 
   }
 }
 
+// Values of a segment by chunks of `words` fours of bytes; from run to run, run_bytes.
+struct Chunks {
+  const uint8_t* const* first;
+  int64_t count, words, run_bytes;
+  const uint8_t* const* after;  // kAhead places that are read when all of it has been
+  // The i-th chunk, or the last.
+  const uint8_t* place(int64_t i) const { return first[i < count ? i : count - 1]; }
+};
+
+static Chunks chunks_of(const Segment& s) {
+  return {s.chunks + s.chunk_begin(), s.chunk_end() - s.chunk_begin(),
+          s.layout->chunk() / s.layout->pack(), s.layout->run_bytes(), s.after};
+}
+
 // The products of some rows with the keys, and with the values, of a segment. A place to put sums,
-// Sums, has from(run), where those of a run begin; `stride`, from row to row; and done(run, count),
-// which is told what is there.
+// Sums, has from(run), where those of a run begin; `stride`, from row to row; done(run, count),
+// which is told what is there; and finish().
 template <bool kBytes>
 class Tiles {
  public:
@@ -143,39 +158,47 @@ class Tiles {
       };
       const auto at = [&](int64_t of, int64_t u, int64_t i) {
         if (i == 0 && u == 0) look_ahead(of);
-        ahead.fetch((i * of + u) * (key_words_ / kAhead), 4);
+        ahead.template fetch<4>((i * of + u) * (key_words_ / kAhead));
         return s.groups[g + u] + i * step;
       };
       done = multiply(run, key_words_, layout_.key_steps() / key_words_, end - g, at, g, sums);
     }
+    sums.finish();
   }
 
   template <class Sums>
-  void values(const Segment& s, const void* rows, int64_t count, int64_t stride, Sums& sums) {
-    const int64_t begin = s.chunk_begin(), chunks = s.chunk_end() - begin;
-    const int64_t words = layout_.chunk() / layout_.pack();
-    const int64_t runs = layout_.value_stride() / kLanes, bytes = layout_.run_bytes();
-    const TileRows run{rows, count, stride, words * 4};
+  void values(const Chunks& v, const void* rows, int64_t count, int64_t stride, Sums& sums) {
+    if (v.words == 16) values<16>(v, rows, count, stride, sums);
+    else if (v.words == 8) values<8>(v, rows, count, stride, sums);
+    else values<4>(v, rows, count, stride, sums);
+  }
+
+ private:
+  template <int kWords, class Sums>
+  void values(const Chunks& v, const void* rows, int64_t count, int64_t stride, Sums& sums) {
+    const int64_t chunks = v.count;
+    const int64_t runs = layout_.value_stride() / kLanes, bytes = v.run_bytes;
+    const TileRows run{rows, count, stride, kWords * 4};
     for (int64_t r = 0, done; r < runs; r += done) {
       Ahead ahead;
       const auto look_ahead = [&](int64_t next, int64_t of) {
         for (int64_t p = 0; p < kAhead; ++p, ++next)
-          ahead.places[p] = next < chunks   ? s.chunk_after(next) + r * bytes
-                            : r + of < runs ? s.chunk_after(next - chunks) + (r + of) * bytes
-                                            : s.after[next % kAhead];
+          ahead.places[p] = next < chunks   ? v.place(next) + r * bytes
+                            : r + of < runs ? v.place(next - chunks) + (r + of) * bytes
+                                            : v.after[next % kAhead];
       };
       const auto at = [&](int64_t of, int64_t u, int64_t i) {
         // Of the next four chunks, while these four are multiplied.
         if (i % kAhead == 0 && u == 0) look_ahead(i + kAhead, of);
         const int64_t turn = i % kAhead * of + u;
-        ahead.fetch(turn / kAhead * bytes / 64 + turn % kAhead * (words / 4), words / 4);
-        return s.chunks[begin + i] + (r + u) * bytes;
+        ahead.template fetch<kWords / 4>(turn / kAhead * bytes / 64 + turn % kAhead * (kWords / 4));
+        return v.first[i] + (r + u) * bytes;
       };
-      done = multiply(run, words, chunks, runs - r, at, r, sums);
+      done = multiply(run, kWords, chunks, runs - r, at, r, sums);
     }
+    sums.finish();
   }
 
- private:
   // Multiplies some of the runs that are left and says how many.
   template <class At, class Sums>
   int64_t multiply(const TileRows& rows, int64_t words, int64_t count, int64_t left, const At& at,
@@ -246,7 +269,8 @@ class Bf16Tiles : public FloatRows<uint16_t> {
   void weigh(const Segment& s, int64_t rows, const float* scores, float* out) {
     Sums sums{out, layout_.value_stride()};
     const auto* weights = reinterpret_cast<const uint16_t*>(scores);
-    tiles_.values(s, weights + s.chunk_begin() * layout_.chunk(), rows, 4 * kScoreStride, sums);
+    tiles_.values(chunks_of(s), weights + s.chunk_begin() * layout_.chunk(), rows, 4 * kScoreStride,
+                  sums);
   }
 
  private:
@@ -255,6 +279,7 @@ class Bf16Tiles : public FloatRows<uint16_t> {
     int64_t stride;
     float* from(int64_t run) const { return first + run * kLanes; }
     void done(int64_t, int64_t) const {}
+    void finish() const {}
   };
 
   Tiles<false> tiles_;
@@ -266,47 +291,119 @@ class ByteTiles : public ByteRows {
   static constexpr int64_t kRows = kHalf;
   static_assert(kRows <= kAttentionByteRows && kWideBytes == 4);
 
-  explicit ByteTiles(const AttentionTask& t) : ByteRows(t), tiles_(t.layout) {}
+  explicit ByteTiles(const AttentionTask& t)
+      : ByteRows(t),
+        values_(reinterpret_cast<uint8_t*>(t.scratch + attention_values_at(t.layout))),
+        gathered_(t.row_end - t.row_begin > kRows && t.layout.chunk() < kLine),
+        tiles_(t.layout) {}
+
+  // A chunk of fewer than 64 positions fills a part of a tile, whose product takes as long: where
+  // many rows share the values, those of a segment are put together first.
+  void begin(const AttentionTask& t, int64_t begin, const Segment& s) {
+    ByteRows::begin(t, begin, s);
+    if (!gathered_) return;
+    const int64_t bytes = layout_.chunk_bytes(), runs = layout_.value_stride() / kLanes;
+    for (int64_t c = s.chunk_begin(); c < s.chunk_end(); ++c)
+      for (int64_t r = 0; r < runs; ++r)
+        std::memcpy(values_ + r * kLines * kTileBytes + c * bytes,
+                    s.chunks[c] + r * layout_.run_bytes(), static_cast<size_t>(bytes));
+  }
 
   void scores(const Segment& s, int64_t first, int64_t rows, float* out) {
-    Sums sums{rows, query_starts_ + first, query_scales_ + first, key_scales_, out, kScoreStride};
+    Sums sums(rows, query_starts_ + first, query_scales_ + first, key_scales_, out, kScoreStride);
     tiles_.keys(s, queries_ + 2 * first * plane_, 2 * rows, plane_, sums);
   }
 
   void weigh(const Segment& s, int64_t rows, const float*, float* out) {
-    Sums sums{rows, weight_starts_, weight_scales_, nullptr, out, layout_.value_stride()};
-    tiles_.values(s, weights_ + s.chunk_begin() * layout_.chunk(), 2 * rows, kAttentionPlane, sums);
+    Sums sums(rows, weight_starts_, weight_scales_, nullptr, out, layout_.value_stride());
+    if (!gathered_) {
+      const int8_t* weights = weights_ + s.chunk_begin() * layout_.chunk();
+      tiles_.values(chunks_of(s), weights, 2 * rows, kAttentionPlane, sums);
+      return;
+    }
+    const int64_t begin = s.from / kLine, end = (s.to + kLine - 1) / kLine;
+    const uint8_t* places[kLines];
+    for (int64_t i = begin; i < end; ++i) places[i] = values_ + i * kTileBytes;
+    const Chunks whole{places + begin, end - begin, kLine / 4, kLines * kTileBytes, s.after};
+    tiles_.values(whole, weights_ + begin * kLine, 2 * rows, kAttentionPlane, sums);
   }
 
  private:
-  // Takes whole numbers, which stay in the nearest cache, and leaves what they stand for.
-  struct Sums {
-    int64_t rows;
-    const int32_t* starts;
-    const float *scales, *lanes;
-    float* out;
-    int64_t out_stride, stride = rows > kHalf / 2 ? 2 * kLanes : 4 * kLanes;
-    alignas(64) float whole[2 * kHalf * 2 * kLanes];
+  // Takes whole numbers, which stay in the nearest cache, and leaves what they stand for: of some
+  // runs while the next are multiplied.
+  class Sums {
+   public:
+    Sums(int64_t rows, const int32_t* starts, const float* scales, const float* lanes, float* out,
+         int64_t out_stride)
+        : stride((rows > kHalf / 2 ? 2 : 4) * kLanes),
+          rows_(rows),
+          starts_(starts),
+          scales_(scales),
+          lanes_(lanes),
+          out_(out),
+          out_stride_(out_stride) {}
 
-    float* from(int64_t) { return whole; }
-    void done(int64_t first, int64_t count) const {
-      for (int64_t r = 0; r < rows; ++r) {
-        const __m512i start = _mm512_set1_epi32(starts[r]);
-        const F scale = f_set(scales[r]);
-        for (int64_t u = 0; u < count; ++u) {
-          const float* high = whole + 2 * r * stride + u * kLanes;
-          const __m512i sum = _mm512_add_epi32(
-              _mm512_slli_epi32(_mm512_load_si512(high), 8),
-              _mm512_add_epi32(start, _mm512_load_si512(high + stride)));
-          // As wide_total() and KvInt8 have it.
+    const int64_t stride;
+
+    float* from(int64_t) { return whole_[turn_]; }
+    void done(int64_t first, int64_t count) {
+      finish();
+      first_ = first;
+      count_ = count;
+      turn_ ^= 1;
+    }
+    void finish() {
+      if (count_ == 4) finish_runs<4>();
+      else if (count_ == 2) finish_runs<2>();
+      else if (count_ == 1) finish_runs<1>();
+      count_ = 0;
+    }
+
+   private:
+    template <int kRuns>
+    void finish_runs() const {
+      if (lanes_) finish_runs<kRuns, true>();
+      else finish_runs<kRuns, false>();
+    }
+    // As wide_total() and KvInt8 have it.
+    template <int kRuns, bool kLaneScales>
+    void finish_runs() const {
+      const float* high = whole_[turn_ ^ 1];
+      float* out = out_ + first_ * kLanes;
+      const int64_t step = stride, out_stride = out_stride_;
+      F lanes[kRuns];
+      for (int u = 0; u < kRuns && kLaneScales; ++u)
+        lanes[u] = f_load(lanes_ + (first_ + u) * kLanes);
+      for (int64_t r = 0; r < rows_; ++r, high += 2 * step, out += out_stride) {
+        const __m512i start = _mm512_set1_epi32(starts_[r]);
+        const F scale = f_set(scales_[r]);
+        SARTOR_UNROLL
+        for (int u = 0; u < kRuns; ++u) {
+          const __m512i low = _mm512_load_si512(high + step + u * kLanes);
+          const __m512i sum =
+              _mm512_add_epi32(_mm512_slli_epi32(_mm512_load_si512(high + u * kLanes), 8),
+                               _mm512_add_epi32(start, low));
           F total = f_mul(f_from({sum}), scale);
-          if (lanes) total = f_mul(total, f_load(lanes + (first + u) * kLanes));
-          f_store(out + r * out_stride + (first + u) * kLanes, total);
+          if constexpr (kLaneScales) total = f_mul(total, lanes[u]);
+          f_store(out + u * kLanes, total);
         }
       }
     }
+
+    const int64_t rows_;
+    const int32_t* starts_;
+    const float *scales_, *lanes_;
+    float* out_;
+    const int64_t out_stride_;
+    int64_t first_ = 0, count_ = 0;
+    int turn_ = 0;
+    alignas(64) float whole_[2][2 * kHalf * 2 * kLanes];
   };
 
+  static constexpr int64_t kLines = kAttentionSegment / kLine, kTileBytes = kLine * kLanes;
+
+  uint8_t* values_;  // [runs][kLines][kTileBytes]
+  bool gathered_;
   Tiles<true> tiles_;
 };
 

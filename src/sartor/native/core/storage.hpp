@@ -21,7 +21,7 @@ enum class Storage : int32_t {
 };
 
 SARTOR_INLINE int64_t storage_bytes(Storage storage) {
-  return storage == Storage::kFp32                                ? 4
+  return storage == Storage::kFp32                               ? 4
          : storage == Storage::kFp8 || storage == Storage::kInt8 ? 1
                                                                  : 2;
 }

@@ -281,8 +281,9 @@ static inline I i_load_bytes(const int8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))};
 }
-// 16-bit whole numbers times unsigned bytes, as vec_planes.hpp says: here the numbers stay whole, and
-// the bytes become words. Of four numbers the first and the third lie together, as the even bytes do.
+// 16-bit whole numbers times unsigned bytes, as vec_planes.hpp says: here the numbers stay whole,
+// and the bytes become words. Of four numbers the first and the third lie together, as the even
+// bytes do.
 constexpr int kWideBytes = 8;
 constexpr int kWideSums = 1;
 
@@ -314,6 +315,7 @@ static inline WideSum wide_dot(WideSum sum, WideStep x, const int8_t* y, int64_t
   return {{add(sum.sum.lo, x.even.lo, x.odd.lo), add(sum.sum.hi, x.even.hi, x.odd.hi)}};
 }
 static inline F wide_total(WideSum sum) { return f_from(sum.sum); }
+#include "vec_wide64.hpp"
 template <int kByte>
 static inline F f_byte(Q w) {
   const __m256i mask = _mm256_set1_epi32(255);

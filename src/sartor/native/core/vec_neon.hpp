@@ -266,6 +266,7 @@ static inline void sum_bytes(const int8_t* p, int32_t* sums) {
 }
 #include "vec_fours.hpp"
 #include "vec_planes.hpp"
+#include "vec_wide64.hpp"
 template <int kByte>
 static inline F f_byte(Q w) {
   return each<F>(

@@ -256,6 +256,7 @@ static inline void sum_bytes(const int8_t* p, int32_t* sums) {
 }
 #include "vec_fours.hpp"
 #include "vec_planes.hpp"
+#include "vec_wide64.hpp"
 // Byte k of each lane as float.
 template <int kByte>
 static inline F f_byte(Q w) {
