@@ -10,7 +10,7 @@ so that little else is in a step:
   as a share of the float32 peak and of half the int8 peak, which is what bf16 has by design.
 
     python benchmarks/attention.py [--shape qwen2-1.5b] [--contexts 4096,16384] [--prompt 8192]
-                                   [--isa avx512] [--kv bf16] [--threads 2] [--json FILE]
+                                   [--isa avx512] [--kv bf16,int8] [--threads 2] [--json FILE]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ import numpy as np
 from sartor.backends.cpu import _native
 from sartor.backends.cpu.backend import CpuBackend, CpuExecutable
 from sartor.graph import SAMPLING_ROW, Batch, Builder, Program, Ragged
+from sartor.ops.kv import vector_bytes
 from sartor.ops.weights import Weight, dense
 from sartor.plan import ExecutionPlan
 
@@ -181,35 +182,53 @@ class Bench:
 
 
 def measure_decode(
-    shape: Shape, contexts: Sequence[int], plan: ExecutionPlan, rounds: int
-) -> Iterator[Decode]:
-    bench = Bench(shape, shape.layers, max(contexts) + 1, plan)
-    bench.fill()
-    times: dict[int, list[float]] = {context: [] for context in (32, *contexts)}
+    shape: Shape, contexts: Sequence[int], plans: Sequence[ExecutionPlan], rounds: int
+) -> list[list[Decode]]:
+    """Of each plan by context; the plans take turns."""
+    benches = [Bench(shape, shape.layers, max(contexts) + 1, plan) for plan in plans]
+    times: list[dict[int, list[float]]] = [{c: [] for c in (32, *contexts)} for _ in plans]
     reads = []
+    for bench in benches:
+        bench.fill()
     for _ in range(rounds):
-        reads.append(bench.ceilings()[0])
-        for context, taken in times.items():
-            taken.append(bench.decode(context))
+        reads.append(benches[0].ceilings()[0])
+        for context in (32, *contexts):
+            for bench, taken in zip(benches, times, strict=True):
+                taken[context].append(bench.decode(context))
     bandwidth = statistics.median(reads)
-    element = 4 if plan.kv == "fp32" else 2
-    for context in contexts:
-        kv_bytes = 2 * shape.layers * shape.kv_heads * shape.head_dim * element * context
-        added = statistics.median(times[context]) - statistics.median(times[32])
-        yield Decode(context, kv_bytes, added, kv_bytes / bandwidth)
+    found = []
+    for plan, taken in zip(plans, times, strict=True):
+        token_bytes = 2 * shape.layers * shape.kv_heads * vector_bytes(plan.kv, shape.head_dim)
+        start = statistics.median(taken[32])
+        found.append(
+            [
+                Decode(
+                    context,
+                    token_bytes * context,
+                    statistics.median(taken[context]) - start,
+                    token_bytes * context / bandwidth,
+                )
+                for context in contexts
+            ]
+        )
+    return found
 
 
 def measure_prefill(
-    shape: Shape, prompt: int, count: int, plan: ExecutionPlan, rounds: int
-) -> Prefill:
-    bench = Bench(shape, count, prompt, plan)
+    shape: Shape, prompt: int, count: int, plans: Sequence[ExecutionPlan], rounds: int
+) -> list[Prefill]:
+    """Of each plan; the plans take turns."""
+    benches = [Bench(shape, count, prompt, plan) for plan in plans]
     peaks, times = [], []
     for _ in range(rounds):
-        peaks.append(bench.ceilings())
-        times.append(bench.prefill(prompt))
+        peaks.append(benches[0].ceilings())
+        times.append([bench.prefill(prompt) for bench in benches])
     operations = 4 * shape.head_dim * shape.heads * count * prompt * (prompt + 1) / 2
     _, int8, fp32 = (statistics.median(of) for of in zip(*peaks, strict=True))
-    return Prefill(prompt, count, operations, statistics.median(times), fp32, int8 / 2)
+    return [
+        Prefill(prompt, count, operations, statistics.median(own), fp32, int8 / 2)
+        for own in zip(*times, strict=True)
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -220,39 +239,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prefill-layers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--isa", default="auto")
-    parser.add_argument("--kv", default="bf16")
+    parser.add_argument("--kv", default="bf16,int8", help="storage of the state; some take turns")
     parser.add_argument("--threads", type=int, default=0, help="0: every core")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     shape = SHAPES[options.shape]
-    plan = ExecutionPlan(backend="cpu", device="cpu", activation="fp32").replace(
-        isa=options.isa, kv=options.kv, threads=options.threads
-    )
+    kinds = options.kv.split(",")
+    plans = [
+        ExecutionPlan(backend="cpu", device="cpu", activation="fp32").replace(
+            isa=options.isa, kv=kv, threads=options.threads
+        )
+        for kv in kinds
+    ]
     isa = _native.usable_paths()[0] if options.isa == "auto" else options.isa
-    print(f"{options.shape}, {isa}, {options.kv} state, {options.threads or 'all'} threads")
+    print(f"{options.shape}, {isa}, {options.threads or 'all'} threads")
     contexts = [int(c) for c in options.contexts.split(",") if c]
-    decoded = list(measure_decode(shape, contexts, plan, options.rounds)) if contexts else []
-    for d in decoded:
-        print(
-            f"decode at {d.context}: {shape.layers} layers, {d.kv_bytes / 1e6:.0f} MB of state; "
-            f"adds {d.added * 1e3:.2f} ms, reading takes {d.read * 1e3:.2f} ms at "
-            f"{d.kv_bytes / d.read / 1e9:.1f} GB/s: {d.over:+.0%}"
-        )
-    prefilled = None
+    decoded = measure_decode(shape, contexts, plans, options.rounds) if contexts else []
+    for kv, of_contexts in zip(kinds, decoded, strict=bool(contexts)):
+        for d in of_contexts:
+            print(
+                f"{kv}, decode at {d.context}: {shape.layers} layers, {d.kv_bytes / 1e6:.0f} MB of "
+                f"state; adds {d.added * 1e3:.2f} ms, reading takes {d.read * 1e3:.2f} ms at "
+                f"{d.kv_bytes / d.read / 1e9:.1f} GB/s: {d.over:+.0%}"
+            )
+    prefilled = []
     if options.prompt:
-        p = measure_prefill(
-            shape, options.prompt, options.prefill_layers, plan, max(2, options.rounds // 3)
-        )
-        prefilled = asdict(p)
+        rounds = max(2, options.rounds // 3)
+        prefilled = measure_prefill(shape, options.prompt, options.prefill_layers, plans, rounds)
+    for kv, p in zip(kinds, prefilled, strict=bool(prefilled)):
         rate = p.operations / p.seconds
         print(
-            f"prefill of {p.prompt}: {p.layers} layers, {rate / 1e9:.0f} GFLOP/s; "
+            f"{kv}, prefill of {p.prompt}: {p.layers} layers, {rate / 1e9:.0f} GFLOP/s; "
             f"{rate / p.fp32_peak:.0%} of the float32 peak ({p.fp32_peak / 1e9:.0f}), "
             f"{rate / p.bf16_peak:.0%} of half the int8 peak ({p.bf16_peak / 1e9:.0f})"
         )
     if options.json:
-        found = {"shape": options.shape, "isa": isa, "kv": options.kv}
-        found |= {"decode": [asdict(d) for d in decoded], "prefill": prefilled}
+        found = {"shape": options.shape, "isa": isa, "kv": kinds}
+        found |= {"decode": [[asdict(d) for d in of] for of in decoded]}
+        found |= {"prefill": [asdict(p) for p in prefilled]}
         options.json.write_text(json.dumps(found, indent=1))
 
 

@@ -13,6 +13,7 @@ import pytest
 from sartor.backends.base import Executable
 from sartor.backends.cpu import _native
 from sartor.backends.registry import load_backend
+from sartor.errors import UnsupportedError
 from sartor.graph import SAMPLING_ROW, Batch, Builder, Program, Ragged
 from sartor.ops import tolerances
 from sartor.ops.weights import Weight, dense
@@ -40,6 +41,7 @@ CASES = (
     Case(8, 1, 72, window=530, sinks=True),
     Case(2, 2, 96, window=40, block_size=64),
     Case(12, 2, 33, sinks=True),
+    Case(2, 2, 256, window=300, block_size=128),
 )
 EXACT = ("fp16", "fp32")  # states whose products are of float32
 
@@ -162,7 +164,10 @@ def _reference(case: Case, kv: str) -> np.ndarray:
 @pytest.mark.parametrize("isa", _native.usable_paths())
 @pytest.mark.parametrize(
     ("case", "kv"),
-    [*((case, "bf16") for case in CASES), *((CASES[n], kv) for n in (3, 5) for kv in EXACT)],
+    [
+        *((case, kv) for case in CASES for kv in ("bf16", "int8")),
+        *((CASES[n], kv) for n in (3, 5) for kv in EXACT),
+    ],
     ids=str,
 )
 def test_chunks_company_and_threads_change_no_bit(case: Case, kv: str, isa: str) -> None:
@@ -171,12 +176,12 @@ def test_chunks_company_and_threads_change_no_bit(case: Case, kv: str, isa: str)
         found = _run(case, "cpu", steps, threads=threads, kv=kv, isa=isa)
         np.testing.assert_array_equal(found, whole, err_msg=f"{steps} {threads}")
     wanted = _reference(case, kv)
-    tolerance = tolerances.ATTENTION if kv in EXACT else tolerances.ATTENTION_BF16
+    tolerance = tolerances.ATTENTION_OVER[kv]
     assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("isa", _native.usable_paths())
-@pytest.mark.parametrize("kv", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("kv", ["bf16", "fp16", "fp32", "int8"])
 def test_what_was_left_in_a_block_does_not_matter(kv: str, isa: str) -> None:
     case = CASES[2]
     fresh = _run(case, "cpu", [[(0, 45)]], kv=kv, isa=isa)
@@ -187,6 +192,20 @@ def test_what_was_left_in_a_block_does_not_matter(kv: str, isa: str) -> None:
         _step(executable, case, [(_tokens(0)[a:b], a, 0)])[0] for a, b in ((0, 39), (39, 45))
     )
     np.testing.assert_array_equal(np.concatenate([first, rest]), fresh)
+
+
+@pytest.mark.parametrize("block_size", [16, 32, 128])
+def test_an_int8_state_takes_a_byte_a_number_and_the_scales(block_size: int) -> None:
+    case = Case(9, 3, 64, block_size=block_size)
+    found = _executable(case, "cpu", kv="int8")
+    assert found.block_bytes(0) == block_size * 2 * 3 * (64 + 2)
+    assert found.block_bytes(0) == _executable(case, "reference", kv="int8").block_bytes(0)
+    assert found.memory().state == 3 * -(-LENGTH // block_size) * found.block_bytes(0)
+
+
+def test_heads_that_int8_sums_would_not_hold_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"up to 512 features .* has 528; choose bf16"):
+        _executable(Case(1, 1, 528), "cpu", kv="int8")
 
 
 @pytest.mark.parametrize("isa", _native.usable_paths())

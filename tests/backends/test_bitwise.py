@@ -147,7 +147,7 @@ COMPANY = [[(1, 30), (0, 20)], [(0, 1), (2, 40)], [(1, 1), (0, 19)]]
 
 
 @pytest.mark.parametrize("activation", ["int8", "fp32"])
-@pytest.mark.parametrize("kv", ["bf16", "fp32"])
+@pytest.mark.parametrize("kv", ["bf16", "fp32", "int8"])
 def test_chunking_company_and_threads_change_no_bit(activation: str, kv: str) -> None:
     plan = {"activation": activation, "kv": kv}
     whole = _run("cpu", WHOLE, threads=1, **plan)

@@ -82,7 +82,7 @@ def test_what_a_backend_does_not_claim_is_not_asked_of_it() -> None:
     lacks = {c.operator: conformance.lacking(c, capabilities) for c in conformance.cases()}
     assert lacks["rope"] == "operator rope"
     assert lacks["linear/int8"] == "activation int8"
-    assert lacks["attention"] == "kv bf16"  # the last of its cases
+    assert lacks["attention"] == "kv int8"  # the last of its cases
     assert lacks["linear/fp32"] == lacks["rms_norm"] == ""
 
 

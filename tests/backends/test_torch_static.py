@@ -184,7 +184,7 @@ def test_a_static_step_equals_a_plain_one(kind: str) -> None:
     # What anybody holds is the same; only scratch differs.
     for mine, theirs in zip(plain.state._pools, static.state._pools, strict=True):
         for one, other in zip(mine, theirs, strict=True):
-            torch.testing.assert_close(one[:-1], other[:-1], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(one.data[:-1], other.data[:-1], atol=1e-4, rtol=1e-4)
 
 
 def test_chunks_and_company_change_little() -> None:
@@ -229,7 +229,7 @@ def test_capture_works_in_scratch_alone() -> None:
     found = executable(bucketed=True)
     books = Books(found)
     found.collect(found.submit(books.batch(PROMPTS)))
-    before = [[pool.clone() for pool in pools] for pools in found.state._pools]
+    before = [[pool.data.clone() for pool in pools] for pools in found.state._pools]
     batch = pad(books.batch({0: [1], 1: [-1], 2: [3]}), 4)
     shape, arrays = found._layout.lay_out(batch, found.state.scratch, 4)
     moved = {n: torch.from_numpy(np.array(a)) for n, a in in_scratch(found, arrays).items()}
@@ -237,7 +237,7 @@ def test_capture_works_in_scratch_alone() -> None:
         found.run(shape, moved, None)
     for pools, old in zip(found.state._pools, before, strict=True):
         for pool, kept in zip(pools, old, strict=True):
-            assert torch.equal(pool[:-1], kept[:-1])
+            assert torch.equal(pool.data[:-1], kept[:-1])
 
 
 def test_buckets() -> None:

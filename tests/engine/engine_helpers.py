@@ -23,8 +23,9 @@ from sartor.text.tokenizer import Tokenizer
 VOCAB = 256
 EOS = 255
 HIDDEN = 64
-BACKENDS = ["null", "reference", "cpu", "cpu-int8"]
-"""The last is the CPU as it runs real checkpoints: 4-bit weights, int8 activations, bf16 state."""
+BACKENDS = ["null", "reference", "cpu", "cpu-int8", "cpu-int8-kv"]
+"""cpu-int8 is the CPU as it runs real checkpoints: 4-bit weights, int8 activations, bf16 state; with
+-kv the state is int8 too."""
 Layer = int | Literal["recurrent"]
 """A layer of a test's program: attention with a window (0 sees everything), or a recurrence."""
 
@@ -154,6 +155,8 @@ def make_engine(
     fields: dict[str, object] = {"block_size": 16}
     if not quantized:
         fields |= {"activation": "fp32", "kv": "fp32"}
+    elif quantized == "int8-kv":
+        fields["kv"] = "int8"
     fields |= plan_fields
     plan = ExecutionPlan(backend=backend).replace(**fields)
     chip = load_backend(backend)

@@ -164,7 +164,8 @@ def test_states_of_equal_windows_share_a_group() -> None:
     groups = _program().groups()
     assert [(group.window, group.states) for group in groups] == [(0, (0,)), (3, (1,))]
     state = _program().states[0]
-    assert state.bytes_per_token(2) == KV_HEADS * 2 * DIM * 2
+    assert state.bytes_per_token("bf16") == KV_HEADS * 2 * DIM * 2
+    assert state.bytes_per_token("int8") == KV_HEADS * 2 * (DIM + 2)  # a scale in fp16
 
 
 def test_equal_ropes_are_kept_once() -> None:
@@ -252,7 +253,9 @@ def test_states_of_every_kind_are_grouped_and_serialised() -> None:
         ("paged", 3, (4,)),
     ]
     assert [s.nbytes for s in program.states[:2]] == [3 * 8 * 4, 2 * 4 * 4 * 4]
-    assert program.states[2].bytes_per_token(2) == 16
+    assert program.states[2].bytes_per_token("bf16") == 16
+    # A latent stays in bf16 where keys and values are int8.
+    assert program.states[2].bytes_per_token("int8") == 16
     assert Program.from_json(program.to_json()) == program
 
 

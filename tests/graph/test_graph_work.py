@@ -16,7 +16,7 @@ STEP = StepShape(lengths=(3, 1), contexts=(0, 9), outputs=2)  # a prompt of 3, a
 def counted(program: Program, **arithmetic: Any) -> ProgramWork:
     """Every weight takes 100 bytes."""
     sizes = {spec.name: 100 for spec in program.weights}
-    return ProgramWork(program, sizes, 2, arithmetic)
+    return ProgramWork(program, sizes, "bf16", arithmetic)
 
 
 def one(build: Any, step: StepShape = STEP, **arithmetic: Any) -> Work:

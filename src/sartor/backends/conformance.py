@@ -411,8 +411,8 @@ def cases() -> Iterator[Case]:
         "softcap": {"softcap": 2.0},
         "sinks": {"sinks": True},
     }
-    for kv in ("fp32", "fp16", "bf16"):
-        tolerance = tolerances.ATTENTION_BF16 if kv == "bf16" else tolerances.ATTENTION
+    for kv in ("fp32", "fp16", "bf16", "int8"):
+        tolerance = tolerances.ATTENTION_OVER[kv]
         for name, chosen in options.items():
             plan = {"activation": "fp32", "kv": kv}
             build = partial(_attention, chosen)
@@ -421,7 +421,7 @@ def cases() -> Iterator[Case]:
             "latent_attention",
             kv,
             _latent_attention,
-            tolerance,
+            tolerances.ATTENTION_BF16 if kv == "int8" else tolerance,  # it stays in bf16
             plan={"activation": "fp32", "kv": kv},
         )
     for name, window in (("whole", 0), ("window", 4)):

@@ -30,7 +30,7 @@ Context = Annotated[
 ]
 Backend = Annotated[str, typer.Option(help="Backend name (see `sartor devices`).")]
 Device = Annotated[str, typer.Option(help="Device name (see `sartor devices`).")]
-Kv = Annotated[str, typer.Option(help="Storage of keys and values: bf16, fp16 or fp32.")]
+Kv = Annotated[str, typer.Option(help="Storage of keys and values: bf16, fp16, fp32 or int8.")]
 Activation = Annotated[
     str, typer.Option(help="Arithmetic of quantised linear layers: int8 or fp32.")
 ]

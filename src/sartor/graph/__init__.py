@@ -16,11 +16,10 @@ from sartor.graph.program import (
     WeightSpec,
 )
 from sartor.graph.sampling import SamplingParams
-from sartor.graph.work import STATE_BYTES, ProgramWork, StepShape
+from sartor.graph.work import ProgramWork, StepShape
 
 __all__ = [
     "SAMPLING_ROW",
-    "STATE_BYTES",
     "Batch",
     "Builder",
     "Capabilities",

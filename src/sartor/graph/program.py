@@ -15,6 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from sartor.errors import FormatError, UsageError
+from sartor.ops.kv import vector_bytes
 from sartor.ops.operators import Shape
 from sartor.ops.rope import RopeSpec
 
@@ -76,8 +77,12 @@ class KVStateSpec(msgspec.Struct, frozen=True, tag="kv"):
         """States with equal keys share one block table."""
         return ("paged", self.window)
 
-    def bytes_per_token(self, element_bytes: int) -> int:
-        return self.kv_heads * (self.head_dim + self.value_dim) * element_bytes
+    def storage(self, kv: str) -> str:
+        """How it is kept where the plan's ``kv`` says so."""
+        return kv
+
+    def bytes_per_token(self, kv: str) -> int:
+        return self.kv_heads * (vector_bytes(kv, self.head_dim) + vector_bytes(kv, self.value_dim))
 
 
 class LatentStateSpec(msgspec.Struct, frozen=True, tag="latent"):
@@ -92,8 +97,14 @@ class LatentStateSpec(msgspec.Struct, frozen=True, tag="latent"):
     def group_key(self) -> tuple[GroupKind, int]:
         return ("paged", 0)
 
-    def bytes_per_token(self, element_bytes: int) -> int:
-        return (self.rank + self.rope_dim) * element_bytes
+    def storage(self, kv: str) -> str:
+        """How it is kept where the plan's ``kv`` says so: bf16 instead of int8. Its two parts
+        differ in size, so one scale would cost the smaller one its bits, and it is small as it is.
+        """
+        return "bf16" if kv == "int8" else kv
+
+    def bytes_per_token(self, kv: str) -> int:
+        return vector_bytes(self.storage(kv), self.rank + self.rope_dim)
 
 
 class RecurrentStateSpec(msgspec.Struct, frozen=True, tag="recurrent"):

@@ -23,9 +23,6 @@ from sartor.graph.program import (
 )
 from sartor.hardware import Arithmetic, Work
 
-STATE_BYTES: Mapping[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
-"""Of one number of keys and values, by the plan's ``kv``."""
-
 
 @dataclass(frozen=True)
 class StepShape:
@@ -50,13 +47,13 @@ class ProgramWork:
 
     program       with the fused operators that run
     weight_bytes  of each weight, packed
-    kv_bytes      of one number of keys and values
+    kv            storage of keys and values, as in the plan
     arithmetic    of the nodes by name, float32 where there is no entry
     """
 
     program: Program
     weight_bytes: Mapping[str, int]
-    kv_bytes: int
+    kv: str
     arithmetic: Mapping[str, Arithmetic]
 
     def step(self, step: StepShape) -> Work:
@@ -119,7 +116,7 @@ class ProgramWork:
     def _token_bytes(self, node: Node) -> int:
         state = self.program.states[node.attributes["state"]]
         assert isinstance(state, KVStateSpec | LatentStateSpec)
-        return state.bytes_per_token(self.kv_bytes)
+        return state.bytes_per_token(self.kv)
 
     def _slots(self, node: Node, step: StepShape) -> float:
         """A state that is read where there is one, and written."""

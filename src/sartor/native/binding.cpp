@@ -49,6 +49,7 @@ Storage storage_of(const std::string& name) {
   if (name == "affine") return Storage::kAffine;
   if (name == "lookup") return Storage::kLookup;
   if (name == "fp8") return Storage::kFp8;
+  if (name == "int8") return Storage::kInt8;
   throw std::invalid_argument("unknown storage '" + name + "'");
 }
 
@@ -430,17 +431,16 @@ NB_MODULE(_native, m) {
   nb::class_<PyProgram>(m, "Program")
       .def(
           "__init__",
-          [](PyProgram* self, int64_t vocab, int64_t block_size, const std::string& kv,
-             bool int8_activations, std::vector<std::string> taps, int32_t embedding) {
+          [](PyProgram* self, int64_t vocab, int64_t block_size, bool int8_activations,
+             std::vector<std::string> taps, int32_t embedding) {
             new (self) PyProgram();
             self->info.embedding = embedding;
             self->info.vocab = vocab;
             self->info.block_size = block_size;
-            self->info.kv = storage_of(kv);
             self->info.int8_activations = int8_activations;
             self->info.taps = std::move(taps);
           },
-          "vocab"_a, "block_size"_a, "kv"_a, "int8_activations"_a, "taps"_a, "embedding"_a = -1)
+          "vocab"_a, "block_size"_a, "int8_activations"_a, "taps"_a, "embedding"_a = -1)
       .def(
           "add_value",
           [](PyProgram& p, int64_t width, const std::string& rows) {
@@ -460,15 +460,20 @@ NB_MODULE(_native, m) {
           "dim"_a, "interleaved"_a, "factor"_a, "inverse_frequencies"_a)
       .def(
           "add_state",
-          [](PyProgram& p, int64_t kv_heads, int64_t head_dim, int64_t value_dim, int32_t group) {
-            p.info.states.push_back({kv_heads, head_dim, value_dim, group});
+          [](PyProgram& p, const std::string& kv, int64_t kv_heads, int64_t head_dim,
+             int64_t value_dim, int32_t group) {
+            const Storage storage = storage_of(kv);
+            require(storage != Storage::kInt8 ||
+                        (head_dim <= kMostByteFeatures && value_dim <= kMostByteFeatures),
+                    "state: int8 keys and values of so many features");
+            p.info.states.push_back({storage, kv_heads, head_dim, value_dim, group});
           },
-          "kv_heads"_a, "head_dim"_a, "value_dim"_a, "group"_a)
+          "kv"_a, "kv_heads"_a, "head_dim"_a, "value_dim"_a, "group"_a)
       .def(
           "add_recurrent_state",
           [](PyProgram& p, int64_t floats, int32_t group) {
             require(floats > 0, "state: a recurrent state needs a size");
-            p.info.states.push_back({0, 0, 0, group, floats});
+            p.info.states.push_back({Storage::kFp32, 0, 0, 0, group, floats});
           },
           "floats"_a, "group"_a)
       .def(

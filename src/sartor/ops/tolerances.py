@@ -28,6 +28,21 @@ ATTENTION_BF16 = 4 * BF16_STEP
 """Queries and weights rounded to bf16 for dot products with a bf16 state: a step of each weight,
 and of each score, which are of the order of one, times its size."""
 
+WIDE_STEP = 0.5 / (127 * 257)
+"""Half a step of the whole numbers that queries and weights become over an int8 state."""
+
+ATTENTION_INT8 = 32 * WIDE_STEP
+"""The state is rounded alike, to codes with a scale. What is left: half a step of a query's largest
+feature in each of its products and of the largest weight in each weighted value, of random sign."""
+
+ATTENTION_OVER = {
+    "fp32": ATTENTION,
+    "fp16": ATTENTION,
+    "bf16": ATTENTION_BF16,
+    "int8": ATTENTION_INT8,
+}
+"""By storage of the state."""
+
 SCAN = 256 * FP32_STEP
 """A recurrence over a dozen tokens, each step rounding a few sums."""
 

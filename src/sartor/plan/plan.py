@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from sartor.errors import UsageError
 
 ActivationFormat = Literal["int8", "fp32"]
-KVFormat = Literal["bf16", "fp16", "fp32"]
+KVFormat = Literal["bf16", "fp16", "fp32", "int8"]
 
 ISAS = ("auto", "portable", "avx2", "avxvnni", "avx512", "avx512bf16", "amx", "neon", "i8mm")
 """Instruction-set paths of the CPU backend; a machine and a build have some of them."""
@@ -30,7 +30,8 @@ class ExecutionPlan:
                        outliers and the inputs of the head keep 16 bits), or fp32
     head_bits          weights that make the logits: 0 as the file has them; 2 to 8 quantises
                        them again where they have more, which changes answers
-    kv                 storage of keys and values
+    kv                 storage of keys and values; int8 has a scale for each token and kv head, and
+                       leaves latent states in bf16 and recurrent ones in fp32
     block_size         tokens a state block; a power of two
     max_batch_tokens   token budget of one step (prompt chunks and decodes together)
     max_sequences      sequences that run at once
@@ -59,7 +60,7 @@ class ExecutionPlan:
 
     def __post_init__(self) -> None:
         _choice("activation", self.activation, ("int8", "fp32"))
-        _choice("kv", self.kv, ("bf16", "fp16", "fp32"))
+        _choice("kv", self.kv, get_args(KVFormat))
         _choice("isa", self.isa, ISAS)
         _at_least("head_bits", self.head_bits, 0)
         if self.head_bits == 1 or self.head_bits > 8:

@@ -57,7 +57,6 @@ class Program:
         *,
         vocab: int,
         block_size: int,
-        kv: str,
         int8_activations: bool,
         taps: Sequence[str],
         embedding: int = -1,
@@ -68,7 +67,9 @@ class Program:
     def add_rope(
         self, dim: int, interleaved: bool, factor: float, inverse_frequencies: Any
     ) -> None: ...
-    def add_state(self, kv_heads: int, head_dim: int, value_dim: int, group: int) -> None: ...
+    def add_state(
+        self, kv: str, kv_heads: int, head_dim: int, value_dim: int, group: int
+    ) -> None: ...
     def add_recurrent_state(self, floats: int, group: int) -> None: ...
     def add_instruction(
         self,

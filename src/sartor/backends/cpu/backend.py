@@ -16,9 +16,8 @@ from sartor.backends.cpu.packing import PackedMatrix, pack_matrix
 from sartor.backends.cpu.tuned import TunedDevice, TunedStore
 from sartor.backends.cpu.tuning import Traits, Tuner, linear_layers
 from sartor.backends.cpu.weights import CpuWeights, pack
-from sartor.errors import CapacityError, UsageError
+from sartor.errors import CapacityError, UnsupportedError, UsageError
 from sartor.graph import (
-    STATE_BYTES,
     Batch,
     Capabilities,
     KVStateSpec,
@@ -82,6 +81,9 @@ _LINEARS = ("linear", "linear_group", "grouped_linear", "head_linear")
 _SAME_CODE = {"linear_group": "linear", "latent_attention": "attention"}
 """Operators that the native core runs as another one."""
 
+MOST_INT8_FEATURES = 512
+"""Of a head whose keys and values are int8 (kMostByteFeatures in native/core/kernels.hpp)."""
+
 
 class CpuBackend:
     """x86-64 with AMX, AVX-512 VNNI, AVX-VNNI or AVX2, ARM64 with NEON dot products, and a portable
@@ -105,7 +107,7 @@ class CpuBackend:
             fused=frozenset(FUSED_OPERATORS),
             weight_formats=frozenset({"dense", "affine", "lookup", "fp8"}),
             activations=frozenset({"int8", "fp32"}),
-            kv_formats=frozenset({"bf16", "fp16", "fp32"}),
+            kv_formats=frozenset({"bf16", "fp16", "fp32", "int8"}),
             adapters=True,
             bitwise=True,
         )
@@ -277,7 +279,7 @@ class CpuExecutable:
         }
         sizes = {name: matrix.nbytes for name, matrix in packed.matrices.items()}
         sizes |= {name: vector.nbytes for name, vector in packed.vectors.items()}
-        return ProgramWork(self._fused, sizes, STATE_BYTES[self.plan.kv], arithmetic)
+        return ProgramWork(self._fused, sizes, self.plan.kv, arithmetic)
 
     def _matrix(self, program: Program, node: Node) -> PackedMatrix:
         """The first matrix of a linear node."""
@@ -391,7 +393,6 @@ def _translate(
     native = _native.Program(
         vocab=program.vocab,
         block_size=plan.block_size,
-        kv=plan.kv,
         int8_activations=plan.activation == "int8",
         taps=list(taps),
         embedding=program.outputs.get("embedding", -1),
@@ -415,7 +416,7 @@ def _translate(
         native.add_rope(
             rope.dim, rope.interleaved, attention_factor(rope), inverse_frequencies(rope)
         )
-    _add_states(native, fused)
+    _add_states(native, fused, plan.kv)
     inputs = set(fused.inputs.values())
     logits = logits_linear(program)
     for node in fused.nodes:
@@ -441,15 +442,20 @@ def _translate(
     return native, matrices
 
 
-def _add_states(native: Any, program: Program) -> None:
+def _add_states(native: Any, program: Program, kv: str) -> None:
     group_of = {state: group.index for group in program.groups() for state in group.states}
     for index, state in enumerate(program.states):
         group = group_of[index]
         match state:
             case KVStateSpec(kv_heads=heads, head_dim=head_dim, value_dim=value_dim):
-                native.add_state(heads, head_dim, value_dim, group)
+                if kv == "int8" and max(head_dim, value_dim) > MOST_INT8_FEATURES:
+                    raise UnsupportedError(
+                        f"plan: kv int8 takes heads of up to {MOST_INT8_FEATURES} features on the "
+                        f"CPU, and {state.name} has {max(head_dim, value_dim)}; choose bf16"
+                    )
+                native.add_state(state.storage(kv), heads, head_dim, value_dim, group)
             case LatentStateSpec(rank=rank, rope_dim=rope_dim):
-                native.add_state(1, rank + rope_dim, rank, group)
+                native.add_state(state.storage(kv), 1, rank + rope_dim, rank, group)
             case RecurrentStateSpec():
                 native.add_recurrent_state(state.nbytes // 4, group)
 

@@ -60,7 +60,7 @@ class NullBackend:
             operators=frozenset(CORE_OPERATORS),
             weight_formats=frozenset({"dense", "affine", "lookup"}),
             activations=frozenset({"fp32", "int8"}),
-            kv_formats=frozenset({"fp32", "bf16", "fp16"}),
+            kv_formats=frozenset({"fp32", "bf16", "fp16", "int8"}),
             adapters=True,
             asynchronous=device.startswith("null-async"),
             bitwise=True,

@@ -56,7 +56,7 @@ class ReferenceBackend:
             fused=frozenset(FUSED_OPERATORS),
             weight_formats=frozenset({"dense", "affine", "lookup", "fp8"}),
             activations=frozenset({"fp32", "int8"}),
-            kv_formats=frozenset({"fp32", "bf16", "fp16"}),
+            kv_formats=frozenset({"fp32", "bf16", "fp16", "int8"}),
             adapters=True,
         )
 

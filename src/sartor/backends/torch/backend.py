@@ -36,7 +36,7 @@ class TorchBackend:
             fused=frozenset(FUSED_OPERATORS),
             weight_formats=frozenset({"dense", "affine", "lookup", "fp8"}),
             activations=frozenset({"fp32", "int8"}),
-            kv_formats=frozenset({"bf16", "fp16", "fp32"}),
+            kv_formats=frozenset({"bf16", "fp16", "fp32", "int8"}),
             adapters=True,
             asynchronous=place.type == "cuda",
         )

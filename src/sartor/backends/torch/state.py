@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,9 +11,54 @@ from torch import Tensor
 from sartor.backends.torch.devices import free_bytes
 from sartor.errors import CapacityError
 from sartor.graph import KVStateSpec, LatentStateSpec, Program, RecurrentStateSpec
+from sartor.ops.kv import LIMIT
 from sartor.plan import ExecutionPlan
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int8": torch.int8,
+}
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """What the blocks of one state hold: numbers ``[blocks, block size, heads, features]``, and
+    where they are int8 codes the scales ``[blocks, block size, heads]``; or recurrent states."""
+
+    data: Tensor
+    scales: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+    def write(self, slots: Tensor, rows: Tensor) -> None:
+        rows = rows.view(len(rows), *self.data.shape[2:])
+        if self.scales is None:
+            stored = rows.to(self.data.dtype)
+        else:
+            stored, scales = quantize_vectors(rows)
+            self.scales.view(-1, *self.scales.shape[2:]).index_copy_(0, slots, scales)
+        self.data.view(-1, *self.data.shape[2:]).index_copy_(0, slots, stored)
+
+    def read(self, blocks: Tensor) -> Tensor:
+        found = self.data.index_select(0, blocks).float()
+        if self.scales is None:
+            return found
+        return found * self.scales.index_select(0, blocks).float()[..., None]
+
+
+def quantize_vectors(x: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`sartor.ops.kv.quantize_vectors`."""
+    top = x.abs().amax(dim=-1)
+    top = torch.where(x.isfinite().all(dim=-1), top, torch.nan)
+    scales = (top / LIMIT).to(torch.float16)
+    wide = scales.float()
+    inverse = torch.where(wide > 0, 1.0 / wide, 0.0)
+    codes = (x * inverse[..., None]).nan_to_num(0.0).round().clamp(-LIMIT, LIMIT)
+    return codes.to(torch.int8), scales
 
 
 class TorchState:
@@ -30,7 +76,7 @@ class TorchState:
         self.group_of = {s: group.index for group in self._groups for s in group.states}
         self.scratch: tuple[int, ...] = ()
         """The scratch block of each group."""
-        self._pools: list[tuple[Tensor, ...]] = []
+        self._pools: list[tuple[_Pool, ...]] = []
 
     def block_bytes(self, group: int) -> int:
         total = 0
@@ -39,8 +85,7 @@ class TorchState:
             if isinstance(spec, RecurrentStateSpec):
                 total += spec.nbytes
             else:
-                element = DTYPES[self._plan.kv].itemsize
-                total += spec.bytes_per_token(element) * self._plan.block_size
+                total += spec.bytes_per_token(self._plan.kv) * self._plan.block_size
         return total
 
     def allocate(self, blocks: Sequence[int]) -> None:
@@ -61,17 +106,26 @@ class TorchState:
             "state_bytes, max_sequences or max_context"
         )
 
-    def _pool(self, index: int, count: int) -> tuple[Tensor, ...]:
-        spec, size, kind = self._program.states[index], self._plan.block_size, DTYPES[self._plan.kv]
-        zeros = torch.zeros
+    def _pool(self, index: int, count: int) -> tuple[_Pool, ...]:
+        spec, size = self._program.states[index], self._plan.block_size
         match spec:
             case KVStateSpec(kv_heads=heads, head_dim=head_dim, value_dim=value_dim):
                 shapes = [(count, size, heads, head_dim), (count, size, heads, value_dim)]
             case LatentStateSpec(rank=rank, rope_dim=rope_dim):
                 shapes = [(count, size, 1, rank + rope_dim)]
             case RecurrentStateSpec(shape=shape):
-                return (zeros((count, *shape), dtype=torch.float32, device=self._device),)
-        return tuple(zeros(shape, dtype=kind, device=self._device) for shape in shapes)
+                return (_Pool(self._zeros((count, *shape), torch.float32)),)
+        kv = spec.storage(self._plan.kv)
+        return tuple(
+            _Pool(
+                self._zeros(shape, DTYPES[kv]),
+                self._zeros(shape[:-1], torch.float16) if kv == "int8" else None,
+            )
+            for shape in shapes
+        )
+
+    def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self._device)
 
     @property
     def allocated(self) -> bool:
@@ -87,23 +141,21 @@ class TorchState:
     def write(self, state: int, slots: Tensor, *rows: Tensor) -> None:
         """Stores rows ``[T, features]`` at ``slots [T]``: block times block size plus offset."""
         for pool, given in zip(self._pools[state], rows, strict=True):
-            stored = given.to(pool.dtype).view(len(given), *pool.shape[2:])
-            pool.view(-1, *pool.shape[2:]).index_copy_(0, slots, stored)
+            pool.write(slots, given)
 
     def read(self, state: int, blocks: Tensor) -> tuple[Tensor, ...]:
         """The tokens of ``blocks [s, n]``: float32 ``[s, n * block size, heads, features]``."""
-        count = len(blocks)
         return tuple(
-            pool.index_select(0, blocks.view(-1)).float().view(count, -1, *pool.shape[2:])
+            pool.read(blocks.view(-1)).view(len(blocks), -1, *pool.data.shape[2:])
             for pool in self._pools[state]
         )
 
     def load(self, state: int, blocks: Tensor, held: Tensor) -> Tensor:
         """Recurrent states ``[s, ...]``; zeros where a sequence holds none yet."""
         (pool,) = self._pools[state]
-        found = pool.index_select(0, blocks)
+        found = pool.data.index_select(0, blocks)
         return torch.where(held.view(-1, *[1] * (found.ndim - 1)), found, 0.0)
 
     def store(self, state: int, blocks: Tensor, values: Tensor) -> None:
         (pool,) = self._pools[state]
-        pool.index_copy_(0, blocks, values)
+        pool.data.index_copy_(0, blocks, values)

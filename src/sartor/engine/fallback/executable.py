@@ -89,7 +89,8 @@ class FallbackExecutable:
         spec = self.program.states[self.program.groups()[group].states[0]]
         if isinstance(spec, RecurrentStateSpec):
             return spec.nbytes
-        return spec.bytes_per_token(self._element_bytes) * self.plan.block_size
+        assert isinstance(spec, KVStateSpec)  # its features are the probe's bytes
+        return spec.head_dim * self._element_bytes * self.plan.block_size
 
     def allocate_state(self, blocks: Sequence[int]) -> None:
         """Memory is taken as sequences grow, and never more than ``blocks`` stand for."""

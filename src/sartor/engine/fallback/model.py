@@ -103,6 +103,12 @@ def open_fallback(
     check_known(checkpoint)
     backend, chosen = choose(plan.backend, plan.device)
     device = chosen.name if backend.name == "torch" and chosen.name != "torch-cpu" else "cpu"
+    if plan.kv not in CAPABILITIES.kv_formats:
+        choices = ", ".join(sorted(CAPABILITIES.kv_formats))
+        raise UnsupportedError(
+            f"plan: kv {plan.kv} is not supported where a model runs through transformers, whose "
+            f"cache has the type of its weights; choose from {choices}"
+        )
     if plan.threads:
         torch.set_num_threads(plan.threads)
     with quiet():

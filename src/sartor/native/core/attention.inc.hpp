@@ -6,10 +6,14 @@
 // prompt was chunked, nor on who computes which segment.
 //
 // A Unit does the two products: `Lanes` with vectors (attention_lanes.inc.hpp), or with tiles.
-//   Element            what queries and weights are given as: float, or bf16 in uint16_t
-//   kRows              most rows at a time
-//   scores(s, rows, q, q_stride, scores)     dot products with the keys of a segment
-//   weigh(s, rows, weights, sums)            sums over its values, [rows][value_stride]
+//   kRows                            most rows at a time
+//   load(t)                          the queries of a task
+//   begin(t, begin, s)               a segment, whose positions count from `begin`
+//   scores(s, first, rows, scores)   dot products of some rows with its keys
+//   soften(s, row, begin, end, softcap, scores, top, total)   softmax of the scores of one of them
+//   weigh(s, rows, scores, sums)     sums over its values, [rows][value_stride]
+// `FloatRows` has what those share whose queries and weights are floating point, `ByteRows`
+// (attention_int8.inc.hpp) what those over an int8 state do.
 //
 // Exponents have base 2: scores carry log2(e).
 
@@ -37,6 +41,7 @@ struct Segment {
   }
 };
 
+#if !defined(SARTOR_HAS_EXP2)
 // 2^x to about 1e-7 relative; 0 below -126.
 static inline F f_exp2(F x) {
   const F clipped = f_max(f_min(x, f_set(127.0f)), f_set(-126.0f));
@@ -51,6 +56,7 @@ static inline F f_exp2(F x) {
   p = f_add(f_fma(f_mul(p, r), r, r), f_set(1.0f));
   return f_where_less(x, f_set(-126.0f), f_set(0.0f), f_mul(p, f_exp2i(i_from(n))));
 }
+#endif
 
 static inline float exp2_one(float x) {
   float out[16];
@@ -118,10 +124,29 @@ static inline void weights_of(const float* scores, F top, float* out, F& total) 
   total = f_add(f_add(total, first), second);
 }
 
+// Scores of positions [from, to), which are multiples of 32, as exponents, -inf outside of
+// [begin, end); the highest of them.
+static inline float expose(int64_t from, int64_t to, int64_t begin, int64_t end, float softcap,
+                           float* scores) {
+  if (softcap > 0.0f) {
+    const F cap = f_set(softcap), out = f_set(softcap * kLog2E);
+    for (int64_t i = from; i < to; i += kLanes)
+      f_store(scores + i, f_mul(f_tanh(f_div(f_load(scores + i), cap)), out));
+  }
+  if (begin > from) hide(scores + from, begin - from, 32);
+  if (end < to) hide(scores + to - 32, 0, end - to + 32);
+  F top[2] = {f_load(scores + from), f_load(scores + from + kLanes)};
+  for (int64_t i = from + 32; i < to; i += 32) {
+    top[0] = f_max(top[0], f_load(scores + i));
+    top[1] = f_max(top[1], f_load(scores + i + kLanes));
+  }
+  return f_top(f_max(top[0], top[1]));
+}
+
 // Scores of positions [begin, end) become weights where they stand, zero up to the chunks' ends.
 template <class Element>
-static inline void soften(const Segment& s, int64_t begin, int64_t end, float softcap,
-                          float* scores, float* row_top, float* row_total) {
+static inline void soften_floats(const Segment& s, int64_t begin, int64_t end, float softcap,
+                                 float* scores, float* row_top, float* row_total) {
   auto* weights = reinterpret_cast<Element*>(scores);
   const auto clear = [weights](int64_t from, int64_t to) {
     if (from < to) std::memset(weights + from, 0, static_cast<size_t>(to - from) * sizeof(Element));
@@ -136,19 +161,7 @@ static inline void soften(const Segment& s, int64_t begin, int64_t end, float so
   }
   // By 32, at absolute positions: the total is a sum of the same lanes whatever is beside it.
   const int64_t from = begin / 32 * 32, to = (end + 31) / 32 * 32;
-  if (softcap > 0.0f) {
-    const F cap = f_set(softcap), out = f_set(softcap * kLog2E);
-    for (int64_t i = from; i < to; i += kLanes)
-      f_store(scores + i, f_mul(f_tanh(f_div(f_load(scores + i), cap)), out));
-  }
-  if (begin > from) hide(scores + from, begin - from, 32);
-  if (end < to) hide(scores + to - 32, 0, end - to + 32);
-  F top[2] = {f_load(scores + from), f_load(scores + from + kLanes)};
-  for (int64_t i = from + 32; i < to; i += 32) {
-    top[0] = f_max(top[0], f_load(scores + i));
-    top[1] = f_max(top[1], f_load(scores + i + kLanes));
-  }
-  const float highest = f_top(f_max(top[0], top[1]));
+  const float highest = expose(from, to, begin, end, softcap, scores);
   F total = f_set(0.0f);
   for (int64_t i = from; i < to; i += 32)
     weights_of(scores + i, f_set(highest), weights + i, total);
@@ -158,25 +171,71 @@ static inline void soften(const Segment& s, int64_t begin, int64_t end, float so
   *row_total = f_sum(total);
 }
 
+// The query of a row.
+static inline const float* query_of(const AttentionTask& t, int64_t row) {
+  return t.q + row / t.group * t.q_stride +
+         (t.kv_head * t.group + row % t.group) * t.layout.head_dim;
+}
+static inline float score_factor(const AttentionTask& t) {
+  return t.softcap > 0.0f ? t.scale : t.scale * kLog2E;
+}
+
 // Rows as elements, scaled: [rows][q_stride], an odd feature with a zero beside it.
-template <class Unit>
-static inline void load_queries(const AttentionTask& t, int64_t q_stride,
-                                typename Unit::Element* out) {
-  const float factor = t.softcap > 0.0f ? t.scale : t.scale * kLog2E;
+template <class Element>
+static inline void load_queries(const AttentionTask& t, int64_t q_stride, Element* out) {
+  const float factor = score_factor(t);
   for (int64_t row = t.row_begin; row < t.row_end; ++row, out += q_stride) {
-    const float* q = t.q + row / t.group * t.q_stride +
-                     (t.kv_head * t.group + row % t.group) * t.layout.head_dim;
+    const float* q = query_of(t, row);
     if (q_stride > t.layout.head_dim) out[q_stride - 1] = 0;
     int64_t d = 0;
     for (; d + kLanes <= t.layout.head_dim; d += kLanes)
       store_elements(out + d, f_mul(f_load(q + d), f_set(factor)));
     if (const int64_t left = t.layout.head_dim - d; left > 0) {
-      typename Unit::Element part[kLanes];
+      Element part[kLanes];
       store_elements(part, f_mul(load_part(q + d, left), f_set(factor)));
       std::memcpy(out + d, part, static_cast<size_t>(left) * sizeof part[0]);
     }
   }
 }
+
+// Queries and weights as elements: float, or bf16 in uint16_t.
+template <class E>
+class FloatRows {
+ public:
+  using Element = E;
+
+  explicit FloatRows(const AttentionTask& t)
+      : layout_(t.layout),
+        queries_(reinterpret_cast<Element*>(t.scratch)),
+        q_stride_(t.layout.key_steps() * t.layout.pack()) {}
+
+  void load(const AttentionTask& t) { load_queries(t, q_stride_, queries_); }
+  void begin(const AttentionTask&, int64_t, const Segment&) {}
+  void soften(const Segment& s, int64_t, int64_t begin, int64_t end, float softcap, float* scores,
+              float* top, float* total) {
+    soften_floats<Element>(s, begin, end, softcap, scores, top, total);
+  }
+
+ protected:
+  // What a product takes: the rows from `first` on, the positions from `at` on, the weights that
+  // scores have become.
+  template <class Product>
+  void take_queries(int64_t first, Product& p) const {
+    p.rows = queries_ + first * q_stride_;
+    p.row_stride = q_stride_;
+  }
+  template <class Product>
+  void take_positions(int64_t, Product&) const {}
+  template <class Product>
+  void take_weights(const Segment& s, const float* scores, Product& p) const {
+    p.rows = reinterpret_cast<const Element*>(scores) + s.chunk_begin() * layout_.chunk();
+    p.row_stride = kScoreStride * 4 / static_cast<int64_t>(sizeof(Element));
+  }
+
+  const KvLayout& layout_;
+  Element* queries_;
+  int64_t q_stride_;
+};
 
 // Where runs of `count` positions lie, from `begin` on, each `bytes` behind the one before in its
 // block.
@@ -214,22 +273,19 @@ static inline void find_segment(const AttentionTask& t, int64_t begin, Segment& 
 
 template <class Unit>
 static void attend(const AttentionTask& t) {
-  using Element = typename Unit::Element;
   const int64_t rows = t.row_end - t.row_begin, stride = t.layout.value_stride();
   const int64_t record = attention_record(t.layout);
-  const int64_t q_stride = t.layout.key_steps() * t.layout.pack();
-  auto* queries = reinterpret_cast<Element*>(t.scratch);
-  float* records = t.scratch + kAttentionTaskRows * (t.layout.head_dim + kLanes);
+  float* records = t.scratch + attention_queries(t.layout);
   float* scores = records + kAttentionTaskRows * record;
   float* sums = scores + kAttentionTile * kScoreStride;
   Range seen[kAttentionTaskRows];
   for (int64_t r = 0; r < rows; ++r) seen[r] = t.positions(t.row_begin + r);
-  load_queries<Unit>(t, q_stride, queries);
+  Unit unit(t);
+  unit.load(t);
   const auto clear = [&] {
     for (int64_t r = 0; r < rows; ++r) clear_record(records + r * record, stride);
   };
   clear();
-  Unit unit(t.layout);
   for (int64_t segment = t.segment_begin; segment < t.segment_end; ++segment) {
     const Range whole{segment * kAttentionSegment, (segment + 1) * kAttentionSegment};
     if (t.parts) {
@@ -245,15 +301,16 @@ static void attend(const AttentionTask& t) {
     };
     if (!narrow_to(0, rows - 1)) continue;
     find_segment(t, whole.begin, s);
+    unit.begin(t, whole.begin, s);
     for (int64_t first = 0; first < rows; first += Unit::kRows) {
       const int64_t count = rows - first < Unit::kRows ? rows - first : Unit::kRows;
       if (!narrow_to(first, first + count - 1)) continue;
-      unit.scores(s, count, queries + first * q_stride, q_stride, scores);
+      unit.scores(s, first, count, scores);
       float tops[Unit::kRows], totals[Unit::kRows];
       for (int64_t r = 0; r < count; ++r) {
         const Range in = seen[first + r].within(whole);
-        soften<Element>(s, in.begin - whole.begin, in.end - whole.begin, t.softcap,
-                        scores + r * kScoreStride, tops + r, totals + r);
+        unit.soften(s, r, in.begin - whole.begin, in.end - whole.begin, t.softcap,
+                    scores + r * kScoreStride, tops + r, totals + r);
       }
       unit.weigh(s, count, scores, sums);
       for (int64_t r = 0; r < count; ++r)

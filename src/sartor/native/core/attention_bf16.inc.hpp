@@ -29,14 +29,15 @@ static inline void weights_of(const float* scores, F top, uint16_t* out, F& tota
 }
 
 // For Lanes: pairs as they lie in memory.
-struct KvBf16Pairs {
+struct KvBf16Pairs : KvFp32 {
+  using Rows = FloatRows<uint16_t>;
   using Element = uint16_t;
-  static constexpr int kPack = 2, kBytes = 64;
+  static constexpr int kPack = 2;
   using Step = __m512bh;
   static inline Step load(const uint8_t* p) {
     return reinterpret_cast<Step>(_mm512_loadu_si512(p));
   }
-  static inline F dot(F sum, Step s, const uint16_t* y) {
+  static inline F dot(const Factors&, F sum, Step s, const uint16_t* y) {
     int32_t pair;
     std::memcpy(&pair, y, 4);
     return {_mm512_dpbf16_ps(sum.v, s, reinterpret_cast<Step>(_mm512_set1_epi32(pair)))};

@@ -1,14 +1,24 @@
 // The products of attention with vectors: 16 positions, or 16 features, are lanes.
 
 // How the state's elements meet those of queries and weights: a step of 16 lanes at a time.
+// `Factors` is what else a product of rows needs: nothing, for floating point.
+struct NoFactors {};
+
 struct KvFp32 {
+  using Rows = FloatRows<float>;
   using Element = float;
-  static constexpr int kPack = 1, kBytes = 64;
+  using Factors = NoFactors;
+  using Sum = F;
+  static constexpr int kPack = 1, kBytes = 64, kSums = 1, kRows = kAttentionRows;
   struct Step {
     F x;
   };
+  static inline F start(const Factors&, int64_t) { return f_set(0.0f); }
+  static inline F total(const Factors&, F sum, int64_t, int64_t) { return sum; }
   static inline Step load(const uint8_t* p) { return {f_load(reinterpret_cast<const float*>(p))}; }
-  static inline F dot(F sum, Step s, const float* y) { return f_fma(s.x, f_set(y[0]), sum); }
+  static inline F dot(const Factors&, F sum, Step s, const float* y) {
+    return f_fma(s.x, f_set(y[0]), sum);
+  }
 };
 
 struct KvFp16 : KvFp32 {
@@ -19,39 +29,64 @@ struct KvFp16 : KvFp32 {
 };
 
 // Pairs, multiplied as float32.
-struct KvBf16 {
-  using Element = float;
-  static constexpr int kPack = 2, kBytes = 64;
+struct KvBf16 : KvFp32 {
+  static constexpr int kPack = 2;
   struct Step {
     F even, odd;
   };
   static inline Step load(const uint8_t* p) { return {f_load_even_bf16(p), f_load_odd_bf16(p)}; }
-  static inline F dot(F sum, Step s, const float* y) {
+  static inline F dot(const Factors&, F sum, Step s, const float* y) {
     return f_fma(s.odd, f_set(y[1]), f_fma(s.even, f_set(y[0]), sum));
   }
 };
 
+// Codes times 16-bit whole numbers (vec_planes.hpp).
+struct KvInt8 {
+  using Rows = ByteRows;
+  using Element = int8_t;
+  struct Factors {
+    int64_t plane;          // bytes of it
+    const int32_t* starts;  // by row
+    const float* rows;      // by row
+    const float* lanes;     // by lane of a run and by run, or null
+  };
+  using Sum = WideSum;
+  using Step = WideStep;
+  static constexpr int kPack = kWideBytes, kBytes = 64, kSums = kWideSums;
+  static constexpr int kRows = kAttentionRows;
+  static inline Sum start(const Factors& f, int64_t row) { return wide_start(f.starts[row]); }
+  static inline F total(const Factors& f, Sum sum, int64_t row, int64_t run) {
+    const F scaled = f_mul(wide_total(sum), f_set(f.rows[row]));
+    return f.lanes ? f_mul(scaled, f_load(f.lanes + run * kLanes)) : scaled;
+  }
+  static inline Step load(const uint8_t* p) { return wide_load(p); }
+  static inline Sum dot(const Factors& f, Sum sum, Step s, const int8_t* y) {
+    return wide_dot(sum, s, y, f.plane);
+  }
+};
+
 // sums[r][u] = rows[r] times the steps of run u, over all chunks in order.
-template <class Element>
+template <class Kv>
 struct LaneProduct {
   const uint8_t* const* chunks;  // where each begins
   int64_t count, steps;          // steps of a chunk
   int64_t offset, run_bytes;     // from a chunk to the first run, from run to run
   int64_t runs;                  // that are left, some of which are multiplied now
   const uint8_t* after;          // what is read when none is left; null: behind those of now
-  const Element* rows;
+  const typename Kv::Element* rows;
   int64_t row_stride;
   float* sums;  // [rows][sum_stride]
   int64_t sum_stride;
+  typename Kv::Factors factors;
 };
 
 template <class Kv, int kRows, int kRuns>
-static inline void multiply_lanes(const LaneProduct<typename Kv::Element>& p) {
+static inline void multiply_lanes(const LaneProduct<Kv>& p) {
   constexpr int64_t kStep = Kv::kBytes;
-  F sum[kRows][kRuns];
+  typename Kv::Sum sum[kRows][kRuns];
   SARTOR_UNROLL
   for (int r = 0; r < kRows; ++r) SARTOR_UNROLL
-  for (int u = 0; u < kRuns; ++u) sum[r][u] = f_set(0.0f);
+  for (int u = 0; u < kRuns; ++u) sum[r][u] = Kv::start(p.factors, r);
   const auto* y = p.rows;
   for (int64_t c = 0; c < p.count; ++c) {
     const uint8_t* x = p.chunks[c] + p.offset;
@@ -70,97 +105,92 @@ static inline void multiply_lanes(const LaneProduct<typename Kv::Element>& p) {
       }
       SARTOR_UNROLL
       for (int r = 0; r < kRows; ++r) SARTOR_UNROLL
-      for (int u = 0; u < kRuns; ++u) sum[r][u] = Kv::dot(sum[r][u], step[u], y + r * p.row_stride);
+      for (int u = 0; u < kRuns; ++u)
+        sum[r][u] = Kv::dot(p.factors, sum[r][u], step[u], y + r * p.row_stride);
     }
   }
   SARTOR_UNROLL
   for (int r = 0; r < kRows; ++r) SARTOR_UNROLL
-  for (int u = 0; u < kRuns; ++u) f_store(p.sums + r * p.sum_stride + kLanes * u, sum[r][u]);
+  for (int u = 0; u < kRuns; ++u)
+    f_store(p.sums + r * p.sum_stride + kLanes * u, Kv::total(p.factors, sum[r][u], r, u));
+}
+
+// Multiplies some of the runs that are left and says how many.
+template <class Kv, int kTile>
+static int64_t multiply_rows(const LaneProduct<Kv>& p) {
+  if constexpr (kTile <= Kv::kRows) {
+    constexpr int kMost = kAttentionSums / (kTile * Kv::kSums);
+    constexpr int kWide = kMost >= 4 ? 4 : kMost >= 2 ? 2 : 1;
+    const auto run = [&p]<int kRuns>(std::integral_constant<int, kRuns>) -> int64_t {
+      multiply_lanes<Kv, kTile, kRuns>(p);
+      return kRuns;
+    };
+    if constexpr (kWide >= 4) {
+      if (p.runs >= 4) return run(std::integral_constant<int, 4>{});
+    }
+    if constexpr (kWide >= 2) {
+      if (p.runs >= 2) return run(std::integral_constant<int, 2>{});
+    }
+    return run(std::integral_constant<int, 1>{});
+  }
+  return p.runs;  // there are no such tiles
 }
 
 template <class Kv>
-class Lanes {
+static int64_t multiply(const LaneProduct<Kv>& p, int64_t rows) {
+  return rows <= 1   ? multiply_rows<Kv, 1>(p)
+         : rows <= 2 ? multiply_rows<Kv, 2>(p)
+         : rows <= 3 ? multiply_rows<Kv, 3>(p)
+         : rows <= 4 ? multiply_rows<Kv, 4>(p)
+         : rows <= 6 ? multiply_rows<Kv, 6>(p)
+         : rows <= 8 ? multiply_rows<Kv, 8>(p)
+                     : multiply_rows<Kv, 12>(p);
+}
+
+template <class Kv>
+class Lanes : public Kv::Rows {
  public:
-  using Element = typename Kv::Element;
-  static constexpr int64_t kRows = kAttentionRows;
+  static constexpr int64_t kRows = Kv::kRows;
 
-  explicit Lanes(const KvLayout& layout) : layout_(layout) {}
+  using Kv::Rows::Rows;
 
-  void scores(const Segment& s, int64_t rows, const Element* q, int64_t q_stride, float* out) {
-    LaneProduct<Element> p;
+  void scores(const Segment& s, int64_t first, int64_t rows, float* out) {
+    LaneProduct<Kv> p;
     p.count = 1;
-    p.steps = layout_.key_steps();
+    p.steps = this->layout_.key_steps();
     p.offset = 0;
-    p.run_bytes = layout_.group_bytes();
+    p.run_bytes = this->layout_.group_bytes();
     p.after = nullptr;
-    p.rows = q;
-    p.row_stride = q_stride;
     p.sum_stride = kScoreStride;
+    this->take_queries(first, p);
     // Groups side by side, as many as a block has.
-    const int64_t wide = layout_.block_size / kLanes;
+    const int64_t wide = this->layout_.block_size / kLanes;
     for (int64_t g = s.group_begin(), count; g < s.group_end(); g += count) {
       const int64_t in_block = wide - g % wide, left = s.group_end() - g;
       p.chunks = s.groups + g;
       p.sums = out + g * kLanes;
       p.runs = in_block < left ? in_block : left;
+      this->take_positions(g * kLanes, p);
       count = multiply(p, rows);
     }
   }
 
   void weigh(const Segment& s, int64_t rows, const float* scores, float* sums) {
-    const int64_t chunk = layout_.chunk();
-    LaneProduct<Element> p;
+    LaneProduct<Kv> p;
     p.chunks = s.chunks + s.chunk_begin();
     p.count = s.chunk_end() - s.chunk_begin();
-    p.steps = chunk / Kv::kPack;
-    p.run_bytes = layout_.run_bytes();
+    p.steps = this->layout_.chunk_bytes() / Kv::kBytes;
+    p.run_bytes = this->layout_.run_bytes();
     p.after = s.after[0];
-    p.rows = reinterpret_cast<const Element*>(scores) + s.chunk_begin() * chunk;
-    p.row_stride = kScoreStride * 4 / static_cast<int64_t>(sizeof(Element));
-    p.sum_stride = layout_.value_stride();
-    const int64_t runs = layout_.value_stride() / kLanes;
+    p.sum_stride = this->layout_.value_stride();
+    this->take_weights(s, scores, p);
+    const int64_t runs = this->layout_.value_stride() / kLanes;
     for (int64_t run = 0; run < runs; run += multiply(p, rows)) {
       p.offset = run * p.run_bytes;
       p.sums = sums + run * kLanes;
       p.runs = runs - run;
     }
   }
-
- private:
-  // Multiplies some of the runs that are left and says how many.
-  static int64_t multiply(const LaneProduct<Element>& p, int64_t rows) {
-    return rows <= 1   ? multiply_rows<1>(p)
-           : rows <= 2 ? multiply_rows<2>(p)
-           : rows <= 3 ? multiply_rows<3>(p)
-           : rows <= 4 ? multiply_rows<4>(p)
-           : rows <= 6 ? multiply_rows<6>(p)
-           : rows <= 8 ? multiply_rows<8>(p)
-                       : multiply_rows<12>(p);
-  }
-
-  template <int kTile>
-  static int64_t multiply_rows(const LaneProduct<Element>& p) {
-    if constexpr (kTile <= kRows) {
-      constexpr int kMost = kAttentionSums / kTile;
-      constexpr int kWide = kMost >= 4 ? 4 : kMost >= 2 ? 2 : 1;
-      if constexpr (kWide >= 4) {
-        if (p.runs >= 4) return run<kTile, 4>(p);
-      }
-      if constexpr (kWide >= 2) {
-        if (p.runs >= 2) return run<kTile, 2>(p);
-      }
-      return run<kTile, 1>(p);
-    }
-    return p.runs;  // there are no such tiles
-  }
-
-  template <int kTile, int kRuns>
-  static int64_t run(const LaneProduct<Element>& p) {
-    multiply_lanes<Kv, kTile, kRuns>(p);
-    return kRuns;
-  }
-
-  const KvLayout& layout_;
 };
 
 static void attention(const AttentionTask& t) {
@@ -169,6 +199,8 @@ static void attention(const AttentionTask& t) {
       return attend<Lanes<KvFp32>>(t);
     case Storage::kFp16:
       return attend<Lanes<KvFp16>>(t);
+    case Storage::kInt8:
+      return attend<Lanes<KvInt8>>(t);
     default:
       return attend<Lanes<KvBf16>>(t);
   }

@@ -114,6 +114,7 @@ struct RopeInfo {
 // Keys and values in pages, or a state of `slot_floats` that every token changes. A latent state
 // is one kv head whose value is a part of its key.
 struct StateInfo {
+  Storage kv = Storage::kBf16;
   int64_t kv_heads = 0, head_dim = 0, value_dim = 0;
   int32_t group = 0;
   int64_t slot_floats = 0;  // 0: pages
@@ -129,7 +130,6 @@ struct ProgramInfo {
   std::vector<std::string> taps;
   int64_t vocab = 0;
   int64_t block_size = 32;
-  Storage kv = Storage::kBf16;
   bool int8_activations = true;
   int32_t embedding = -1;  // the value that an encoder gives
 
@@ -286,7 +286,7 @@ class Executor {
 
   // executor_attention.cpp
   KvLayout layout_of(const StateInfo& state) const {
-    return {program_.kv, state.head_dim, state.value_dim, program_.block_size};
+    return {state.kv, state.head_dim, state.value_dim, program_.block_size};
   }
   // Where the positions of a step's sequences lie.
   struct Pages {

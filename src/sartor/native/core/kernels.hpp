@@ -134,14 +134,34 @@ struct AttentionTask {
 constexpr int64_t kAttentionTaskRows = 256;
 constexpr int64_t kAttentionTile = 32;      // most rows that a path takes at a time
 constexpr int64_t kAttentionSegment = 512;  // positions that are combined before segments are
+// Over an int8 state: most rows at a time, and bytes of a plane of one row's weights.
+constexpr int64_t kAttentionByteRows = 16;
+constexpr int64_t kAttentionPlane = kAttentionSegment + 64;
+// Features that a key or value of an int8 state may have: sums of their products fit int32.
+constexpr int64_t kMostByteFeatures = 512;
 
 // Floats of a row's sums, its highest score and its total.
 SARTOR_INLINE int64_t attention_record(const KvLayout& layout) {
   return layout.value_stride() + kLanes;
 }
-SARTOR_INLINE int64_t attention_scratch(const KvLayout& layout) {
-  return kAttentionTaskRows * (layout.head_dim + kLanes + attention_record(layout)) +
+// Parts of the scratch in its order, in floats: queries; records, scores and sums; of an int8
+// state weights in two planes, and the values of a segment.
+SARTOR_INLINE int64_t attention_queries(const KvLayout& layout) {
+  // Over an int8 state two planes of a row, in whole lines.
+  const int64_t lines = (layout.head_dim + 63) / 64 * 32;
+  return kAttentionTaskRows * (lines > layout.head_dim + kLanes ? lines : layout.head_dim + kLanes);
+}
+SARTOR_INLINE int64_t attention_sums(const KvLayout& layout) {
+  return kAttentionTaskRows * attention_record(layout) +
          kAttentionTile * (kAttentionSegment + kLanes + layout.value_stride());
+}
+SARTOR_INLINE int64_t attention_values_at(const KvLayout& layout) {
+  return attention_queries(layout) + attention_sums(layout) +
+         kAttentionByteRows * kAttentionPlane / 2;
+}
+SARTOR_INLINE int64_t attention_scratch(const KvLayout& layout) {
+  if (layout.storage != Storage::kInt8) return attention_queries(layout) + attention_sums(layout);
+  return attention_values_at(layout) + kAttentionSegment * layout.value_stride() / 4;
 }
 
 // `count` tokens of one kv head, for positions `at` and on of one block.

@@ -42,10 +42,11 @@ static const float kIndex[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 1
 #endif
 #if !defined(SARTOR_LINEAR_ONLY)
 #include "attention.inc.hpp"
+#include "attention_int8.inc.hpp"
+#include "attention_lanes.inc.hpp"
 #if defined(__AVX512BF16__)
 #include "attention_bf16.inc.hpp"
 #endif
-#include "attention_lanes.inc.hpp"
 #if !defined(SARTOR_ATTENTION_ONLY)
 #include "kv_write.inc.hpp"
 #include "recurrent.inc.hpp"

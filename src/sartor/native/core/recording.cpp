@@ -139,8 +139,8 @@ void transfer(Archive& a, RopeInfo& x) {
 }
 template <typename Archive>
 void transfer(Archive& a, StateInfo& x) {
-  auto& [kv_heads, head_dim, value_dim, group, slot_floats] = x;
-  each(a, kv_heads, head_dim, value_dim, group, slot_floats);
+  auto& [kv, kv_heads, head_dim, value_dim, group, slot_floats] = x;
+  each(a, kv, kv_heads, head_dim, value_dim, group, slot_floats);
 }
 template <typename Archive>
 void transfer(Archive& a, Matrix& x) {
@@ -156,9 +156,9 @@ void transfer(Archive& a, Matrix& x) {
 }
 template <typename Archive>
 void transfer(Archive& a, ProgramInfo& x) {
-  auto& [values, instructions, matrices, vectors, ropes, states, taps, vocab, block_size, kv,
+  auto& [values, instructions, matrices, vectors, ropes, states, taps, vocab, block_size,
          int8_activations, embedding] = x;
-  each(a, values, instructions, matrices, vectors, ropes, states, taps, vocab, block_size, kv,
+  each(a, values, instructions, matrices, vectors, ropes, states, taps, vocab, block_size,
        int8_activations, embedding);
 }
 

@@ -16,11 +16,14 @@ enum class Storage : int32_t {
   kBf16 = 2,
   kAffine = 3,
   kLookup = 4,
-  kFp8 = 5
+  kFp8 = 5,
+  kInt8 = 6  // of the state: codes, and a scale for each vector
 };
 
 SARTOR_INLINE int64_t storage_bytes(Storage storage) {
-  return storage == Storage::kFp32 ? 4 : storage == Storage::kFp8 ? 1 : 2;
+  return storage == Storage::kFp32                               ? 4
+         : storage == Storage::kFp8 || storage == Storage::kInt8 ? 1
+                                                                 : 2;
 }
 
 }  // namespace sartor

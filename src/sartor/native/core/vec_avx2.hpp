@@ -281,6 +281,41 @@ static inline I i_load_bytes(const int8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))};
 }
+// 16-bit whole numbers times unsigned bytes, as vec_planes.hpp says: here the numbers stay whole,
+// and the bytes become words. Of four numbers the first and the third lie together, as the even
+// bytes do.
+constexpr int kWideBytes = 8;
+constexpr int kWideSums = 1;
+
+struct WideStep {
+  Q even, odd;
+};
+struct WideSum {
+  I sum;
+};
+static inline void wide_store(int8_t* row, int64_t, int64_t at, F x) {
+  const I whole = i_from(x);
+  __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(whole.lo, whole.hi), 0xD8);
+  words = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(words, 0xD8), 0xD8);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + 2 * at), words);
+}
+static inline WideStep wide_load(const uint8_t* p) {
+  const Q x = q_load(p);
+  const __m256i byte = _mm256_set1_epi16(255);
+  return {{_mm256_and_si256(x.lo, byte), _mm256_and_si256(x.hi, byte)},
+          {_mm256_srli_epi16(x.lo, 8), _mm256_srli_epi16(x.hi, 8)}};
+}
+static inline WideSum wide_start(int32_t from) { return {i_set(from)}; }
+static inline WideSum wide_dot(WideSum sum, WideStep x, const int8_t* y, int64_t) {
+  const __m256i even = a_load(y).v, odd = a_load(y + 4).v;
+  const auto add = [&](__m256i to, __m256i a, __m256i b) {
+    return _mm256_add_epi32(_mm256_add_epi32(to, _mm256_madd_epi16(a, even)),
+                            _mm256_madd_epi16(b, odd));
+  };
+  return {{add(sum.sum.lo, x.even.lo, x.odd.lo), add(sum.sum.hi, x.even.hi, x.odd.hi)}};
+}
+static inline F wide_total(WideSum sum) { return f_from(sum.sum); }
+#include "vec_wide64.hpp"
 template <int kByte>
 static inline F f_byte(Q w) {
   const __m256i mask = _mm256_set1_epi32(255);

@@ -151,6 +151,48 @@ static inline void i_store_bytes(int8_t* p, const I (&x)[4]) {
 static inline I i_load_bytes(const int8_t* p) {
   return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
+#include "vec_planes.hpp"
+// vec_wide64.hpp, by words and bytes. Codes of what is not a number are some.
+struct WideCount {
+  __m512i high = _mm512_setzero_si512(), low = _mm512_setzero_si512();
+  int32_t total() const {
+    return 256 * _mm512_reduce_add_epi32(high) + _mm512_reduce_add_epi32(low);
+  }
+};
+static inline void wide_store(int8_t* row, int64_t n, int64_t at, const F (&x)[4], float,
+                              WideCount& count) {
+  const __m512i words[2] = {
+      _mm512_packs_epi32(_mm512_cvtps_epi32(x[0].v), _mm512_cvtps_epi32(x[1].v)),
+      _mm512_packs_epi32(_mm512_cvtps_epi32(x[2].v), _mm512_cvtps_epi32(x[3].v))};
+  const __m512i half = _mm512_set1_epi16(128), byte = _mm512_set1_epi16(255);
+  const auto high_of = [half](__m512i w) {
+    return _mm512_srai_epi16(_mm512_add_epi16(w, half), 8);
+  };
+  const auto in_order = [](__m512i bytes) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_epi32(order, bytes);
+  };
+  const __m512i high = _mm512_packs_epi16(high_of(words[0]), high_of(words[1]));
+  const __m512i low =
+      _mm512_packus_epi16(_mm512_and_si512(words[0], byte), _mm512_and_si512(words[1], byte));
+  _mm512_storeu_si512(row + at, in_order(high));
+  _mm512_storeu_si512(row + n + at, in_order(low));
+  const __m512i ones = _mm512_set1_epi8(1);
+  count.high = _mm512_dpbusd_epi32(count.high, ones, high);
+  count.low = _mm512_dpbusd_epi32(count.low, ones, low);
+}
+// 2^x to about 2e-7 relative, 0 far below -126.
+static inline F f_exp2(F x) {
+  const __m512 r = _mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  __m512 p = _mm512_set1_ps(0x1.ec320ap-10f);  // the least maximum of the relative error
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.26900cp-7f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.c95446p-5f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.ebd5a8p-3f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.62e4f6p-1f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.fffffep-1f));
+  return {_mm512_scalef_ps(p, x.v)};
+}
+#define SARTOR_HAS_EXP2
 template <int kByte>
 static inline F f_byte(Q w) {
   __m512i b = w.v;

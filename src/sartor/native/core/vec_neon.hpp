@@ -265,6 +265,8 @@ static inline void sum_bytes(const int8_t* p, int32_t* sums) {
   sums[1] = vaddlvq_s8(vld1q_s8(p + 16));
 }
 #include "vec_fours.hpp"
+#include "vec_planes.hpp"
+#include "vec_wide64.hpp"
 template <int kByte>
 static inline F f_byte(Q w) {
   return each<F>(

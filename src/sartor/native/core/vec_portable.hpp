@@ -255,6 +255,8 @@ static inline void sum_bytes(const int8_t* p, int32_t* sums) {
   for (int i = 0; i < 32; ++i) sums[i / 16] += p[i];
 }
 #include "vec_fours.hpp"
+#include "vec_planes.hpp"
+#include "vec_wide64.hpp"
 // Byte k of each lane as float.
 template <int kByte>
 static inline F f_byte(Q w) {
