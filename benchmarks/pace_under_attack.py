@@ -138,7 +138,7 @@ def main() -> int:
     found = []
     with server(model) as address:
         for name, make in {"(none)": lambda *_: "", **BODIES}.items():
-            body = make(model, options.bytes)[: options.bytes].encode()
+            body = make(model, options.bytes - len(model) - 64).encode()
             found.append(pace(address, model, name, body, options.seconds))
             if not options.json:
                 row = found[-1]

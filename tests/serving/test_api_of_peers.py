@@ -479,7 +479,8 @@ def test_embeddings_of_what_is_no_text(encoder: ServerProcess, wrong: Any) -> No
 def test_equal_texts_have_equal_vectors(encoder: ServerProcess) -> None:
     body = {"model": encoder.name, "input": ["the cat sat"] * 5}
     data = encoder.post("/v1/embeddings", body).json()["data"]
-    assert all(entry["embedding"] == data[0]["embedding"] for entry in data)
+    for entry in data:  # numpy's products differ a little with the number of rows
+        assert entry["embedding"] == pytest.approx(data[0]["embedding"], abs=1e-5)
 
 
 @pytest.mark.parametrize("chat", [False, True])

@@ -249,3 +249,14 @@ def test_limits_must_make_sense() -> None:
     for wrong in ({"body_bytes": 0}, {"max_tokens": -1}, {"body_seconds": float("nan")}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             ServerLimits(**wrong)  # type: ignore[arg-type]
+
+
+def test_no_answer_waits_for_an_acknowledgement(strict: ServerProcess) -> None:
+    """40 ms, where a socket holds back small writes until the client has confirmed the last."""
+    times = []
+    with RawClient(strict) as client:
+        for _ in range(60):
+            begin = time.monotonic()
+            client.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").answer()
+            times.append(time.monotonic() - begin)
+    assert sorted(times)[30] < 0.035
