@@ -17,7 +17,7 @@
 
 namespace sartor {
 
-constexpr uint64_t kRecordingMark = 0x31304352'54524153;  // "SARTRC01"; count up with the format
+constexpr uint64_t kRecordingMark = 0x33304352'54524153;  // "SARTRC03"; count up with the format
 
 struct Recording {
   std::string name;
