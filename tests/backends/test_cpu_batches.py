@@ -50,6 +50,7 @@ def _ragged(starts: list[int], rows: int) -> Ragged:
         ({"block_tables": [[0]]}, "shorter than its sequence"),
         ({"tokens": [VOCAB] * 20}, "outside the vocabulary"),
         ({"output_rows": [20] * 20}, "outside the tokens"),
+        ({"copies": [[0, 9]]}, "copy of a block that was not allocated"),
         ({"adapters": [3]}, "an adapter that is not loaded"),
         ({"embedding_rows": [20]}, "each embedding|outside the tokens"),
     ],
@@ -59,11 +60,11 @@ def test_a_batch_that_does_not_fit_is_refused(
 ) -> None:
     good = _batch(executable.program, [(TOKENS[:20], 0, 0)])
     arrays = {name: np.array(value, np.int32) for name, value in changes.items()}
-    if "block_tables" in arrays:
-        tables = tuple(arrays["block_tables"] for _ in executable.program.groups())
-        bad = dataclasses.replace(good, block_tables=tables)
-    else:
-        bad = dataclasses.replace(good, **arrays)
+    of_groups = {
+        name: (array,) * len(executable.program.groups()) if array.ndim == 2 else array
+        for name, array in arrays.items()
+    }
+    bad = dataclasses.replace(good, **of_groups)
     with pytest.raises((UsageError, ValueError, IndexError), match=words):
         executable.submit(bad)
     assert len(executable.collect(executable.submit(good)).tokens) == 20

@@ -75,3 +75,16 @@ def test_preempted_equals_uninterrupted() -> None:
     assert {key: tokens(chunks) for key, chunks in squeezed.items()} == {
         key: tokens(chunks) for key, chunks in roomy.items()
     }
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_choices_go_on_from_one_prompt(cache: bool) -> None:
+    r = request("a", prompt(6, 70), n=3, temperature=0.8, logprobs=0)
+    engine = engine_of((0, 40), prefix_cache=cache)
+    together = run(engine, r)
+    assert sum(record.prompt_tokens for record in engine.records) == 70
+    for choice in range(3):
+        others = [[1] * 12 if c != choice else [] for c in range(3)]
+        lone = request("a", r.prompt, n=3, temperature=0.8, logprobs=0, emitted=others)
+        alone = run(engine_of((0, 40)), lone)
+        assert_close({("a", choice): together["a", choice]}, {("a", choice): alone["a", choice]})

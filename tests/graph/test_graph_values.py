@@ -49,6 +49,9 @@ def test_row_of_parameters() -> None:
     assert not SamplingParams().needs_history
 
 
+COPY = np.array([[0, 1], [0, 2]], np.int32)
+
+
 def _batch(**changes: Any) -> Batch:
     empty = Ragged.of([np.zeros(0, np.int32)], np.int32)
     batch = Batch(
@@ -69,6 +72,7 @@ def _batch(**changes: Any) -> Batch:
 
 def test_batch_that_fits() -> None:
     _batch().validate()
+    _batch(copies=(COPY,)).validate()
 
 
 @pytest.mark.parametrize(
@@ -83,6 +87,11 @@ def test_batch_that_fits() -> None:
         ({"output_rows": np.array([-1], np.int32)}, "output row"),
         ({"output_rows": np.array([0, 1], np.int32)}, "sampling"),
         ({"block_tables": (np.zeros(2, np.int32),)}, "block table"),
+        ({"copies": (COPY, COPY)}, "copies for 2 of 1 state groups"),
+        ({"copies": (np.zeros(2, np.int32),)}, "copies of shape"),
+        ({"copies": (-COPY,)}, "copy of no block"),
+        ({"copies": (np.array([[0, 2], [1, 2]], np.int32),)}, "copies into one block"),
+        ({"copies": (np.array([[0, 1], [1, 2]], np.int32),)}, "of one that is written"),
     ],
 )
 def test_batch_that_does_not_fit(changes: dict[str, Any], message: str) -> None:

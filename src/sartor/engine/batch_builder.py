@@ -61,6 +61,7 @@ class BatchBuilder:
         tokens, positions, starts = self._tokens, self._positions, self._starts
         outputs: list[Sequence] = []
         vectors: list[tuple[I32, F32]] = []
+        forked: list[Sequence] = []
         at, width = 0, 0
         adapted = False
         for i, (sequence, count) in enumerate(items):
@@ -72,6 +73,8 @@ class BatchBuilder:
                 places, given = sequence.embedded.between(computed, stop)
                 if len(places):
                     vectors.append((places + np.int32(at - computed), given))
+            if sequence.copied:
+                forked.append(sequence)
             at += count
             starts[i + 1] = at
             self._contexts[i] = computed
@@ -113,8 +116,21 @@ class BatchBuilder:
             adapters=self._adapters[:count] if adapted else _NO_IDS,
             embedding_rows=_joined([places for places, _ in vectors], _NO_IDS),
             embeddings=_joined([rows for _, rows in vectors], _NO_VECTORS),
+            copies=self._copies(forked) if forked else (),
         )
         return batch, outputs
+
+    def _copies(self, sequences: List[Sequence]) -> tuple[I32, ...]:
+        """The first step of sequences that begin within a block of another one."""
+        sources = np.array([s.copied for s in sequences], np.int32)
+        slots = [s.slot for s in sequences]
+        runs = [s.computed // self._cache.block_size for s in sequences]
+        for sequence in sequences:
+            sequence.copied = ()
+        return tuple(
+            np.stack([sources[:, group], table[slots, runs]], axis=1)
+            for group, table in enumerate(self._cache.tables)
+        )
 
     def _states(self, table: I32, starts: I32, count: int, width: int) -> I32:
         """Of a recurrent group: the blocks that a step reads and writes, and no others."""

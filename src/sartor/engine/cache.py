@@ -26,12 +26,15 @@ class Prefix:
 
     ``tokens`` need no computing; ``cost`` is, per group, the cached blocks that stop being
     available. ``hold`` asks to wait: another sequence is computing more of the same prefix.
+    Where ``fork`` is set, the last of the tokens are those of a partial block: that of a running
+    sequence, which is copied; without a prefix tree its whole blocks are held too.
     """
 
     nodes: tuple[Node, ...]
     tokens: int
     cost: tuple[int, ...]
     hold: bool = False
+    fork: Sequence | None = None
 
 
 class StateCache:
@@ -93,25 +96,48 @@ class StateCache:
         if self._prefix_cache:
             nodes = self._tree.match(sequence.root, sequence.block_keys(self.block_size))
         tokens = len(nodes) * self.block_size
-        cost = tuple(
+        return Prefix(tuple(nodes), tokens, self._cost(nodes, tokens))
+
+    def _cost(self, nodes: List[Node], tokens: int) -> tuple[int, ...]:
+        return tuple(
             sum(not pool.references[n.blocks[g]] for n in nodes[self.first_visible(g, tokens) :])
             for g, pool in enumerate(self.pools)
         )
-        return Prefix(tuple(nodes), tokens, cost)
+
+    def fork(self, prefix: Prefix, other: Sequence, tokens: int) -> Prefix | None:
+        """``prefix`` and what follows it up to ``tokens``, from a running sequence that has computed
+        these same tokens; changes nothing. None where a block that it takes is gone, because a
+        window slid on, or not in the tree yet. Not for programs with recurrent groups.
+        """
+        whole = tokens // self.block_size
+        if self._prefix_cache and len(prefix.nodes) < whole:
+            return None
+        for group in range(len(self.pools)):
+            needed = whole if self._prefix_cache else self.first_visible(group, tokens)
+            if other.first[group] > needed:
+                return None
+        return Prefix(prefix.nodes, tokens, self._cost(prefix.nodes, tokens), fork=other)
 
     def admit(self, sequence: Sequence, prefix: Prefix) -> None:
         """Gives a waiting sequence a slot and the blocks of its prefix."""
         sequence.slot = self._slots.pop()
         sequence.computed = sequence.start = prefix.tokens
-        sequence.end = sequence.shared = len(prefix.nodes)
+        sequence.end = whole = prefix.tokens // self.block_size
+        sequence.shared = len(prefix.nodes)
         sequence.first = []
+        other = prefix.fork
+        if other is not None and prefix.tokens % self.block_size:
+            sequence.copied = tuple(int(table[other.slot, whole]) for table in self.tables)
         for group, pool in enumerate(self.pools):
             first = self.first_visible(group, prefix.tokens)
             sequence.first.append(first)
-            held = [node.blocks[group] for node in prefix.nodes[first:]]
+            if other is None or self._prefix_cache:
+                held = [node.blocks[group] for node in prefix.nodes[first:]]
+            else:
+                held = self.tables[group][other.slot, first:whole].tolist()
             for block in held:
                 pool.hold(block)
-            self.tables[group][sequence.slot, first : sequence.end] = held
+            self.tables[group][sequence.slot, first:whole] = held
         if self._prefix_cache:
             sequence.node = prefix.nodes[-1] if prefix.nodes else self._tree.root(sequence.root)
             self._tree.pin(sequence.node)
@@ -189,6 +215,7 @@ class StateCache:
             return
         for group, first in enumerate(sequence.first):
             self._drop(sequence, group, first, sequence.end)
+        sequence.copied = ()
         self._slots.append(sequence.slot)
         sequence.slot, sequence.end, sequence.shared, sequence.computed = -1, 0, 0, 0
         sequence.first = []

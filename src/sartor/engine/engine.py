@@ -103,6 +103,9 @@ class Engine:
         self._groups = groups
         self._blocks = tuple(state_blocks)
         self._prefix_cache = plan.prefix_cache
+        # A recurrent state is kept where a step ends, so after the last token of a prompt; the
+        # other choices have to compute that token themselves.
+        self._forks = capabilities.copies and all(group.kind == "paged" for group in groups)
         self._adapters = AdapterTable(executable, capabilities.adapters)
         self._arrivals = 0
         self._steps = 0
@@ -416,20 +419,39 @@ class Engine:
                 return _HELD  # nothing has changed
             sequence.waits_for = None
         prefix = self._cache.match(sequence)
-        if not self._prefix_cache:
-            return prefix
         stop = prefix.tokens + block_size
-        if stop >= sequence.length:
-            return prefix
-        for other in (*self._running, *admitted):
-            if (
-                other.shared * block_size < stop <= other.length
-                and other.root == sequence.root
-                and sequence.begins_like(other, stop, block_size)
-            ):
-                sequence.waits_for = other, stop
-                return _HELD
+        if self._prefix_cache and stop < sequence.length:
+            for other in (*self._running, *admitted):
+                if (
+                    other.shared * block_size < stop <= other.length
+                    and other.root == sequence.root
+                    and sequence.begins_like(other, stop, block_size)
+                ):
+                    sequence.waits_for = other, stop
+                    return _HELD
+        if self._forks and sequence.request.params.n > 1:
+            return self._fork(sequence, admitted, prefix)
         return prefix
+
+    def _fork(self, sequence: Sequence, admitted: List[Sequence], prefix: Prefix) -> Prefix:
+        """What a choice can reuse of others of its request: their prompt, which it waits for while
+        one is computing it, but for the last token, whose logits it draws its first token from.
+        """
+        request = sequence.request
+        tokens = min(len(request.prompt), sequence.length - 1)
+        if tokens <= prefix.tokens:
+            return prefix
+        computing = any(other.request is request for other in admitted)
+        for other in self._sequences[request.id]:
+            if other.slot < 0:
+                continue
+            if other.computed < tokens:
+                computing = True
+                continue
+            fork = self._cache.fork(prefix, other, tokens)
+            if fork is not None:
+                return fork
+        return _HELD if computing else prefix
 
     def _fail(
         self, items: List[tuple[Sequence, int]], error: Exception, chunks: list[Chunk]

@@ -24,7 +24,8 @@ class Sequence:
     The cache writes the fields from ``slot`` on. The sequence holds blocks ``[first[g], end)``
     of each state group g, in row ``slot`` of that group's table; the first ``shared`` of them
     are in the prefix tree, and ``node`` is the last of these. ``start`` tokens were computed
-    when it got the slot.
+    when it got the slot. ``copied`` has the block of each group whose content goes into the first
+    block of its own before its first step; empty where it starts with whole blocks.
     """
 
     __slots__ = (
@@ -33,6 +34,7 @@ class Sequence:
         "bias_tokens",
         "bias_values",
         "computed",
+        "copied",
         "embedded",
         "end",
         "first",
@@ -93,6 +95,7 @@ class Sequence:
         self.end = 0
         self.first: list[int] = []
         self.shared = 0
+        self.copied: tuple[int, ...] = ()
         self.node: Node | None = None
 
     @property

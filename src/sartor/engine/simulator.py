@@ -201,7 +201,7 @@ class _NoText:
         raise UsageError("a simulated model has no text")
 
 
-_CAPABILITIES = Capabilities(operators=frozenset())
+_CAPABILITIES = Capabilities(operators=frozenset(), copies=True)
 _TOKENIZER = Tokenizer(
     encoder=_NoText(),
     bytes_of=lambda token: b"",

@@ -13,7 +13,7 @@ from sartor.errors import UsageError
 
 I32 = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
-BATCH_VERSION = 2
+BATCH_VERSION = 3
 NO_ADAPTER = -1
 
 
@@ -94,6 +94,11 @@ class Batch:
                   their ids are placeholders
     adapters      ``[S]`` the adapter of each sequence, :data:`NO_ADAPTER` for none; empty where
                   no sequence has one
+    copies        per state group ``[n, 2]``, source and destination block: what the state holds
+                  in the first when the step begins, it holds in the second too before the step
+                  reads or writes anything. No block is a destination twice, or a source as well.
+                  Empty where nothing is copied; only for backends whose
+                  :class:`~sartor.graph.Capabilities` name ``copies``
     """
 
     tokens: I32
@@ -111,6 +116,7 @@ class Batch:
     embedding_rows: I32 = field(default_factory=_no_rows)
     embeddings: F32 = field(default_factory=_no_vectors)
     adapters: I32 = field(default_factory=_no_rows)
+    copies: tuple[I32, ...] = ()
     version: int = BATCH_VERSION
 
     def validate(self) -> None:
@@ -159,6 +165,22 @@ class Batch:
         for table in self.block_tables:
             if table.ndim != 2 or len(table) != sequences:
                 raise UsageError(f"batch: a block table of shape {table.shape}")
+        if self.copies:
+            self._validate_copies()
+
+    def _validate_copies(self) -> None:
+        if len(self.copies) != len(self.block_tables):
+            raise UsageError(
+                f"batch: copies for {len(self.copies)} of {len(self.block_tables)} state groups"
+            )
+        for copies in self.copies:
+            if copies.ndim != 2 or copies.shape[1] != 2:
+                raise UsageError(f"batch: copies of shape {copies.shape} instead of [n, 2]")
+            sources, destinations = set(copies[:, 0].tolist()), set(copies[:, 1].tolist())
+            if copies.min(initial=0) < 0:
+                raise UsageError("batch: a copy of no block")
+            if len(destinations) < len(copies) or sources & destinations:
+                raise UsageError("batch: copies into one block, or of one that is written")
 
 
 @dataclass(frozen=True)

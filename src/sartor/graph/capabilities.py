@@ -18,6 +18,8 @@ class Capabilities:
     adapters         linear layers take low-rank adapters
     asynchronous     ``submit`` returns before the step is done, and a batch may name outputs of
                      the one before it: the engine prepares a step while another runs
+    copies           steps copy blocks of paged state (``Batch.copies``): choices of one request
+                     go on from a prompt that was computed once
     bitwise          results do not depend on company, chunking or threads
     """
 
@@ -29,4 +31,5 @@ class Capabilities:
     block_sizes: tuple[int, ...] = (16, 32, 64, 128, 256)
     adapters: bool = False
     asynchronous: bool = False
+    copies: bool = False
     bitwise: bool = False

@@ -228,7 +228,8 @@ StepInput make_step(const PyExecutor& self, const In<int32_t>& tokens, const In<
                     const In<int32_t>& bias_starts, const In<float>& bias_values,
                     const std::vector<std::optional<In<float>>>& rope_frequencies,
                     const std::vector<bool>& wanted_taps, const In<int32_t>& adapters,
-                    const In<int32_t>& embedding_rows, const In<float>& embeddings) {
+                    const In<int32_t>& embedding_rows, const In<float>& embeddings,
+                    const std::vector<In<int32_t>>& copies) {
   const ProgramInfo& program = self.executor.program();
   StepInput step;
   step.tokens = static_cast<int64_t>(tokens.size());
@@ -284,6 +285,16 @@ StepInput make_step(const PyExecutor& self, const In<int32_t>& tokens, const In<
     require(table.ndim() == 2 && static_cast<int64_t>(table.shape(0)) == step.sequences,
             "batch: block table shape");
     step.tables.push_back({table.data(), static_cast<int64_t>(table.shape(1))});
+  }
+  require(copies.empty() || copies.size() == step.tables.size(),
+          "batch: copies for some state groups only");
+  for (size_t g = 0; g < copies.size(); ++g) {
+    require(copies[g].size() % 2 == 0, "batch: a copy needs a source and a destination");
+    const int64_t count = g < self.blocks.size() ? self.blocks[g] : 0;
+    for (size_t i = 0; i < copies[g].size(); ++i)
+      require(copies[g].data()[i] >= 0 && copies[g].data()[i] < count,
+              "batch: a copy of a block that was not allocated");
+    step.copies.push_back({copies[g].data(), static_cast<int64_t>(copies[g].size() / 2)});
   }
   std::vector<bool> recurrent(step.tables.size(), false);
   for (const StateInfo& state : program.states)

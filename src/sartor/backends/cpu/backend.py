@@ -109,6 +109,7 @@ class CpuBackend:
             activations=frozenset({"int8", "fp32"}),
             kv_formats=frozenset({"bf16", "fp16", "fp32", "int8"}),
             adapters=True,
+            copies=True,
             bitwise=True,
         )
 
@@ -368,6 +369,7 @@ class CpuExecutable:
             batch.adapters,
             batch.embedding_rows,
             batch.embeddings,
+            list(batch.copies),
         )
 
     def _rope_frequencies(self, index: int, batch: Batch) -> Any:

@@ -62,6 +62,7 @@ class NullBackend:
             activations=frozenset({"fp32", "int8"}),
             kv_formats=frozenset({"fp32", "bf16", "fp16", "int8"}),
             adapters=True,
+            copies=True,
             asynchronous=device.startswith("null-async"),
             bitwise=True,
         )
@@ -205,6 +206,8 @@ class NullExecutable:
         if len(batch.adapters):
             digests = [self._adapters[i] if i >= 0 else 0 for i in batch.adapters.tolist()]
             values ^= np.array(digests, np.uint64)[sequences]
+        for state, copies in zip(self._state, batch.copies, strict=False):
+            state[copies[:, 1]] = state[copies[:, 0]]
         size = self.plan.block_size
         states: dict[int, list[int]] = {}
         for group, (table, state) in enumerate(zip(batch.block_tables, self._state, strict=True)):

@@ -58,6 +58,7 @@ class ReferenceBackend:
             activations=frozenset({"fp32", "int8"}),
             kv_formats=frozenset({"fp32", "bf16", "fp16", "int8"}),
             adapters=True,
+            copies=True,
         )
 
     def pack(
@@ -124,6 +125,7 @@ class ReferenceExecutable:
             raise UsageError("reference backend: allocate_state before the first step")
         handle = self._next_handle
         self._next_handle += 1
+        self.state.copy(batch)
         self._finished[handle] = Step(self, self._resolved(batch)).run()
         return handle
 

@@ -87,6 +87,15 @@ class ReferenceState:
     def free(self) -> None:
         self._arrays = []
 
+    def copy(self, batch: Batch) -> None:
+        """Makes the copies of blocks that a batch begins with."""
+        if not batch.copies:
+            return
+        for state, group in self._group_of.items():
+            sources, destinations = batch.copies[group].T
+            for array in self._arrays[state]:
+                array[destinations] = array[sources]
+
     # Pages ----------------------------------------------------------------------------
 
     def _slots(

@@ -38,6 +38,7 @@ class TorchBackend:
             activations=frozenset({"fp32", "int8"}),
             kv_formats=frozenset({"bf16", "fp16", "fp32", "int8"}),
             adapters=True,
+            copies=True,
             asynchronous=place.type == "cuda",
         )
 

@@ -207,6 +207,7 @@ class TorchExecutable:
         self._check(batch)
         rows = len(batch.output_rows)
         with self._working():
+            self._copy_blocks(batch)
             outcome, sampling = self._launch(batch)
             tensors = {f"tap.{name}": tap for name, tap in outcome.taps.items()}
             if not self.program.samples:
@@ -233,6 +234,13 @@ class TorchExecutable:
         sizes = (len(batch.tokens), rows, len(batch.contexts))
         self._largest = tuple(map(max, self._largest, sizes))  # type: ignore[assignment]
         return handle
+
+    def _copy_blocks(self, batch: Batch) -> None:
+        """Before the step and outside of its graph: the number of copies is no part of a shape."""
+        if batch.copies:
+            pairs = {str(g): c.T.astype(np.int64) for g, c in enumerate(batch.copies)}
+            for group, on_device in upload(pairs, self.device).items():
+                self.state.copy(int(group), on_device)
 
     def _launch(self, batch: Batch) -> tuple[Outcome, SamplingShape]:
         in_flight = bool((batch.tokens < 0).any())

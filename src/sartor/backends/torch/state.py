@@ -138,6 +138,13 @@ class TorchState:
     def free(self) -> None:
         self._pools, self.scratch = [], ()
 
+    def copy(self, group: int, pairs: Tensor) -> None:
+        """Copies blocks of a group: ``pairs [2, n]`` are sources and destinations."""
+        sources, destinations = pairs
+        for state in self._groups[group].states:
+            for pool in self._pools[state]:
+                pool.index_copy_(0, destinations, pool.index_select(0, sources))
+
     def write(self, state: int, slots: Tensor, *rows: Tensor) -> None:
         """Stores rows ``[T, features]`` at ``slots [T]``: block times block size plus offset."""
         for pool, given in zip(self._pools[state], rows, strict=True):

@@ -178,6 +178,7 @@ StepResult Executor::run(const StepInput& step) {
   }
   for (size_t s = 0; s < slots_.size(); ++s) slots_[s].floats(needed[s]);
   prepare_ropes(step);
+  copy_blocks(step);
   using Clock = std::chrono::steady_clock;
   for (size_t i = 0; i < program_.instructions.size(); ++i) {
     const Instruction& instruction = program_.instructions[i];

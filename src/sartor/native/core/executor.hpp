@@ -152,6 +152,12 @@ struct BlockTable {
   int64_t width = 0;  // entries a sequence
 };
 
+// Blocks of one group whose state goes on in others: pairs of source and destination.
+struct BlockCopies {
+  const int32_t* pairs = nullptr;
+  int64_t count = 0;
+};
+
 struct StepInput {
   int64_t tokens = 0, sequences = 0, outputs = 0;
   const int32_t* token_ids = nullptr;
@@ -159,6 +165,7 @@ struct StepInput {
   const int32_t* starts = nullptr;
   const int32_t* contexts = nullptr;
   std::vector<BlockTable> tables;
+  std::vector<BlockCopies> copies;  // of each group, made before the step; empty: none at all
   const int32_t* output_rows = nullptr;
   const SamplingRow* sampling = nullptr;
   const int32_t *history = nullptr, *history_starts = nullptr;
@@ -306,6 +313,7 @@ class Executor {
   void attention(const Instruction& instruction, const StepInput& step);
   void self_attention(const Instruction& instruction, const StepInput& step);
   // executor_state.cpp
+  void copy_blocks(const StepInput& step);
   void short_conv(const Instruction& instruction, const StepInput& step);
   void recurrent_scan(const Instruction& instruction, const StepInput& step);
   // The slots that hold a sequence's state before and after the step; before is null at its start.

@@ -1,7 +1,28 @@
-// What a step does with recurrent state.
+// What a step does with whole blocks of state, and with recurrent state.
+#include <cstring>
+
 #include "executor.hpp"
 
 namespace sartor {
+
+void Executor::copy_blocks(const StepInput& step) {
+  if (step.copies.empty()) return;
+  for (size_t s = 0; s < program_.states.size(); ++s) {
+    const StateInfo& state = program_.states[s];
+    const BlockCopies& copies = step.copies[index(state.group)];
+    const auto copy = [&](const Buffer& buffer, int64_t bytes) {
+      for (int64_t i = 0; i < copies.count; ++i)
+        std::memcpy(buffer.bytes() + copies.pairs[2 * i + 1] * bytes,
+                    buffer.bytes() + copies.pairs[2 * i] * bytes, index(bytes));
+    };
+    if (state.slot_floats) {
+      copy(keys_[s], state.slot_floats * 4);
+      continue;
+    }
+    copy(keys_[s], state.kv_heads * layout_of(state).key_bytes());
+    copy(values_[s], state.kv_heads * layout_of(state).value_bytes());
+  }
+}
 
 Executor::Slots Executor::slots_of(const Instruction& n, const StepInput& step, int64_t s) {
   const StateInfo& state = program_.states[index(n.state)];

@@ -164,9 +164,9 @@ void transfer(Archive& a, ProgramInfo& x) {
 
 template <typename Archive>
 void transfer_step(Archive& a, StepInput& x, const ProgramInfo& program) {
-  auto& [tokens, sequences, outputs, token_ids, positions, starts, contexts, tables, output_rows,
-         sampling, history, history_starts, bias_tokens, bias_starts, bias_values, adapters,
-         embeddings, embedding_rows, embedding_values, rope_frequencies, wanted_taps] = x;
+  auto& [tokens, sequences, outputs, token_ids, positions, starts, contexts, tables, copies,
+         output_rows, sampling, history, history_starts, bias_tokens, bias_starts, bias_values,
+         adapters, embeddings, embedding_rows, embedding_values, rope_frequencies, wanted_taps] = x;
   each(a, tokens, sequences, outputs, embeddings, wanted_taps);
   a.array(token_ids, tokens);
   a.array(positions, tokens);
@@ -177,6 +177,12 @@ void transfer_step(Archive& a, StepInput& x, const ProgramInfo& program) {
     auto& [data, width] = table;
     transfer(a, width);
     a.array(data, sequences * width);
+  }
+  a.count(copies);
+  for (BlockCopies& group : copies) {
+    auto& [pairs, count] = group;
+    transfer(a, count);
+    a.array(pairs, 2 * count);
   }
   a.array(output_rows, outputs);
   a.array(sampling, outputs);

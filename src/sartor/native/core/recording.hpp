@@ -17,7 +17,7 @@
 
 namespace sartor {
 
-constexpr uint64_t kRecordingMark = 0x32304352'54524153;  // "SARTRC02"; count up with the format
+constexpr uint64_t kRecordingMark = 0x33304352'54524153;  // "SARTRC03"; count up with the format
 
 struct Recording {
   std::string name;
