@@ -40,7 +40,7 @@ if "adapters" in more:
 if "telemetry" in more:
     more["telemetry"] = Telemetry(**more["telemetry"])
 try:
-    code = serve(o["models"], port=0, plan=ExecutionPlan(**o["plan"]), timing=Timing(**o["timing"]),
+    code = serve(o["models"], port=more.pop("port", 0), plan=ExecutionPlan(**o["plan"]), timing=Timing(**o["timing"]),
                  **more)
 except SartorError as error:
     sys.exit(f"error: {error}")
@@ -60,6 +60,7 @@ class ServerProcess:
         timing: dict[str, float] | None = None,
         plan: dict[str, Any] | None = None,
         wait: bool = True,
+        environment: dict[str, str] | None = None,
         **more: Any,
     ) -> None:
         options = {
@@ -73,6 +74,7 @@ class ServerProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if not wait else None,
             text=True,
+            env={**os.environ, **(environment or {})},
         )
         self.names = [str(model) for model in models]
         self.url = ""

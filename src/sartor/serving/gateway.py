@@ -19,7 +19,14 @@ from sartor.engine.request import Chunk, FinishReason, Request, TokenLogprob
 from sartor.serving.adapters import Adapters
 from sartor.serving.books import Books
 from sartor.serving.channel import usable_folder
-from sartor.serving.errors import ApiError, internal, invalid, overloaded, unavailable
+from sartor.serving.errors import (
+    ApiError,
+    given_up,
+    internal,
+    invalid,
+    overloaded,
+    unavailable,
+)
 from sartor.serving.frontend import ServedModel
 from sartor.serving.inflight import InFlight, Ledger
 from sartor.serving.lifecycle import Death, Phase, Timing
@@ -32,6 +39,7 @@ from sartor.serving.messages import (
     Refused,
     Submit,
 )
+from sartor.serving.quarantine import Quarantine
 from sartor.serving.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
@@ -138,6 +146,7 @@ class Gateway:
         self._max_requests = max_requests
         self.books = Books(self.models)
         self._ledger = Ledger()
+        self._quarantine = Quarantine(self.timing.quarantine)
         self._answers: dict[str, Answer] = {}
         self._broken: dict[str, str] = {}
         self._settled = asyncio.Event()
@@ -197,7 +206,10 @@ class Gateway:
         return None
 
     def submit(self, model: str, requests: Sequence[Request]) -> Answer:
-        """Takes the prompts of one HTTP request. Raises ApiError 429 or 503."""
+        """Takes the prompts of one HTTP request.
+
+        Raises ApiError 429 or 503, and 500 for one that was given up a short while ago.
+        """
         self._supervisor.ensure_ready()
         if self.draining:
             raise unavailable("the server is shutting down", retry_after=5)
@@ -211,6 +223,12 @@ class Gateway:
             )
         if len(self._ledger) + len(requests) > self._max_requests:
             raise overloaded(self._max_requests)
+        for request in requests:
+            if left := self._quarantine.left(model, request):
+                raise given_up(
+                    "this very request was given up a short while ago, because workers died of "
+                    f"it; change it, or send it again after {left:.0f} s"
+                )
         answer = Answer(self, model, requests)
         for request in requests:
             self._answers[request.id] = answer
@@ -254,6 +272,9 @@ class Gateway:
             if entry is None or answer is None:
                 continue
             if chunk.finish_reason in ("error", "abort"):
+                if entry.suspect:  # the step failed for it alone: workers died of it before
+                    self._quarantine.add(entry.model, entry.request)
+                    self._ledger.absolve()
                 answer.fail(internal(chunk.error or "the engine gave the request up"))
             elif entry.record(chunk):
                 answer.push(chunk, entry.done)
@@ -276,11 +297,12 @@ class Gateway:
     def worker_died(self, cause: str, death: Death) -> None:
         self.books.worker_died(death)
         self.adapters.worker_died()
-        for entry in self._ledger.crash():
+        for entry in self._ledger.crash(outside=death == "signal"):
+            self._quarantine.add(entry.model, entry.request)
             self._release_adapter(entry.request.adapter)
             self._fail(
                 entry.request.id,
-                internal(
+                given_up(
                     "the request was given up, because the worker died twice while it ran this "
                     f"request alone ({cause}); change the request, or report it"
                 ),
