@@ -76,6 +76,7 @@ class ServerProcess:
             text=True,
             env={**os.environ, **(environment or {})},
         )
+        self.backend = backend
         self.names = [str(model) for model in models]
         self.url = ""
         if wait:
@@ -117,11 +118,12 @@ class ServerProcess:
         return self.http.get("/health")
 
     def workers(self) -> list[psutil.Process]:
-        return [
-            child
-            for child in psutil.Process(self.process.pid).children()
-            if "sartor.serving.worker" in child.cmdline()
-        ]
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                if "sartor.serving.worker" in child.cmdline():
+                    found.append(child)
+        return found
 
     def worker(self) -> psutil.Process:
         (worker,) = self.workers()

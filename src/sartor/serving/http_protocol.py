@@ -8,6 +8,7 @@ The body of a request is timed where it is read.
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from typing import Any
 
@@ -19,6 +20,9 @@ from sartor.serving.errors import ApiError, invalid, unavailable
 from sartor.serving.limits import ServerLimits
 
 _SWEEP_SECONDS = 0.5
+_SEND_BUFFER_BYTES = 1 << 18
+"""What the system may keep of an answer that a client does not take. Left alone it grows to
+megabytes a connection, and a client that reads nothing is noticed only once they are full."""
 
 
 class BoundedProtocol(H11Protocol):
@@ -32,6 +36,9 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         if len(self.connections) > self._limits.connections:
             self._refuse(
                 unavailable(
