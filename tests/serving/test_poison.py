@@ -12,7 +12,9 @@ from poison_backend import HARMS, installed
 from reading import Choice, Reading
 from server_process import ServerProcess, wait_until
 
-EIGHT = [{"prompt": f"innocent {i}", "seed": i, "max_tokens": 100, "n": 1 + i % 2} for i in range(8)]
+EIGHT = [
+    {"prompt": f"innocent {i}", "seed": i, "max_tokens": 100, "n": 1 + i % 2} for i in range(8)
+]
 SAYS = {
     "RAISE!": "this prompt cannot be computed",
     "ABORT!": "died twice while it ran this request alone (the worker was killed by signal SIGABRT)",
