@@ -40,7 +40,7 @@ if "adapters" in more:
 if "telemetry" in more:
     more["telemetry"] = Telemetry(**more["telemetry"])
 try:
-    code = serve(o["models"], port=0, plan=ExecutionPlan(**o["plan"]), timing=Timing(**o["timing"]),
+    code = serve(o["models"], port=more.pop("port", 0), plan=ExecutionPlan(**o["plan"]), timing=Timing(**o["timing"]),
                  **more)
 except SartorError as error:
     sys.exit(f"error: {error}")
@@ -60,6 +60,7 @@ class ServerProcess:
         timing: dict[str, float] | None = None,
         plan: dict[str, Any] | None = None,
         wait: bool = True,
+        environment: dict[str, str] | None = None,
         **more: Any,
     ) -> None:
         options = {
@@ -73,7 +74,9 @@ class ServerProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if not wait else None,
             text=True,
+            env={**os.environ, **(environment or {})},
         )
+        self.backend = backend
         self.names = [str(model) for model in models]
         self.url = ""
         if wait:
@@ -115,11 +118,12 @@ class ServerProcess:
         return self.http.get("/health")
 
     def workers(self) -> list[psutil.Process]:
-        return [
-            child
-            for child in psutil.Process(self.process.pid).children()
-            if "sartor.serving.worker" in child.cmdline()
-        ]
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                if "sartor.serving.worker" in child.cmdline():
+                    found.append(child)
+        return found
 
     def worker(self) -> psutil.Process:
         (worker,) = self.workers()

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from sartor.engine.request import Chunk, FinishReason, Request
 from sartor.graph import SamplingParams
 from sartor.serving.inflight import InFlight, Ledger
+from sartor.serving.lifecycle import KILLS_FORGIVEN
 
 
 def entry(name: str, n: int = 1) -> InFlight:
@@ -101,6 +102,63 @@ def test_a_suspect_waits_for_those_that_run() -> None:
     assert book.take() == []
     book.remove("a")
     assert names(book.take()) == "s"
+
+
+def test_kills_from_outside_are_no_crashes() -> None:
+    book = ledger("a")
+    for _ in range(KILLS_FORGIVEN):
+        book.take()
+        assert book.crash(outside=True) == []
+    book.add(entry("b"))
+    assert names(book.take()) == "ab", "nobody is a suspect"
+
+
+def test_a_token_makes_kills_forgotten() -> None:
+    book = ledger("a")
+    for _ in range(5 * KILLS_FORGIVEN):
+        (one,) = book.take()
+        one.record(chunk(0, 7))
+        assert book.crash(outside=True) == []
+    assert not one.suspect
+
+
+def test_endless_kills_without_a_token_count_in_the_end() -> None:
+    book = ledger("ab")
+    for _ in range(KILLS_FORGIVEN + 2):
+        assert names(book.take()) == "ab"
+        assert book.crash(outside=True) == []
+    for _ in range(2):
+        assert names(book.take()) == "a"
+        given_up = book.crash(outside=True)
+    assert names(given_up) == "a"
+
+
+def test_a_cause_that_was_found_clears_the_others() -> None:
+    book = ledger("abp")
+    for _ in range(2):
+        for one in book.take():
+            if one.request.id != "p":
+                one.record(chunk(0, 1))
+        book.crash()
+    for _ in range(2):
+        assert names(book.take()) == "p", "the one that gets nowhere is tried first"
+        given_up = book.crash()
+    assert names(given_up) == "p"
+    assert names(book.take()) == "ab"
+
+
+def test_what_one_did_alone_is_not_forgotten() -> None:
+    book = ledger("ab")
+    for _ in range(2):
+        book.take()
+        book.crash()
+    assert names(book.take()) == "a"
+    assert book.crash() == []
+    book.absolve()
+    assert names(book.take()) == "ab"
+    assert book.crash() == []
+    assert names(book.take()) == "a"
+    assert names(book.crash()) == "a"
 
 
 @given(st.integers(1, 8), st.data())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from sartor.serving.lifecycle import Kill, Lifecycle, Start, Timing
+from sartor.serving.ending import Blame
+from sartor.serving.lifecycle import KILLS_FORGIVEN, Death, Kill, Lifecycle, Start, Timing
 
 TIMING = Timing(start=100, hang=10, starts=3, delay=1, longest_delay=3, retry=60)
 
@@ -89,7 +90,7 @@ def test_an_endless_start_is_ended() -> None:
     assert life.tick(100) is None
     assert isinstance(life.tick(101), Kill)
     assert life.tick(102) is None, "one kill is enough"
-    life.exited(103, "signal")
+    assert life.exited(103, "SIGKILL") == "start"
     assert "not ready" in life.cause
 
 
@@ -110,3 +111,38 @@ def test_silence_and_stuck_steps_are_hangs() -> None:
 
 def test_loading_needs_no_heartbeat() -> None:
     assert started().tick(99) is None
+
+
+def test_kills_while_loading_are_no_failed_starts() -> None:
+    life, now = started(), 0.0
+
+    def die(blame: Blame) -> None:
+        nonlocal now
+        assert life.exited(now, "killed", blame) == "start"
+        if life.phase == "waiting":
+            now += TIMING.longest_delay
+            assert life.tick(now) == Start()
+
+    for _ in range(KILLS_FORGIVEN):
+        die("outside")
+    for phase in ("starting", "starting", "failed"):
+        die("outside")
+        assert life.phase == phase, "from here on they count"
+
+
+def test_want_of_memory_while_loading_is_a_failed_start() -> None:
+    life, now = started(), 0.0
+    for _ in range(TIMING.starts):
+        life.exited(now, "killed", "memory")
+        now += TIMING.longest_delay
+        life.tick(now)
+    assert life.phase == "failed"
+
+
+def test_deaths_are_told_apart() -> None:
+    blames: dict[Blame, Death] = {"outside": "signal", "memory": "memory", "itself": "error"}
+    for blame, death in blames.items():
+        assert ready().exited(1, "x", blame) == death
+    hung = ready()
+    hung.tick(100)
+    assert hung.exited(101, "x") == "hang"

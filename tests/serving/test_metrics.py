@@ -131,7 +131,7 @@ def test_the_worker(server: ServerProcess) -> None:
         for (sample, labels), value in shown.samples.items()
         if sample == "sartor_worker_deaths_total"
     }
-    assert deaths == {"signal": 1, "hang": 0, "start": 0, "error": 0}
+    assert deaths == {"signal": 1, "hang": 0, "start": 0, "memory": 0, "error": 0}
     assert 0 <= shown("sartor_worker_heartbeat_age_seconds") < 5
     assert shown("process_resident_memory_bytes") > 1e7
     assert shown("sartor_worker_process_resident_memory_bytes") > 1e7

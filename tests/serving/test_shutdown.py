@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from server_process import ServerProcess
 from test_crash import Stream, say, wait_until
@@ -18,33 +19,71 @@ from sartor.serving.server import serve
 Start = Callable[..., ServerProcess]
 
 
-def test_one_signal_drains(start_server: Start) -> None:
-    server = start_server(device="null-20ms")
+def test_one_signal_drains(start_server: Start, tmp_path: Path) -> None:
+    server = start_server(device="null-20ms", environment={"TMPDIR": str(tmp_path)})
+    assert list(tmp_path.glob("sartor-*"))
+    family = psutil.Process(server.process.pid).children(recursive=True)
     number = signal.SIGINT
-    stream = Stream(server, messages=say("x"))
+    stream = Stream(server, messages=say("x"), max_tokens=100)
     wait_until(lambda: len(stream.pieces) > 3)
     server.process.send_signal(number)
     server.worker().send_signal(number)  # as a terminal does: to the whole group
-    time.sleep(0.3)
+    wait_until(lambda: server.health().json()["status"] == "draining")
+    answer = server.post("/v1/completions", {"model": server.name, "prompt": "x"})
+    assert stream.is_alive(), "all this happens before the last answer ends"
+    assert answer.status_code == 503
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert "shutting down" in answer.json()["error"]["message"]
+    assert stream.finish()[3] == 100
+    assert server.process.wait(5) == 0
     with pytest.raises(httpx.TransportError):
         server.health()
-    assert stream.finish()[3] == 40
+    nothing_is_left(family, tmp_path)
+
+
+def test_nothing_to_drain_ends_at_once(start_server: Start) -> None:
+    server = start_server()
+    server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(5) == 0
 
 
-def test_a_second_signal_stops_at_once(start_server: Start) -> None:
-    server = start_server(device="null-100ms")
-    worker = server.worker()
+def nothing_is_left(family: list[psutil.Process], temporary: Path) -> None:
+    _, left = psutil.wait_procs(family, 10)
+    assert not left
+    assert not list(temporary.glob("sartor-*"))
+
+
+def test_a_second_signal_stops_at_once(start_server: Start, tmp_path: Path) -> None:
+    server = start_server(device="null-100ms", environment={"TMPDIR": str(tmp_path)})
+    family = psutil.Process(server.process.pid).children(recursive=True)
     stream = Stream(server, messages=say("x"), max_tokens=500)
     wait_until(lambda: len(stream.pieces) > 3)
     server.process.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
+    wait_until(lambda: server.health().json()["status"] == "draining")
     assert server.process.poll() is None
     begin = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(5) == 1
     assert time.monotonic() - begin < 4
-    worker.wait(5)
+    nothing_is_left(family, tmp_path)
+
+
+@pytest.mark.parametrize("when", ["loading", "idle", "answering"])
+def test_a_killed_gateway_leaves_nothing_behind(
+    start_server: Start, tmp_path: Path, when: str
+) -> None:
+    server = start_server(
+        device="null-20ms", environment={"TMPDIR": str(tmp_path)}, wait=when != "loading"
+    )
+    if when == "loading":
+        wait_until(lambda: bool(server.workers()))
+    if when == "answering":
+        stream = Stream(server, messages=say("x"), max_tokens=500)
+        wait_until(lambda: len(stream.pieces) > 3)
+    family = psutil.Process(server.process.pid).children(recursive=True)
+    server.process.kill()
+    server.process.wait(5)
+    nothing_is_left(family, tmp_path)
 
 
 def test_several_models_in_one_worker_which_ends_with_its_gateway(

@@ -171,5 +171,10 @@ def unavailable(message: str, retry_after: int | None = None) -> ApiError:
     )
 
 
+def given_up(message: str) -> ApiError:
+    """The request is what workers die of."""
+    return ApiError(500, message, type="server_error", code="request_given_up")
+
+
 def internal(message: str) -> ApiError:
     return ApiError(500, message, type="server_error", code="internal_error")

@@ -22,6 +22,7 @@ from sartor.serving.books import Books
 from sartor.serving.channel import usable_folder
 from sartor.serving.errors import (
     ApiError,
+    given_up,
     internal,
     invalid,
     overloaded,
@@ -40,6 +41,7 @@ from sartor.serving.messages import (
     Refused,
     Submit,
 )
+from sartor.serving.quarantine import Quarantine
 from sartor.serving.supervisor import Supervisor
 from sartor.serving.waits import Waits
 
@@ -151,6 +153,7 @@ class Gateway:
         self._waits = Waits()
         self.books = Books(self.models)
         self._ledger = Ledger()
+        self._quarantine = Quarantine(self.timing.quarantine)
         self._answers: dict[str, Answer] = {}
         self._broken: dict[str, str] = {}
         self._settled = asyncio.Event()
@@ -210,7 +213,10 @@ class Gateway:
         return None
 
     def submit(self, model: str, requests: Sequence[Request]) -> Answer:
-        """Takes the prompts of one HTTP request. Raises ApiError 429 or 503."""
+        """Takes the prompts of one HTTP request.
+
+        Raises ApiError 429 or 503, and 500 for one that was given up a short while ago.
+        """
         self._supervisor.ensure_ready()
         if self.draining:
             raise unavailable("the server is shutting down", retry_after=5)
@@ -224,6 +230,12 @@ class Gateway:
             )
         if len(self._ledger) + len(requests) > self._max_requests:
             raise overloaded(self._max_requests)
+        for request in requests:
+            if left := self._quarantine.left(model, request):
+                raise given_up(
+                    "this very request was given up a short while ago, because workers died of "
+                    f"it; change it, or send it again after {left:.0f} s"
+                )
         now = time.monotonic()
         if self._max_wait and (wait := self._waits.seconds(now)) > self._max_wait:
             raise too_long_a_queue(wait, self._max_wait)
@@ -273,6 +285,9 @@ class Gateway:
             if entry is None or answer is None:
                 continue
             if chunk.finish_reason in ("error", "abort"):
+                if entry.suspect:  # the step failed for it alone: workers died of it before
+                    self._quarantine.add(entry.model, entry.request)
+                    self._ledger.absolve()
                 answer.fail(internal(chunk.error or "the engine gave the request up"))
             elif entry.record(chunk):
                 answer.push(chunk, entry.done)
@@ -295,11 +310,12 @@ class Gateway:
     def worker_died(self, cause: str, death: Death) -> None:
         self.books.worker_died(death)
         self.adapters.worker_died()
-        for entry in self._ledger.crash():
+        for entry in self._ledger.crash(outside=death == "signal"):
+            self._quarantine.add(entry.model, entry.request)
             self._release_adapter(entry.request.adapter)
             self._fail(
                 entry.request.id,
-                internal(
+                given_up(
                     "the request was given up, because the worker died twice while it ran this "
                     f"request alone ({cause}); change the request, or report it"
                 ),

@@ -20,6 +20,9 @@ from sartor.serving.errors import ApiError, invalid, unavailable
 from sartor.serving.limits import ServerLimits
 
 _SWEEP_SECONDS = 0.5
+_SEND_BUFFER_BYTES = 1 << 18
+"""What the system may keep of an answer that a client does not take. Left alone it grows to
+megabytes a connection, and a client that reads nothing is noticed only once they are full."""
 
 
 class BoundedProtocol(H11Protocol):
@@ -33,9 +36,12 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # asyncio does so by itself only where the listening socket names its protocol. Without
-        # it, each answer of two writes waits 40 ms for the client's acknowledgement of the first.
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            # asyncio does so by itself only where the listening socket names its protocol. Without
+            # it, each answer of two writes waits 40 ms for the acknowledgement of the first.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         if len(self.connections) > self._limits.connections:
             self._refuse(
                 unavailable(

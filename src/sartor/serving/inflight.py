@@ -1,7 +1,13 @@
 """Requests of one worker: who waits, who runs, who comes again after a crash, who does not.
 
 Decisions only. Requests present at two crashes are suspects and run one at a time, alone; a
-suspect that was alone at two crashes has shown that it is the cause and is given up.
+suspect that was alone at two crashes has shown that it is the cause and is given up. That
+explains the crashes: the others go on together.
+
+A kill from outside is no crash: an operator, a service manager or a test does that, and no
+request is at fault. Only where a request gets nowhere over more than ``KILLS_FORGIVEN`` of them
+does each further one count like a crash. A kill for want of memory, a fault (SIGSEGV, SIGABRT),
+an error and a hang are crashes at once.
 """
 
 from __future__ import annotations
@@ -9,13 +15,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from sartor.engine.request import Chunk, Request
+from sartor.serving.lifecycle import KILLS_FORGIVEN
 
 SUSPECT_CRASHES = 2
 
 
 @dataclass
 class InFlight:
-    """One request with what is known of its answer; ``crashes`` that it was present at."""
+    """One request with what is known of its answer; ``crashes`` that it was present at.
+
+    ``kills`` are those from outside since its latest token.
+    """
 
     model: str
     request: Request
@@ -23,6 +33,8 @@ class InFlight:
     finished: list[bool] = field(init=False)
     crashes: int = 0
     lone_crashes: int = 0
+    kills: int = 0
+    _tokens_at_kill: int = 0
 
     def __post_init__(self) -> None:
         choices = self.request.params.n
@@ -44,6 +56,22 @@ class InFlight:
         self.emitted[chunk.choice].extend(chunk.tokens)
         self.finished[chunk.choice] = chunk.finish_reason is not None
         return True
+
+    @property
+    def tokens(self) -> int:
+        """How many were emitted."""
+        return sum(map(len, self.emitted))
+
+    def crash(self, *, alone: bool, outside: bool) -> None:
+        """The worker that ran it died; ``outside``: killed by somebody else."""
+        if outside:
+            tokens = self.tokens
+            self.kills = 1 if tokens > self._tokens_at_kill else self.kills + 1
+            self._tokens_at_kill = tokens
+            if self.kills <= KILLS_FORGIVEN:
+                return
+        self.crashes += 1
+        self.lone_crashes += alone
 
     def replay(self) -> Request:
         """The request as a worker must see it to go on after the tokens already emitted."""
@@ -81,30 +109,42 @@ class Ledger:
     def take(self) -> list[InFlight]:
         """Requests that go to the worker now: all that wait, or one suspect by itself.
 
-        Suspects go first: what runs beside them or comes after them would be at risk.
+        Suspects go first: what runs beside them or comes after them would be at risk. Of them
+        the one with the fewest tokens does, since most trouble comes early: once the cause is
+        found, all others may run together again.
         """
         if any(entry.suspect for entry in self._running.values()):
             return []
         chosen = list(self._waiting.values())
         suspects = [entry for entry in chosen if entry.suspect]
         if suspects:
-            chosen = [] if self._running else suspects[:1]
+            chosen = [] if self._running else [min(suspects, key=lambda entry: entry.tokens)]
         for entry in chosen:
             del self._waiting[entry.request.id]
             self._running[entry.request.id] = entry
         return chosen
 
-    def crash(self) -> list[InFlight]:
-        """The worker died: all that ran waits again, in front. Returns those given up."""
+    def crash(self, *, outside: bool = False) -> list[InFlight]:
+        """The worker died: all that ran waits again, in front. Returns those given up.
+
+        ``outside``: somebody else killed it.
+        """
         present = list(self._running.values())
         self._running = {}
         for entry in present:
-            entry.crashes += 1
-            entry.lone_crashes += len(present) == 1
+            entry.crash(alone=len(present) == 1, outside=outside)
         guilty = [entry for entry in present if entry.lone_crashes >= SUSPECT_CRASHES]
         again = {entry.request.id: entry for entry in present if entry not in guilty}
         self._waiting = again | self._waiting
+        if guilty:
+            self.absolve()
         return guilty
+
+    def absolve(self) -> None:
+        """A cause was found: it explains what all others were present at, though not what they
+        did alone."""
+        for entry in (*self._running.values(), *self._waiting.values()):
+            entry.crashes = entry.lone_crashes
 
     def drop_model(self, model: str) -> list[InFlight]:
         """Forgets the requests of one model."""

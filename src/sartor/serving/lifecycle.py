@@ -8,10 +8,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from sartor.serving.ending import Blame
+
 Phase = Literal["waiting", "starting", "ready", "ending", "failed"]
 
-Death = Literal["start", "hang", "signal", "error"]
-"""How a worker ended: before it was ready, unresponsive, by a signal, or by itself."""
+Death = Literal["start", "hang", "signal", "memory", "error"]
+"""How a worker ended: before it was ready, unresponsive, killed from outside, killed for want of
+memory, or by itself (a crash is that, too)."""
+
+KILLS_FORGIVEN = 8
+"""Kills from outside in a row, without any progress, that are nobody's fault.
+
+Neither a request nor a worker that is still loading can do anything about them. But watchers of
+memory that are no part of the kernel kill from outside as well, and what makes them do so must
+not go on for ever: from the next kill on each counts like a crash.
+"""
+
+
+_DEATHS: dict[Blame, Death] = {"outside": "signal", "memory": "memory", "itself": "error"}
 
 
 @dataclass(frozen=True)
@@ -25,6 +39,7 @@ class Timing:
     delay    before the second attempt; doubles with each further one, up to ``longest_delay``
     retry    after giving up, until a request may cause one more attempt
     stall    that a client may leave a piece of its answer unread
+    quarantine  that a request which was given up is refused without another try
     """
 
     start: float = 1800.0
@@ -35,6 +50,7 @@ class Timing:
     longest_delay: float = 10.0
     retry: float = 60.0
     stall: float = 60.0
+    quarantine: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +80,7 @@ class Lifecycle:
         self._beat = now
         self._stuck = 0.0
         self._failed_starts = 0
+        self._kills = 0
         self._idle_deaths = 0
         self._was_ready = False
         self._worked = False
@@ -91,7 +108,7 @@ class Lifecycle:
 
     def ready(self, now: float) -> None:
         self.phase, self._since, self._beat, self._stuck = "ready", now, now, 0.0
-        self._failed_starts = 0
+        self._failed_starts = self._kills = 0
         self._was_ready = True
         self.cause = ""
 
@@ -106,9 +123,9 @@ class Lifecycle:
         """Seconds since the last sign of life; None while none is expected."""
         return now - self._beat if self.phase == "ready" else None
 
-    def exited(self, now: float, cause: str, signalled: bool = False) -> Death:
+    def exited(self, now: float, cause: str, blame: Blame = "itself") -> Death:
         """The process is gone. The cause of a kill is kept, since it says more."""
-        death: Death = "signal" if signalled else "error"
+        death: Death = _DEATHS[blame]
         if not self._was_ready:
             death = "start"
         elif self.phase == "ending":
@@ -119,6 +136,9 @@ class Lifecycle:
             # One that was useful, and one that died for the first time, come back at once.
             self._idle_deaths = 0 if self._worked else self._idle_deaths + 1
             repeats = self._idle_deaths - 1
+        elif blame == "outside" and self.phase != "ending" and self._kills < KILLS_FORGIVEN:
+            self._kills += 1
+            repeats = self._kills
         else:
             self._failed_starts += 1
             repeats = self._failed_starts

@@ -152,7 +152,7 @@ METRICS = (
         "counter",
         ("cause",),
         "Workers that ended and were replaced: start (before they were ready), hang (killed for "
-        "it), signal (killed from outside, perhaps for want of memory), error (by themselves).",
+        "it), signal (killed from outside), memory (killed for want of it), error (by themselves).",
     ),
     Described(
         "sartor_worker_heartbeat_age_seconds",

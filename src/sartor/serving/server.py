@@ -67,8 +67,9 @@ def serve(
     keys          file of API keys, of which every request needs one; None lets everybody ask
     cors_origins  web pages that may ask from a browser, like https://example.org
 
-    Blocks. The first SIGINT or SIGTERM stops listening and lets answers finish, a second one
-    stops at once. Raises SartorError where a model cannot be found or read, or the port is taken.
+    Blocks. The first SIGINT or SIGTERM lets answers finish and turns new requests away (503); a
+    second one stops at once. Raises SartorError where a model cannot be found or read, or the port
+    is taken.
     """
     if not models:
         raise UsageError("serve: name at least one model, for example smollm2:135m")
@@ -201,18 +202,24 @@ class _Server(uvicorn.Server):
         self._gateway = gateway
         self._loop = asyncio.get_running_loop()
 
+    async def on_tick(self, counter: int) -> bool:
+        # Until the last answer somebody listens: who asks now shall hear why, and /health says
+        # so to balancers. Uvicorn waits for what is then still on its way to clients.
+        if self._gateway.draining and not self._gateway.unfinished:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Not passed on: uvicorn would raise the signal again after the drain, and the exit
         # status would be the signal's.
         self._loop.call_soon_threadsafe(self._stop)
 
     def _stop(self) -> None:
-        if self.should_exit:
+        if self._gateway.draining:
             self.cut_short = True
             if self.serving is not None:
                 self.serving.cancel()
             return
-        self.should_exit = True
         self._gateway.draining = True
         if count := self._gateway.unfinished:
             print(

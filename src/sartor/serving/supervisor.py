@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from typing import Protocol
 import msgspec
 
 from sartor.serving.channel import Receiver, Sender
+from sartor.serving.ending import Ending, explain, oom_kills
 from sartor.serving.lifecycle import Death, Kill, Lifecycle, Phase, Start, Timing
 from sartor.serving.messages import (
     AdapterLoaded,
@@ -79,13 +79,15 @@ class WorkerProcess:
         beat_seconds: float,
         memory_bytes: int | None,
         receive: Callable[[WorkerProcess, FromWorker], None],
-        exited: Callable[[WorkerProcess, str], None],
+        exited: Callable[[WorkerProcess, Ending], None],
     ) -> None:
         self._key = secrets.token_hex(16)
         self._loop = asyncio.get_running_loop()
         self._receive = receive
         self._exited = exited
         self._last_words = ""
+        self._killed_for = ""
+        self._oom_kills = oom_kills()
         self._sender: Sender[ToWorker] | None = None
         self._outbox: Receiver[FromWorker] = Receiver(folder, self._key, FromWorker)
         try:
@@ -119,13 +121,9 @@ class WorkerProcess:
         if self._sender is not None:
             self._sender.send(message)
 
-    def kill(self) -> None:
+    def kill(self, cause: str) -> None:
+        self._killed_for = cause
         self._process.kill()
-
-    @property
-    def signalled(self) -> bool:
-        """Whether a signal ended it (only known on POSIX)."""
-        return (self._process.returncode or 0) < 0
 
     def hang_up(self) -> None:
         """Closes the pipe, on which the worker ends itself."""
@@ -146,15 +144,23 @@ class WorkerProcess:
                 self._deliver(self._outbox.receive(_POLL_SECONDS))
             while messages := self._outbox.receive(_LAST_WORDS_SECONDS):
                 self._deliver(messages)
-            cause = self._last_words or _exit_cause(self._process.returncode)
+            ending = self._ending()
         except Exception as error:  # whoever waits for this worker must hear of its end
             logger.exception("a worker could not be read")
             self._process.kill()
             self._process.wait()
-            cause = f"the gateway could not read the worker: {type(error).__name__}: {error}"
+            ending = Ending(
+                "itself", f"the gateway could not read the worker: {type(error).__name__}: {error}"
+            )
         finally:
             self._outbox.close()
-        self._post(self._exited, self, cause)
+        self._post(self._exited, self, ending)
+
+    def _ending(self) -> Ending:
+        code = self._process.returncode
+        if self._last_words or self._killed_for:  # a kill of ours is not one from outside
+            return Ending("itself", self._last_words or self._killed_for)
+        return explain(code, self._oom_kills, oom_kills())
 
     def _deliver(self, messages: list[FromWorker]) -> None:
         for message in messages:
@@ -239,7 +245,7 @@ class Supervisor:
         try:
             await asyncio.wait_for(self._gone.wait(), _END_SECONDS)
         except TimeoutError:
-            self._process.kill()
+            self._process.kill("it did not end by itself")
             await self._gone.wait()
 
     async def _supervise(self) -> None:
@@ -249,7 +255,7 @@ class Supervisor:
                     self._spawn()
                 case Kill(cause=cause) if self._process is not None:
                     logger.warning("killing worker %d: %s", self._process.pid, cause)
-                    self._process.kill()
+                    self._process.kill(cause)
                 case _:
                     await asyncio.sleep(_TICK_SECONDS)
 
@@ -268,16 +274,16 @@ class Supervisor:
             self._gone.clear()
         except Exception as error:  # no process: this start has failed, like any other
             logger.exception("no worker process")
-            self._ended(f"the worker process cannot be started: {error}")
+            self._ended(Ending("itself", f"the worker process cannot be started: {error}"))
 
     def _on_message(self, process: WorkerProcess, message: FromWorker) -> None:
         if process is not self._process:
             return
         try:
             self._handle(process, message)
-        except Exception:  # what the message was to bring is lost: have it computed again
+        except Exception as error:  # what the message was to bring is lost: have it computed again
             logger.exception("a worker's message could not be handled")
-            process.kill()
+            process.kill(f"a message could not be handled: {type(error).__name__}: {error}")
 
     def _handle(self, process: WorkerProcess, message: FromWorker) -> None:
         now = time.monotonic()
@@ -298,16 +304,16 @@ class Supervisor:
             case EngineStats():
                 self._listener.engine_stats(message)
 
-    def _on_exit(self, process: WorkerProcess, cause: str) -> None:
+    def _on_exit(self, process: WorkerProcess, ending: Ending) -> None:
         process.close()
         self._process = None
         self._gone.set()
-        self._ended(cause, process.signalled)
+        self._ended(ending)
 
-    def _ended(self, cause: str, signalled: bool = False) -> None:
+    def _ended(self, ending: Ending) -> None:
         if self._closing:
             return
-        death = self._lifecycle.exited(time.monotonic(), cause, signalled)
+        death = self._lifecycle.exited(time.monotonic(), ending.cause, ending.blame)
         cause = self._lifecycle.cause
         logger.warning("the worker is gone: %s", cause)
         self._listener.worker_died(cause, death)
@@ -318,14 +324,3 @@ class Supervisor:
 def import_path() -> str:
     """Where this process finds its modules, so that the worker runs the very same code."""
     return os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-
-
-def _exit_cause(code: int) -> str:
-    if code < 0 and os.name == "posix":
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = str(-code)
-        hint = "; the machine may be out of memory" if name == "SIGKILL" else ""
-        return f"the worker was killed by signal {name}{hint}"
-    return f"the worker ended with exit status {code}"
