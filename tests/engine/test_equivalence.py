@@ -128,6 +128,17 @@ def test_replay_equals_uninterrupted(backend: str, windows: tuple[Layer, ...], d
     assert [c.completion_tokens for c in rest["a", 0]] == [c.completion_tokens for c in after]
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu-int8", "torch"])
+def test_copied_blocks_bring_their_scales(backend: str) -> None:
+    ids = prompt(6, 70)
+    engine = make_engine(backend, kv="int8")
+    together = run(engine, greedy("a", ids, n=2))
+    assert sum(r.prompt_tokens for r in engine.records) == 70
+    alone = run(make_engine(backend, kv="int8"), greedy("a", ids))
+    for choice in range(2):
+        assert tokens(together["a", choice]) == tokens(alone["a", 0])
+
+
 @backends
 @cases
 def test_choices_equal_requests_with_a_choice_index(

@@ -36,6 +36,12 @@ class _Vectors:
         else:
             self._data[slots], self._scales[slots] = quantize_vectors(rows)
 
+    def copy(self, sources: Array, destinations: Array) -> None:
+        """Whole blocks."""
+        for held in (self._data, self._scales):
+            if held is not None:
+                held[destinations] = held[sources]
+
     def read(self, slots: tuple[Array, Array]) -> F32:
         if self._scales is None:
             return to_float32(self._data[slots], cast(FloatName, self._kv))
@@ -93,8 +99,11 @@ class ReferenceState:
             return
         for state, group in self._group_of.items():
             sources, destinations = batch.copies[group].T
-            for array in self._arrays[state]:
-                array[destinations] = array[sources]
+            for held in self._arrays[state]:
+                if isinstance(held, _Vectors):
+                    held.copy(sources, destinations)
+                else:
+                    held[destinations] = held[sources]
 
     # Pages ----------------------------------------------------------------------------
 

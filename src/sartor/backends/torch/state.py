@@ -43,6 +43,11 @@ class _Pool:
             self.scales.view(-1, *self.scales.shape[2:]).index_copy_(0, slots, scales)
         self.data.view(-1, *self.data.shape[2:]).index_copy_(0, slots, stored)
 
+    def copy(self, sources: Tensor, destinations: Tensor) -> None:
+        for held in (self.data, self.scales):
+            if held is not None:
+                held.index_copy_(0, destinations, held.index_select(0, sources))
+
     def read(self, blocks: Tensor) -> Tensor:
         found = self.data.index_select(0, blocks).float()
         if self.scales is None:
@@ -143,7 +148,7 @@ class TorchState:
         sources, destinations = pairs
         for state in self._groups[group].states:
             for pool in self._pools[state]:
-                pool.index_copy_(0, destinations, pool.index_select(0, sources))
+                pool.copy(sources, destinations)
 
     def write(self, state: int, slots: Tensor, *rows: Tensor) -> None:
         """Stores rows ``[T, features]`` at ``slots [T]``: block times block size plus offset."""
