@@ -106,8 +106,8 @@ class StateCache:
 
     def fork(self, prefix: Prefix, other: Sequence, tokens: int) -> Prefix | None:
         """``prefix`` and what follows it up to ``tokens``, from a running sequence that has
-        computed these same tokens; changes nothing. None where a block that it takes is gone, because a
-        window slid on, or not in the tree yet. Not for programs with recurrent groups.
+        computed these same tokens; changes nothing. None where a block that it takes is gone,
+        because a window slid on, or not in the tree yet. Not for programs with recurrent groups.
         """
         whole = tokens // self.block_size
         if self._prefix_cache and len(prefix.nodes) < whole:
