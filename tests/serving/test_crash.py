@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from server_process import ServerProcess, kill_hard, wait_until
+from server_process import ServerProcess, wait_until
 
 Start = Callable[..., ServerProcess]
 TOKENS = 40
@@ -93,7 +93,7 @@ def narrow_server(tiny_model: Path) -> Iterator[ServerProcess]:
         yield server
 
 
-def kill_amid(server: ServerProcess, streams: list[Stream]) -> None:
+def kill_amid(server: ServerProcess, streams: list[Stream], number: int) -> None:
     """Kills the worker as soon as every stream has brought something new."""
     seen = [len(stream.pieces) for stream in streams]
     wait_until(
@@ -102,7 +102,7 @@ def kill_amid(server: ServerProcess, streams: list[Stream]) -> None:
             for s, before in zip(streams, seen, strict=True)
         )
     )
-    kill_hard(server.worker())
+    server.worker().send_signal(number)
 
 
 def test_streams_outlive_killed_workers(server: ServerProcess) -> None:
@@ -115,7 +115,7 @@ def test_streams_outlive_killed_workers(server: ServerProcess) -> None:
     # First all of them go on together; after the second time they are suspects and run one at
     # a time. The answers are the same.
     for _ in range(2):
-        kill_amid(server, streams)
+        kill_amid(server, streams, signal.SIGSEGV)
     assert [stream.finish() for stream in streams] == undisturbed
     assert server.worker().pid != first.pid
 
@@ -124,7 +124,7 @@ def test_a_request_that_kills_alone_twice_is_given_up(server: ServerProcess) -> 
     server.wait_healthy()
     stream = Stream(server, messages=say("poison"), max_tokens=500)
     for _ in range(2):
-        kill_amid(server, [stream])
+        kill_amid(server, [stream], signal.SIGSEGV)  # SIGKILL would be nobody's fault
     with pytest.raises(openai.APIError, match="died twice"):
         stream.finish()
     # The next request waits for the next worker.

@@ -11,6 +11,7 @@ import pytest
 from raw_client import RawClient
 from server_process import ServerProcess, wait_until
 
+from sartor.engine.engine import Engine
 from sartor.engine.request import Request
 from sartor.graph import SamplingParams
 from sartor.plan import ExecutionPlan
@@ -99,6 +100,7 @@ def test_an_abort_takes_one_step_at_most(
     plan = ExecutionPlan(backend="null", device=device, max_batch_tokens=32, max_sequences=8)
     hosting = host([ModelSpec("m", str(tiny_model), plan)], None)
     engine = hosting.models["m"].engine
+    assert isinstance(engine, Engine)
     inbox: Receiver[ToWorker] = Receiver(str(tmp_path), "k", ToWorker)
     replies: Receiver[FromWorker] = Receiver(str(tmp_path), "k", FromWorker)
     to_worker: Sender[ToWorker] = Sender(inbox.address, "k")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from sartor.serving.ending import Blame
 from sartor.serving.lifecycle import KILLS_FORGIVEN, Death, Kill, Lifecycle, Start, Timing
+from sartor.serving.worker import Pulse
 
 TIMING = Timing(start=100, hang=10, starts=3, delay=1, longest_delay=3, retry=60)
 
@@ -146,3 +147,23 @@ def test_deaths_are_told_apart() -> None:
     hung = ready()
     hung.tick(100)
     assert hung.exited(101, "x") == "hang"
+
+
+def test_a_gateway_that_slept_blames_nobody() -> None:
+    life = ready()
+    life.beat(5, 0)
+    life.excuse(200)
+    assert life.tick(206) is None
+    assert isinstance(life.tick(215.1), Kill), "from then on it counts"
+
+
+def test_a_worker_that_slept_was_not_stuck() -> None:
+    pulse = Pulse()
+    pulse.excuse(100)
+    assert pulse.stuck_seconds() == 0, "nobody watches yet"
+    pulse.watch()
+    pulse.excuse(100)
+    assert pulse.stuck_seconds() == 0
+    pulse.turn()
+    pulse.excuse(-100)
+    assert pulse.stuck_seconds() >= 100

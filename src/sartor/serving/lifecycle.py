@@ -115,6 +115,12 @@ class Lifecycle:
     def beat(self, now: float, stuck_seconds: float) -> None:
         self._beat, self._stuck = now, stuck_seconds
 
+    def excuse(self, seconds: float) -> None:
+        """The caller itself did not run for so long (a stopped process, a machine asleep): what
+        the worker said meanwhile has not been heard yet."""
+        self._beat += seconds
+        self._since += seconds
+
     def worked(self) -> None:
         """The worker gave a result, so its next start needs no delay."""
         self._worked = True

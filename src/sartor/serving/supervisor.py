@@ -42,6 +42,7 @@ from sartor.serving.messages import (
 logger = logging.getLogger(__name__)
 _TICK_SECONDS = 0.1
 _POLL_SECONDS = 0.1
+_PAUSE_SECONDS = 1.0
 _LAST_WORDS_SECONDS = 0.05
 _END_SECONDS = 5.0
 
@@ -257,7 +258,10 @@ class Supervisor:
                     logger.warning("killing worker %d: %s", self._process.pid, cause)
                     self._process.kill(cause)
                 case _:
+                    begin = time.monotonic()
                     await asyncio.sleep(_TICK_SECONDS)
+                    if (slept := time.monotonic() - begin) > _PAUSE_SECONDS:
+                        self._lifecycle.excuse(slept)
 
     def _spawn(self) -> None:
         try:

@@ -41,6 +41,7 @@ from sartor.serving.meter import Reporter
 logger = logging.getLogger(__name__)
 _IDLE_SECONDS = 0.2
 _GRACE_SECONDS = 2.0
+_PAUSE_SECONDS = 1.0
 
 
 class Pulse:
@@ -59,13 +60,21 @@ class Pulse:
     def turn(self) -> None:
         self._last = time.monotonic()
 
+    def excuse(self, seconds: float) -> None:
+        """The whole process did not run for so long, so the loop could not turn."""
+        self._last += seconds
+
     def stuck_seconds(self) -> float:
-        return time.monotonic() - self._last if self._watched else 0.0
+        return max(0.0, time.monotonic() - self._last) if self._watched else 0.0
 
 
 def _beat(config: WorkerConfig, pulse: Pulse) -> None:
     sender: Sender[FromWorker] = Sender(config.outbox, config.key)
+    begin = time.monotonic()
     while not pulse.stopping.wait(config.beat_seconds):
+        begin, slept = time.monotonic(), time.monotonic() - begin
+        if slept > config.beat_seconds + _PAUSE_SECONDS:
+            pulse.excuse(slept)
         sender.send(Beat(pulse.stuck_seconds()))
     sender.close()
 
