@@ -62,13 +62,19 @@ class Options:
     bursts: tuple[int, ...]
     threads: int
     seed: int
-    more: dict[str, list[str]]
+    own: tuple[str, ...]
+    variants: dict[str, list[str]]
     environments: Path
     json: Path | None
     write: Path | None
 
-    def setting(self, sequences: int) -> Setting:
-        return Setting(self.model, self.threads, sequences, CONTEXT, self.environments, self.more)
+    def setting(self, sequences: int, options: Sequence[str]) -> Setting:
+        return Setting(self.model, self.threads, sequences, CONTEXT, self.environments, options)
+
+    def named(self, peers: Sequence[str]) -> list[str]:
+        """Sartor, and each variant of the peers: "llama_server", or "llama_server -fa on"."""
+        found = [f"{peer} {text}" for peer in peers for text in self.variants.get(peer, [""])]
+        return [OWN, *(name.strip() for name in found)]
 
 
 def say(text: str) -> None:
@@ -86,16 +92,18 @@ def target(server: RunningServer) -> Target:
 
 @contextlib.contextmanager
 def running(
-    names: Sequence[str], setting: Setting, findings: Findings
+    names: Sequence[str], sequences: int, options: Options, findings: Findings
 ) -> Iterator[dict[str, RunningServer]]:
-    """The servers that could be started; Sartor must be."""
+    """The servers that could be started, by name with variant; Sartor must be."""
     found: dict[str, RunningServer] = {}
     with contextlib.ExitStack() as stack:
-        for name in names:
+        for number, name in enumerate(names):
             say(f"starting {name} ...")
-            log = setting.environments / "logs" / f"serve_{name}.log"
+            server, *more = name.split()
+            setting = options.setting(sequences, options.own if name == OWN else more)
+            log = options.environments / "logs" / f"serve_{number}_{server}.log"
             try:
-                found[name] = stack.enter_context(RunningServer(name, setting, log))
+                found[name] = stack.enter_context(RunningServer(server, setting, log))
             except SartorError as error:
                 if name == OWN:
                     raise
@@ -144,8 +152,8 @@ def measure_row(
 
 
 def measure_streams(findings: Findings, prompts: Prompts, options: Options) -> None:
-    names = [OWN, *(peer for peer in options.peers if peer != "transformers")]
-    with running(names, options.setting(STREAMS), findings) as servers:
+    names = options.named([peer for peer in options.peers if peer != "transformers"])
+    with running(names, STREAMS, options, findings) as servers:
         wanted = traffic(STREAMS, STREAMS * options.requests)
         row = Row(f"{STREAMS} streams", STREAMS, dict.fromkeys(servers, wanted))
         findings.rows.append(row)
@@ -153,8 +161,8 @@ def measure_streams(findings: Findings, prompts: Prompts, options: Options) -> N
 
 
 def measure_serial(findings: Findings, prompts: Prompts, options: Options) -> None:
-    names = [OWN, *(peer for peer in options.peers if peer == "transformers")]
-    with running(names, options.setting(SERIAL_STREAMS), findings) as servers:
+    names = options.named([peer for peer in options.peers if peer == "transformers"])
+    with running(names, SERIAL_STREAMS, options, findings) as servers:
         wanted = traffic(SERIAL_STREAMS, SERIAL_STREAMS * options.requests)
         few = dataclasses.replace(wanted, requests=SERIAL_REQUESTS)
         by_name = {name: wanted if name == OWN else few for name in servers}
@@ -165,9 +173,8 @@ def measure_serial(findings: Findings, prompts: Prompts, options: Options) -> No
 
 def measure_first(findings: Findings, prompts: Prompts, options: Options) -> None:
     """One prompt at a time, over HTTP and in the engine's process, alternately."""
-    setting = options.setting(1)
     log = options.environments / "logs" / "first_token.log"
-    command = [sys.executable, str(DRIVERS / "run_first_token.py")]
+    command = [sys.executable, str(DRIVERS / "first_token.py")]
     rng = np.random.default_rng([options.seed, FIRST_INPUT])
     over_http: list[float] = []
     in_process: list[float] = []
@@ -175,7 +182,7 @@ def measure_first(findings: Findings, prompts: Prompts, options: Options) -> Non
     wanted = Traffic(options.first + 5, *lengths, streams=1)
     calls = plan_calls(wanted, prompts, [options.seed, FIRST_INPUT])
     with (
-        running([OWN], setting, findings) as servers,
+        running([OWN], 1, options, findings) as servers,
         EngineProcess(command, log, 600.0) as engine,
     ):
         engine.ask(
@@ -233,7 +240,7 @@ class Memory(threading.Thread):
 
 
 def measure_bursts(findings: Findings, prompts: Prompts, options: Options) -> None:
-    with running([OWN], options.setting(64), findings) as servers:
+    with running([OWN], 64, options, findings) as servers:
         server = servers[OWN]
         warm = plan_calls(traffic(4, 16), prompts, [options.seed, 0])
         asyncio.run(run_round(target(server), warm, 4))
@@ -283,12 +290,13 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     add("--bursts", default=",".join(map(str, BURSTS)))
     add("--threads", type=int, default=min(2, available_cores()))
     add("--seed", type=int, default=0)
+    add("--own", default="", metavar="OPTIONS", help='of sartor serve: --own="--kv fp16"')
     add(
         "--option",
         action="append",
         default=[],
-        metavar="SERVER=OPTIONS",
-        help='for the command line of one server: --option "llama_server=-fa on"',
+        metavar="PEER=OPTIONS",
+        help='of a peer: --option "llama_server=-fa on"; each one given is measured',
     )
     add("--environments", type=Path, default=default_environments())
     add("--json", type=Path, metavar="FILE")
@@ -296,10 +304,11 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     given = parser.parse_args(arguments)
     parts = _names(given.parts, PARTS, "--parts")
     chosen = () if given.peers == "none" else _names(given.peers, peers, "--peers")
-    more = {}
+    variants: dict[str, list[str]] = {}
     for text in given.option:
         name, _, value = text.partition("=")
-        more[_names(name, tuple(SERVERS), "--option")[0]] = value.split()
+        (peer,) = _names(name, peers, "--option")
+        variants.setdefault(peer, []).append(value)
     try:
         bursts = tuple(int(size) for size in given.bursts.split(","))
     except ValueError:
@@ -318,7 +327,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         bursts,
         given.threads,
         given.seed,
-        more,
+        tuple(given.own.split()),
+        variants,
         given.environments,
         given.json,
         given.write,

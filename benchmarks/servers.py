@@ -28,19 +28,15 @@ MODEL_NAME = "measured"
 
 @dataclass(frozen=True)
 class Setting:
-    """What all servers get: a GGUF file (or the bf16 folder of its weights), threads, and how many
-    sequences of how many tokens at once."""
+    """What a server gets: a GGUF file (or the bf16 folder of its weights), threads, how many
+    sequences of how many tokens at once, and further ``options`` of its command line."""
 
     model: Path
     threads: int
     sequences: int
     context: int
     environments: Path
-    more: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-    def options(self, name: str) -> list[str]:
-        """Further command-line options of one server."""
-        return list(self.more.get(name, ()))
+    options: Sequence[str] = ()
 
     def folder(self) -> Path:
         """The bf16 folder with its tokenizer, made at its first use."""
@@ -56,7 +52,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Launch:
-    """How to start a server; ``ready``: a path that answers 200 from then on."""
+    """How to start a server. ``ready``: a path that answers 200 from then on; ``hopeless``: what
+    it prints when it will never be ready, but stays."""
 
     title: str
     settings: str
@@ -64,24 +61,24 @@ class Launch:
     model: str
     environment: Mapping[str, str] = field(default_factory=dict)
     ready: str = "/health"
+    hopeless: str = ""
 
 
 def sartor(setting: Setting, port: int) -> Launch:
     model = str(setting.model.absolute())
     command = [sys.executable, "-m", "sartor.cli.main", "serve", model, "--port", str(port)]
-    command += ["--threads", str(setting.threads), *setting.options("sartor")]
-    shown = " ".join(setting.options("sartor")) or "as installed"
-    return Launch("Sartor", shown, command, model)
+    command += ["--threads", str(setting.threads), *setting.options]
+    shown = " ".join(setting.options) or "as installed"
+    return Launch("Sartor", shown, command, model, hopeless="No model is available")
 
 
 def llama_server(setting: Setting, port: int) -> Launch:
     program = binary(setting.environments)
     if program is None:
         raise SartorError("not built; run python benchmarks/llama_server.py")
-    own = setting.options("llama_server")
     slots = setting.sequences
     settings = ["-np", str(slots), "-c", str(slots * setting.context)]
-    settings += ["-t", str(setting.threads), "-tb", str(setting.threads), *own]
+    settings += ["-t", str(setting.threads), "-tb", str(setting.threads), *setting.options]
     command = [str(program), "-m", str(setting.model.absolute()), "--port", str(port), *settings]
     command += ["--alias", MODEL_NAME, "--no-webui"]
     return Launch("llama-server", " ".join(settings), command, MODEL_NAME)
@@ -98,7 +95,7 @@ def vllm_cpu(setting: Setting, port: int) -> Launch:
         "HF_HUB_OFFLINE": "1",
     }
     settings = ["--dtype", "bfloat16", "--max-model-len", str(setting.context)]
-    settings += ["--max-num-seqs", str(setting.sequences), *setting.options("vllm_cpu")]
+    settings += ["--max-num-seqs", str(setting.sequences), *setting.options]
     # Not "vllm serve": it asks for its own version as "vllm", and the package is vllm-cpu.
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
     command += [
@@ -213,11 +210,17 @@ class RunningServer:
     def _wait(self, patience: float, log: Path) -> None:
         end = time.monotonic() + patience
         while not answers(self.url, self.launch.ready):
-            code = self._process.poll()
-            if code is not None or time.monotonic() > end:
-                what = "was not ready in time" if code is None else f"ended with code {code}"
-                raise SartorError(f"{self.launch.title} {what}: {last_line(log)} (see {log})")
-            time.sleep(0.2)
+            code, said = self._process.poll(), self.launch.hopeless
+            if code is not None:
+                what = f"ended with code {code}"
+            elif said and said in log.read_text(encoding="utf-8", errors="replace"):
+                what = "has given up"
+            elif time.monotonic() > end:
+                what = "was not ready in time"
+            else:
+                time.sleep(0.2)
+                continue
+            raise SartorError(f"{self.launch.title} {what}: {last_line(log)} (see {log})")
 
 
 def answers(url: str, path: str) -> bool:

