@@ -1,7 +1,7 @@
 """Models to measure with.
 
     python benchmarks/make_models.py requantize SOURCE.gguf TARGET.gguf
-    python benchmarks/make_models.py random qwen2-1.5b|llama3-8b|tiny TARGET.gguf
+    python benchmarks/make_models.py random qwen2-1.5b|llama3-8b|long|tiny TARGET.gguf
     python benchmarks/make_models.py folder MODEL.gguf FOLDER
 
 ``requantize`` writes Q4_0 by llama.cpp, as most people's files are made. ``random`` writes the
@@ -51,21 +51,24 @@ class Shape:
     rope_base: float
     tied: bool
     bias: bool
+    context: int = 4096
 
 
 SHAPES = {
     "qwen2-1.5b": Shape("qwen2", 28, 1536, 12, 2, 8960, 151936, 1e6, tied=True, bias=True),
     "llama3-8b": Shape("llama", 32, 4096, 32, 8, 14336, 128256, 5e5, tied=False, bias=False),
+    "long": Shape(
+        "llama", 4, 512, 8, 2, 1536, 4096, 1e7, tied=True, bias=False, context=2 * 128 * 1024
+    ),
     "tiny": Shape("qwen2", 2, 256, 4, 2, 512, 1024, 1e4, tied=True, bias=True),
 }
-CONTEXT = 4096
 
 
 def write_random(shape: Shape, target: Path, seed: int = 0) -> None:
     """Writes a model tensor by tensor: no more than the largest is in memory at once."""
     writer = GGUFWriter(target, shape.architecture)
     head = shape.hidden // shape.heads
-    writer.add_context_length(CONTEXT)
+    writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.hidden)
     writer.add_block_count(shape.layers)
     writer.add_feed_forward_length(shape.ffn)

@@ -56,18 +56,24 @@ class PrefixTree:
         path: list[Node] = []
         runs = [0] * len(self._tails)
         usable = 0
-        for key in keys:
+        full, tails = self._full, self._tails
+        for key in keys:  # thousands of a long prompt, and again at each step that it waits
             node = node.children.get(key)
-            if node is None or any(node.blocks[g] == NONE for g in self._full):
+            if node is None:
+                break
+            blocks = node.blocks
+            if NONE in blocks and any(blocks[g] == NONE for g in full):
                 break
             path.append(node)
+            if not tails:
+                continue
             enough = True
-            for i, (group, tail) in enumerate(self._tails):
-                runs[i] = runs[i] + 1 if node.blocks[group] != NONE else 0
+            for i, (group, tail) in enumerate(tails):
+                runs[i] = runs[i] + 1 if blocks[group] != NONE else 0
                 enough = enough and runs[i] >= min(tail, len(path))
             if enough:
                 usable = len(path)
-        return path[:usable]
+        return path[:usable] if tails else path
 
     def root(self, key: Hashable) -> Node:
         """The root of a key, made where it is missing."""
