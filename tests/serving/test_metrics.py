@@ -62,7 +62,8 @@ def server(tiny_model: Path) -> Iterator[ServerProcess]:
         assert server.post("/v1/completions", {**body, "model": "nobody"}).status_code == 404
         assert server.post("/v1/completions", {**body, "prompt": "x" * 5000}).status_code == 400
         assert server.http.get("/v1/models").status_code == 200
-        with server.http.stream("POST", "/v1/completions", json={**body, "stream": True}) as r:
+        leaving = {**body, "stream": True, "max_tokens": 400}  # seconds: it is gone long before
+        with server.http.stream("POST", "/v1/completions", json=leaving) as r:
             next(r.iter_lines())
         stream = Stream(server, messages=say("hello"), max_tokens=TOKENS)
         wait_until(lambda: len(stream.pieces) > 5)
