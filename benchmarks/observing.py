@@ -48,7 +48,7 @@ def least(rounds: int, work: Callable[[], int]) -> float:
 
 def record_of_step(index: int) -> StepRecord:
     blocks = ((40, 30), (20, 10), (400, 300))
-    return StepRecord(index, 0.0, 0, 16, 16, 16, 0, 16, 3, *blocks, 1e-4, 2e-4, 5e-3, 1e-4)
+    return StepRecord(index, 0.0, 0, 16, 16, 16, 0, 16, 3, *blocks, 1e-4, 2e-4, 5e-3, 1e-4, 5.4e-3)
 
 
 def steps(rounds: int) -> float:

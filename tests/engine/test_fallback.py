@@ -126,7 +126,7 @@ def test_many_requests_in_chunks_equal_generate(loaded: LoadedModel, oracle: Ora
 
 
 def test_preempted_equals_uninterrupted(kind: str, loaded: LoadedModel, oracle: Oracle) -> None:
-    small = engine(loaded, blocks=8)
+    small = engine(loaded, blocks=6)
     requests = [request(f"r{i}", prompt(i, 30), max_tokens=30) for i in range(3)]
     answers = run(small, *requests)
     if kind != "mamba":  # a recurrent state does not grow: nothing has to give way

@@ -49,6 +49,7 @@ def test_conformance_finds_it_right_in_every_cell(python: Python) -> None:
         "activation int8",
         "kv bf16",
         "kv fp16",
+        "kv int8",
     }
     for result in found["results"]:
         place = "chip fp64" if result["path"].split()[-1] in CHIP else "host"
