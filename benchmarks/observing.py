@@ -136,7 +136,7 @@ def pieces(rounds: int, observed: bool) -> float:
     async def send(_: Any) -> None:
         pass
 
-    gateway: Any = SimpleNamespace(books=Books([MODEL]), find=lambda _: None)
+    gateway: Any = SimpleNamespace(books=Books([MODEL]), models={})
     run: Any = Observer(app, gateway) if observed else app
     loop = asyncio.new_event_loop()
     try:
