@@ -53,6 +53,18 @@ SEMANTIC = re.compile(
 )
 
 
+def in_vocabulary(schema: Any, size: int, ids: bool = False) -> None:
+    """Gives lists of token ids, wherever they are in a schema, the range of a vocabulary."""
+    if isinstance(schema, dict):
+        if ids and schema.get("type") == "integer":
+            schema |= {"minimum": 0, "maximum": size - 1}
+        for name, part in schema.items():
+            in_vocabulary(part, size, name == "items")
+    elif isinstance(schema, list):
+        for part in schema:
+            in_vocabulary(part, size)
+
+
 class Fuzzed:
     def __init__(self, server: ServerProcess, token: str) -> None:
         self.server = server
@@ -70,6 +82,8 @@ class Fuzzed:
             # A random name would be a 404, and nothing behind that would be tried.
             schema = description["components"]["schemas"][kind]
             schema["properties"]["model"] = {"enum": [name]}
+            # Likewise with ids that the vocabulary has not.
+            in_vocabulary(schema["properties"], 259 if name == text else 12)
         for methods in self.paths.values():
             for operation in methods.values():
                 # Always sent and right here: who gets in is for test_access.

@@ -105,7 +105,7 @@ def _check_sizes(data: Mapping[str, Any], limits: ServerLimits) -> None:
             )
     for name in ("prompt", "input"):
         prompts = data.get(name)
-        if not isinstance(prompts, list) or (prompts and isinstance(prompts[0], int)):
+        if not isinstance(prompts, list) or (prompts and isinstance(prompts[0], int | float)):
             continue
         if len(prompts) > limits.prompts:
             raise too_large(
