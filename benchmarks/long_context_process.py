@@ -1,4 +1,4 @@
-"""One fresh process of ``long_context.py``: reads a prompt and goes on from it, prints figures as JSON.
+"""One fresh process of ``long_context.py``: reads a prompt, goes on from it, prints figures.
 
     python long_context_process.py MODEL TOKENS STEPS KV THREADS
 
@@ -29,7 +29,9 @@ from sartor.plan import ExecutionPlan
 ATTENTION = ("attention", "latent_attention")
 
 
-def run(engine: Engine, name: str, prompt: tuple[int, ...], steps: int) -> tuple[float, list[float]]:
+def run(
+    engine: Engine, name: str, prompt: tuple[int, ...], steps: int
+) -> tuple[float, list[float]]:
     """Seconds to the first token, and of each step after it."""
     params = SamplingParams(temperature=0, max_tokens=steps + 1, ignore_eos=True)
     started = time.perf_counter()

@@ -211,7 +211,7 @@ def test_what_it_lacks_is_refused(saved: Callable[[str], tuple[Path, Any]], tmp_
     with pytest.raises(UsageError, match="no chat template"):
         llm.chat([{"role": "user", "content": "hello"}])
     assert not CAPABILITIES.adapters
-    with pytest.raises(UnsupportedError, match="kv int8 .* choose from bf16, fp16, fp32"):
+    with pytest.raises(UnsupportedError, match=r"kv int8 .* choose from bf16, fp16, fp32"):
         open_folder(saved("gpt2")[0], kv="int8")
     llm.close()
     with pytest.raises(SartorError, match="was closed"):
