@@ -31,9 +31,13 @@ and of each score, which are of the order of one, times its size."""
 WIDE_STEP = 0.5 / (127 * 257)
 """Half a step of the whole numbers that queries and weights become over an int8 state."""
 
-ATTENTION_INT8 = 32 * WIDE_STEP
+SHORT_EXP2 = 7e-5
+"""Powers of two by a polynomial of third degree, for weights that are rounded after it."""
+
+ATTENTION_INT8 = 8 * WIDE_STEP + 2 * SHORT_EXP2
 """The state is rounded alike, to codes with a scale. What is left: half a step of a query's largest
-feature in each of its products and of the largest weight in each weighted value, of random sign."""
+feature in each product of a score, and of the largest weight in each of the others, of random sign;
+and each weight's power of two, in the sum and in the total."""
 
 ATTENTION_OVER = {
     "fp32": ATTENTION,

@@ -56,6 +56,7 @@ static inline F f_exp2(F x) {
   p = f_add(f_fma(f_mul(p, r), r, r), f_set(1.0f));
   return f_where_less(x, f_set(-126.0f), f_set(0.0f), f_mul(p, f_exp2i(i_from(n))));
 }
+static inline F f_exp2_short(F x) { return f_exp2(x); }
 #endif
 
 static inline float exp2_one(float x) {

@@ -7,22 +7,11 @@ static inline void store_elements(uint16_t* out, F x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), bf16_of(x));
 }
 
-// 2^x to 7e-5 relative, for what is rounded to 2^-9.
-static inline __m512 exp2_short(__m512 x) {
-  constexpr int kFloor = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
-  const __m512 r = _mm512_reduce_ps(x, kFloor);
-  __m512 p = _mm512_set1_ps(0.07802446f);  // least squares, reweighted to the least maximum
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.22606727f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.69583348f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.99992522f));
-  return _mm512_scalef_ps(p, x);
-}
-
 // The total is of the rounded weights: the mean has no bias.
 static inline void weights_of(const float* scores, F top, uint16_t* out, F& total) {
-  const __m512 first = exp2_short(_mm512_sub_ps(_mm512_loadu_ps(scores), top.v));
-  const __m512 second = exp2_short(_mm512_sub_ps(_mm512_loadu_ps(scores + kLanes), top.v));
-  const __m512bh pairs = _mm512_cvtne2ps_pbh(second, first);
+  const F first = f_exp2_short(f_sub(f_load(scores), top));
+  const F second = f_exp2_short(f_sub(f_load(scores + kLanes), top));
+  const __m512bh pairs = _mm512_cvtne2ps_pbh(second.v, first.v);
   const auto ones = reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f80));
   total.v = _mm512_dpbf16_ps(total.v, pairs, ones);
   _mm512_storeu_si512(out, reinterpret_cast<__m512i>(pairs));

@@ -47,6 +47,7 @@ class ByteRows {
   void begin(const AttentionTask& t, int64_t begin, const Segment& s) {
     const int64_t from = s.from / 32 * 32, to = (s.to + 31) / 32 * 32;
     const int64_t size = layout_.block_size;
+    F wrong = f_set(0.0f);
     for (int64_t i = from; i < to; i += kLanes) {
       F of_keys = f_set(0.0f), of_values = f_set(0.0f);
       if (i + kLanes > s.from && i < s.to) {
@@ -56,7 +57,9 @@ class ByteRows {
       }
       f_store(key_scales_ + i, of_keys);
       f_store(value_scales_ + i, of_values);
+      wrong = f_fma(of_values, f_set(0.0f), wrong);  // not a number where one is not finite
     }
+    wrong_ = !(f_sum(wrong) == 0.0f);
     for (int64_t i = from; i < s.from; ++i) key_scales_[i] = value_scales_[i] = 0.0f;
     for (int64_t i = s.to; i < to; ++i) key_scales_[i] = value_scales_[i] = 0.0f;
     // Those of the next one: each is a line or two in a page of its own.
@@ -82,23 +85,23 @@ class ByteRows {
       const int64_t from = begin / 32 * 32, to = (end + 31) / 32 * 32;
       *row_top = expose(from, to, begin, end, softcap, scores);
       const F highest = f_set(*row_top);
-      // Two sums, and two of each: none waits for another.
-      F totals[2] = {f_set(0.0f), f_set(0.0f)}, wrong[2] = {totals[0], totals[0]};
-      F tops[2] = {top, top};
+      F totals[2] = {f_set(0.0f), f_set(0.0f)}, tops[2] = {top, top};  // none waits for another
       for (int64_t i = from; i < to; i += 2 * kLanes) {
         SARTOR_UNROLL
         for (int u = 0; u < 2; ++u) {
           float* place = scores + i + u * kLanes;
-          const F weight = f_exp2(f_sub(f_load(place), highest));
+          const F weight = f_exp2_short(f_sub(f_load(place), highest));
           const F scaled = f_mul(weight, f_load(value_scales_ + i + u * kLanes));
           totals[u] = f_add(totals[u], weight);
-          // A scale that is not finite has to show: whole numbers would hide it.
-          wrong[u] = f_fma(scaled, f_set(0.0f), wrong[u]);
           tops[u] = f_max(tops[u], scaled);
           f_store(place, scaled);
         }
       }
-      *row_total = f_sum(f_add(f_add(totals[0], totals[1]), f_add(wrong[0], wrong[1])));
+      totals[0] = f_add(totals[0], totals[1]);
+      // A scale that is not finite has to show: whole numbers would hide it.
+      for (int64_t i = wrong_ ? from : to; i < to; i += kLanes)
+        totals[0] = f_fma(f_load(scores + i), f_set(0.0f), totals[0]);
+      *row_total = f_sum(totals[0]);
       top = f_max(tops[0], tops[1]);
       clear(first, from);
       clear(to, last);
@@ -151,6 +154,7 @@ class ByteRows {
   // What sums begin with: codes are 128 more than they mean.
   int32_t query_starts_[kAttentionTaskRows + kAttentionByteRows];
   int32_t weight_starts_[kAttentionByteRows];
+  bool wrong_ = false;  // the scale of a value is not finite
   alignas(64) float key_scales_[kAttentionSegment];
   alignas(64) float value_scales_[kAttentionSegment];
 

@@ -1,8 +1,8 @@
 // Attention with AMX tiles, over a bf16 or an int8 state.
 //
 // A bf16 product adds up to 32 pairs of features, or of positions, to each sum in an order of its
-// own. So every row goes through tiles, that of a decoding sequence too. Over an int8 state sums
-// are exact integers, and few rows go through vectors, which are faster for them.
+// own. So every row of this path goes through tiles, that of a decoding sequence too. Over an int8
+// state sums are exact integers; tiles are faster than vectors for a single row, too.
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AVX512BF16__) && defined(__linux__)
 #include <immintrin.h>
 
@@ -16,7 +16,6 @@ namespace sartor {
 namespace amx_attention {
 
 constexpr int64_t kHalf = 16;  // rows of one tile, half of those that are taken at a time
-constexpr int64_t kFewByteRows = 0;
 
 // Tiles 0 to 3 take sums, 4 and 5 rows (of queries or weights), 6 and 7 keys or values.
 struct alignas(64) TileConfig {
@@ -412,8 +411,7 @@ class ByteTiles : public ByteRows {
 void attention_tiles(const AttentionTask& t) {
   using namespace amx_attention;
   if (t.layout.storage == Storage::kBf16) attend<Bf16Tiles>(t);
-  else if (t.layout.storage == Storage::kInt8 && t.row_end - t.row_begin > kFewByteRows)
-    attend<ByteTiles>(t);
+  else if (t.layout.storage == Storage::kInt8) attend<ByteTiles>(t);
   else avx512_kernels()->attention(t);
 }
 
