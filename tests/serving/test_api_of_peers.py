@@ -74,7 +74,12 @@ def test_logprobs_of_chats(
     client: OpenAI, model: str, logprobs: bool, top: int | None, expected: int | None
 ) -> None:
     answer = client.chat.completions.create(
-        model=model, messages=CHAT, max_completion_tokens=5, logprobs=logprobs, top_logprobs=top
+        model=model,
+        messages=CHAT,
+        max_completion_tokens=5,
+        logprobs=logprobs,
+        top_logprobs=top,
+        extra_body={"ignore_eos": True},
     )
     found = answer.choices[0].logprobs
     if expected is None:

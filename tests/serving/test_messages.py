@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from sartor.engine.request import Chunk, Request, TokenLogprob
 from sartor.graph import SamplingParams
 from sartor.plan import ExecutionPlan
-from sartor.serving.channel import Receiver, Sender, usable_folder
+from sartor.serving.channel import Receiver, Sender, socket_folder
 from sartor.serving.messages import (
     Abort,
     Chunks,
@@ -31,8 +33,8 @@ LOGPROB = TokenLogprob(1, "\ufffd", b"\xff", -0.5, (TokenLogprob(2, "b", b"b", -
 
 
 @pytest.mark.parametrize("ipc", [True, False])
-def test_messages_arrive_as_they_were_sent(ipc: bool, tmp_path: Path) -> None:
-    folder = usable_folder(tmp_path) if ipc else None
+def test_messages_arrive_as_they_were_sent(ipc: bool) -> None:
+    folder = socket_folder() if ipc else None
     receiver: Receiver[Any] = Receiver(folder, "key", ToWorker)
     sender: Sender[Any] = Sender(receiver.address, "key")
     stranger: Sender[Any] = Sender(receiver.address, "guess")
@@ -47,10 +49,16 @@ def test_messages_arrive_as_they_were_sent(ipc: bool, tmp_path: Path) -> None:
     assert received == messages
     for end in (receiver, sender, stranger):
         end.close()
+    if folder is not None:
+        shutil.rmtree(folder)
 
 
-def test_long_folders_fall_back_to_tcp() -> None:
-    assert usable_folder(Path("/" + "x" * 100)) is None
+def test_long_folders_fall_back_to_tcp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    assert socket_folder() is None
+    assert not list(long.iterdir())
 
 
 def test_chunks_and_configuration_survive_encoding() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import secrets
 import sys
-from pathlib import Path
+import tempfile
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -19,11 +19,14 @@ T = TypeVar("T")
 _MAX_SOCKET_PATH = 100  # sun_path holds 104 bytes on macOS, 108 on Linux
 
 
-def usable_folder(folder: Path) -> str | None:
-    """The folder if Unix sockets can live in it, else None, which stands for loopback TCP."""
+def socket_folder() -> str | None:
+    """A new private folder for Unix sockets, or None, which stands for loopback TCP: where the
+    platform has none, or its temporary folder has too long a name for them."""
     if sys.platform == "win32" or not zmq.has("ipc"):
         return None
-    return str(folder) if len(str(folder)) + 20 < _MAX_SOCKET_PATH else None
+    if len(tempfile.gettempdir()) + 40 > _MAX_SOCKET_PATH:
+        return None
+    return tempfile.mkdtemp(prefix="sartor-")
 
 
 class Receiver(Generic[T]):

@@ -8,18 +8,18 @@ All methods run on the event loop's thread.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from sartor.engine.request import Chunk, FinishReason, Request, TokenLogprob
+from sartor.engine.request import Request
 from sartor.serving.adapters import Adapters
+from sartor.serving.answer import Answer
 from sartor.serving.books import Books
-from sartor.serving.channel import usable_folder
+from sartor.serving.channel import socket_folder
 from sartor.serving.errors import (
     ApiError,
     given_up,
@@ -46,83 +46,6 @@ from sartor.serving.supervisor import Supervisor
 from sartor.serving.waits import Waits
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Delta:
-    """What is new of one choice of one prompt since the reader last looked."""
-
-    prompt: int
-    choice: int
-    texts: list[str] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    embedding: bytes = b""
-
-    @property
-    def text(self) -> str:
-        return "".join(self.texts)
-
-
-class Answer:
-    """The answer to one HTTP request: one chunk stream over all of its prompts and choices.
-
-    Chunks that the reader has not fetched are merged, a choice each: a reader who never comes
-    holds no more than the text of the answer. Whoever holds an answer must ``close`` it, which
-    aborts what still runs.
-    """
-
-    def __init__(self, gateway: Gateway, model: str, requests: Sequence[Request]) -> None:
-        self.prompt_tokens = sum(len(request.prompt) for request in requests)
-        self.completion_tokens = 0
-        self._cached = [0] * len(requests)
-        self._gateway = gateway
-        self._model = model
-        self._index = {request.id: i for i, request in enumerate(requests)}
-        self._open = {request.id for request in requests}
-        self._pending: dict[tuple[int, int], Delta] = {}
-        self._error: ApiError | None = None
-        self._news = asyncio.Event()
-
-    @property
-    def cached_tokens(self) -> int:
-        return sum(self._cached)
-
-    async def next(self) -> list[Delta]:
-        """What is new; waits for something, and is empty at the end. Raises ApiError."""
-        while not self._pending and self._open and self._error is None:
-            self._news.clear()
-            await self._news.wait()
-        if self._error is not None and not self._pending:
-            raise self._error
-        deltas, self._pending = list(self._pending.values()), {}
-        return deltas
-
-    def close(self) -> None:
-        for request_id in self._open:
-            self._gateway.abort(self._model, request_id)
-        self._open.clear()
-
-    def push(self, chunk: Chunk, done: bool) -> None:
-        """One more chunk; ``done``: the last one of its prompt."""
-        prompt = self._index[chunk.request_id]
-        delta = self._pending.setdefault((prompt, chunk.choice), Delta(prompt, chunk.choice))
-        if chunk.text:
-            delta.texts.append(chunk.text)
-        delta.logprobs.extend(chunk.logprobs)
-        delta.finish_reason = chunk.finish_reason
-        delta.embedding = chunk.embedding
-        self.completion_tokens += len(chunk.tokens)
-        self._cached[prompt] = max(self._cached[prompt], chunk.cached_tokens)
-        if done:
-            self._open.discard(chunk.request_id)
-        self._news.set()
-
-    def fail(self, error: ApiError) -> None:
-        """One prompt cannot be answered, so the whole request cannot."""
-        self._error = self._error or error
-        self.close()
-        self._news.set()
 
 
 class Gateway:
@@ -157,10 +80,10 @@ class Gateway:
         self._answers: dict[str, Answer] = {}
         self._broken: dict[str, str] = {}
         self._settled = asyncio.Event()
-        self._folder = Path(tempfile.mkdtemp(prefix="sartor-"))
+        self._folder = socket_folder()
         self._supervisor = Supervisor(
             [model.hosted() for model in models],
-            usable_folder(self._folder),
+            self._folder,
             self.timing,
             self,
             memory_bytes,
@@ -198,7 +121,8 @@ class Gateway:
         for entry in self._ledger.clear():
             self._fail(entry.request.id, unavailable("the server is shutting down"))
         await self._supervisor.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def drop_adapter(self, name: str) -> None:
         """Raises ApiError 404 for an unknown one."""
@@ -239,7 +163,7 @@ class Gateway:
         now = time.monotonic()
         if self._max_wait and (wait := self._waits.seconds(now)) > self._max_wait:
             raise too_long_a_queue(wait, self._max_wait)
-        answer = Answer(self, model, requests)
+        answer = Answer(requests, functools.partial(self.abort, model))
         for request in requests:
             self._waits.arrived(request.id, now)
             self._answers[request.id] = answer
@@ -279,6 +203,7 @@ class Gateway:
     def worker_chunks(self, message: Chunks) -> None:
         self.books.chunks(message.chunks)
         now = time.monotonic()
+        pushed: dict[Answer, None] = {}
         for chunk in message.chunks:
             self._waits.began(chunk.request_id, now)
             entry, answer = self._ledger.get(chunk.request_id), self._answers.get(chunk.request_id)
@@ -291,9 +216,12 @@ class Gateway:
                 answer.fail(internal(chunk.error or "the engine gave the request up"))
             elif entry.record(chunk):
                 answer.push(chunk, entry.done)
+                pushed[answer] = None
                 if entry.done:
                     self._end(chunk.request_id)
         self._dispatch()
+        for answer in pushed:
+            answer.tell()
 
     def worker_refused(self, message: Refused) -> None:
         self._remove(message.request_id)

@@ -14,15 +14,40 @@ from typing import Any
 
 import h11
 import msgspec
-from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol, RequestResponseCycle
 
 from sartor.serving.errors import ApiError, invalid, unavailable
 from sartor.serving.limits import ServerLimits
+from sartor.serving.streaming import BODY_WRITER
 
 _SWEEP_SECONDS = 0.5
 _SEND_BUFFER_BYTES = 1 << 18
 """What the system may keep of an answer that a client does not take. Left alone it grows to
 megabytes a connection, and a client that reads nothing is noticed only once they are full."""
+
+
+class CycleWriter:
+    """The body of one response (:class:`~sartor.serving.streaming.BodyWriter`).
+
+    Seven layers of ``send`` and the switch to a task cost more than wording a token.
+    """
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    @property
+    def ready(self) -> bool:
+        cycle = self._cycle
+        return (
+            cycle.response_started
+            and not cycle.response_complete
+            and not cycle.disconnected
+            and not cycle.flow.write_paused
+        )
+
+    def write(self, data: bytes) -> None:
+        self._cycle.transport.write(self._cycle.conn.send(h11.Data(data=data)) or b"")
 
 
 class BoundedProtocol(H11Protocol):
@@ -33,6 +58,13 @@ class BoundedProtocol(H11Protocol):
         self._limits = limits
         self._since: float | None = None
         self._answered: object = None
+        self._application: ASGIApp = self.app
+        self.app = self._run
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert self.cycle is not None
+        scope.setdefault("extensions", {})[BODY_WRITER] = CycleWriter(self.cycle)
+        await self._application(scope, receive, send)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

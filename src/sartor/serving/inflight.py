@@ -113,7 +113,7 @@ class Ledger:
         the one with the fewest tokens does, since most trouble comes early: once the cause is
         found, all others may run together again.
         """
-        if any(entry.suspect for entry in self._running.values()):
+        if not self._waiting or any(entry.suspect for entry in self._running.values()):
             return []
         chosen = list(self._waiting.values())
         suspects = [entry for entry in chosen if entry.suspect]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
@@ -15,13 +13,15 @@ from starlette.responses import Response
 
 from sartor.engine.request import Request as EngineRequest
 from sartor.serving.access import Visit
-from sartor.serving.errors import ApiError, internal, timed_out
+from sartor.serving.answer import Answer, Delta
+from sartor.serving.answer_events import AnswerEvents
+from sartor.serving.errors import timed_out
 from sartor.serving.frontend import ServedModel
-from sartor.serving.gateway import Answer, Delta, Gateway
+from sartor.serving.gateway import Gateway
 from sartor.serving.intake import Intake
 from sartor.serving.keys import ApiKey
 from sartor.serving.limits import ServerLimits
-from sartor.serving.openai_format import ChatShape, CompletionShape, Json, Shape, fold, usage
+from sartor.serving.openai_format import ChatShape, CompletionShape, Json, Shape, fold
 from sartor.serving.openai_responses import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -34,18 +34,8 @@ from sartor.serving.openai_responses import (
 from sartor.serving.openai_types import ChatRequest, CompletionRequest, StreamOptions
 from sartor.serving.openapi import operation
 from sartor.serving.prepare import Prepared, View, find_model
-from sartor.serving.request_record import RequestRecord, record_of
-from sartor.serving.streaming import (
-    DONE,
-    KEEP_ALIVE,
-    Disconnected,
-    EventStream,
-    event,
-    while_connected,
-)
-
-logger = logging.getLogger(__name__)
-_KEEP_ALIVE_SECONDS = 15.0
+from sartor.serving.request_record import record_of
+from sartor.serving.streaming import Disconnected, EventStream, while_connected
 
 
 class JSONAnswer(Response):
@@ -198,7 +188,6 @@ async def _answer(
     prepared: Prepared[ChatRequest] | Prepared[CompletionRequest],
     shape: Shape,
 ) -> Response:
-    record = record_of(request)
     answer = submit(gateway, limits, request, prepared)
     try:
         if not prepared.body.stream:
@@ -212,8 +201,11 @@ async def _answer(
     except BaseException:
         answer.close()
         raise
-    pieces = _events(shape, answer, first, prepared.body.stream_options or StreamOptions(), record)
-    return EventStream(pieces, answer.close, gateway.timing.stall)
+    options = prepared.body.stream_options or StreamOptions()
+    events = AnswerEvents(shape, answer, options, record_of(request))
+    return EventStream(
+        events.pieces(first), answer.close, gateway.timing.stall, events.write_at_once
+    )
 
 
 async def whole(answer: Answer) -> list[Delta]:
@@ -222,45 +214,3 @@ async def whole(answer: Answer) -> list[Delta]:
     while new := await answer.next():
         deltas.extend(new)
     return deltas
-
-
-async def _news(answer: Answer) -> list[Delta] | None:
-    """What is new; None when there was nothing for a while."""
-    try:
-        async with asyncio.timeout(_KEEP_ALIVE_SECONDS):
-            return await answer.next()
-    except TimeoutError:
-        return None
-
-
-async def _events(
-    shape: Shape,
-    answer: Answer,
-    first: list[Delta],
-    options: StreamOptions,
-    record: RequestRecord,
-) -> AsyncIterator[bytes]:
-    head = shape.head()
-    with_usage = bool(options.include_usage)
-    extra: Json = {"usage": None} if with_usage else {}
-    running = with_usage and bool(options.continuous_usage_stats)
-    deltas: list[Delta] | None = first
-    try:
-        while deltas is None or deltas:
-            if deltas is None:
-                yield KEEP_ALIVE
-            elif choices := [choice for delta in deltas for choice in shape.events(delta)]:
-                if running:
-                    extra = {"usage": usage(answer)}
-                yield b"".join(event({**head, "choices": [c], **extra}) for c in choices)
-            deltas = await _news(answer)
-        if with_usage:
-            yield event({**head, "choices": [], "usage": usage(answer)})
-    except ApiError as error:
-        record.error = error
-        yield event(error.body())
-    except Exception as error:  # the headers have gone out: this is the only way left to say so
-        logger.exception("an answer broke off")
-        record.error = internal(f"the answer broke off: {type(error).__name__}")
-        yield event(record.error.body())
-    yield DONE

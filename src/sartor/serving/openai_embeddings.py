@@ -8,8 +8,9 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from sartor.serving.answer import Delta
 from sartor.serving.errors import unsupported
-from sartor.serving.gateway import Delta, Gateway
+from sartor.serving.gateway import Gateway
 from sartor.serving.intake import Intake
 from sartor.serving.openai_api import JSONAnswer, submit, view_of, whole
 from sartor.serving.openai_format import Json

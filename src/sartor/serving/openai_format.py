@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from sartor.engine.request import TokenLogprob
-from sartor.serving.gateway import Answer, Delta
+from sartor.serving.answer import Answer, Delta
 
 Json = dict[str, Any]
 

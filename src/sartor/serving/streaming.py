@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from starlette.background import BackgroundTask
@@ -21,6 +21,20 @@ KEEP_ALIVE = b": keep-alive\n\n"
 
 def event(data: object) -> bytes:
     return b"data: " + msgspec.json.encode(data) + b"\n\n"
+
+
+class BodyWriter(Protocol):
+    """Writes to the body of a response on the spot, past the ASGI server's ``send``."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether the client takes what is sent: False when it is slow, or has gone."""
+
+    def write(self, data: bytes) -> None: ...
+
+
+BODY_WRITER = "sartor.body_writer"
+"""The extension of an ASGI scope where a server that can do so has a :class:`BodyWriter`."""
 
 
 class Disconnected(Exception):
@@ -50,33 +64,41 @@ class EventStream(Response):
     """A response whose body comes from ``pieces``; calls ``close`` when it ends, however.
 
     It ends early when the client goes; one that leaves a piece unread for ``stall_seconds``
-    counts as gone.
+    counts as gone. ``write_at_once`` gets a writer, where the server has one: what it writes while
+    ``pieces`` are waited for comes between them.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, pieces: AsyncIterator[bytes], close: Callable[[], None], stall_seconds: float
+        self,
+        pieces: AsyncIterator[bytes],
+        close: Callable[[], None],
+        stall_seconds: float,
+        write_at_once: Callable[[BodyWriter], None],
     ) -> None:
         self.status_code = 200
         self.background: BackgroundTask | None = None
         self._pieces = pieces
         self._close = close
         self._stall_seconds = stall_seconds
+        self._write_at_once = write_at_once
         # Proxies must not collect events; X-Accel-Buffering is what nginx listens to.
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await while_connected(receive, self._send(send))
+            await while_connected(receive, self._send(scope, send))
         except (Disconnected, TimeoutError, OSError):
             return
         finally:
             self._close()
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, scope: Scope, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
+        if writer := scope.get("extensions", {}).get(BODY_WRITER):
+            self._write_at_once(writer)
         async for piece in self._pieces:
             body = {"type": "http.response.body", "body": piece, "more_body": True}
             # Not wait_for: before Python 3.12 it loses a cancellation that comes as it ends, and a

@@ -84,9 +84,11 @@ def _follow_parent(config: WorkerConfig, pulse: Pulse) -> None:
     # and takes no lock that a daemon thread would hold while the interpreter goes down.
     while os.read(0, 4096):
         continue
-    pulse.stopping.set()
-    if config.folder is not None:  # a gateway that was killed could not clear it
+    # A gateway that was killed could not clear it; done first, as the process may end any time
+    # after the loop is told to stop.
+    if config.folder is not None:
         shutil.rmtree(config.folder, ignore_errors=True)
+    pulse.stopping.set()
     time.sleep(_GRACE_SECONDS)
     os._exit(0)
 
