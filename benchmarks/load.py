@@ -147,9 +147,17 @@ class Recorder:
                     self.exchange.leave()
 
 
-async def send(client: Client, target: Target, body: bytes, call: Call, due: float) -> Outcome:
-    """One request to its end, however it ends."""
-    outcome = Outcome(due, call.output_tokens)
+async def send(
+    client: Client,
+    target: Target,
+    body: bytes,
+    call: Call,
+    due: float,
+    outcome: Outcome | None = None,
+) -> Outcome:
+    """One request to its end, however it ends. ``outcome``: where to note what comes, for those
+    who look before."""
+    outcome = outcome or Outcome(due, call.output_tokens)
     recorder = Recorder(outcome, call.leave_after)
     exchange = client.exchange("POST", PATHS[target.endpoint], body, recorder.on_body)
     recorder.exchange = exchange
