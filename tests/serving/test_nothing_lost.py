@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -25,8 +26,10 @@ KINDS: list[dict[str, Any]] = [
 SIXTEEN = [{**KINDS[i % 4], "seed": i, "max_tokens": 40 + i} for i in range(16)]
 
 
-@pytest.fixture(scope="module", params=["null", "reference"])
+@pytest.fixture(scope="module", params=["null", "reference", "cpu"])
 def server(request: pytest.FixtureRequest, tiny_model: Path) -> Iterator[ServerProcess]:
+    if request.param == "cpu":
+        pytest.importorskip("sartor.backends.cpu._native")
     device = "null-20ms" if request.param == "null" else request.param
     with ServerProcess([tiny_model], backend=request.param, device=device) as server:
         yield server
@@ -68,6 +71,30 @@ def test_sixteen_streams_do_not_notice(server: ServerProcess) -> None:
     wait_until(lambda: all(r.pieces > 3 or not r.is_alive() for r in readings))
     kill(server)
     assert answers(readings) == undisturbed
+
+
+def test_kill_after_kill_at_any_moment(server: ServerProcess) -> None:
+    bodies = [{"prompt": f"a story {i}", "seed": i, "max_tokens": 300} for i in range(16)]
+    undisturbed = [Reading(server, **body).whole() for body in bodies]
+    rng = random.Random(0)
+    readings = [Reading(server, **body) for body in bodies]
+    kills = 0
+    for _ in range(4):
+        # Amid the prompts, the first tokens, or any later ones.
+        wait_for_pieces(readings, rng.choice((0, 1, 16, 200)))
+        kills += alive(readings)
+        kill(server)
+    assert [reading.whole() for reading in readings] == undisturbed
+    assert kills > 1, "the answers were over before they could be disturbed"
+
+
+def wait_for_pieces(readings: list[Reading], more: int) -> None:
+    enough = sum(reading.pieces for reading in readings) + more
+    wait_until(lambda: sum(r.pieces for r in readings) >= enough or not alive(readings), 30)
+
+
+def alive(readings: list[Reading]) -> bool:
+    return any(reading.is_alive() for reading in readings)
 
 
 def test_kills_amid_a_long_prefill_give_nobody_up(slow_server: ServerProcess) -> None:

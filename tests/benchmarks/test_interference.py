@@ -1,0 +1,80 @@
+"""Requests beside each other: a whole run without arithmetic, and what is made of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import interference
+import pytest
+from interference import Findings, Trial
+from load_report import Outcome
+from tiny_model import write_tiny_model
+from traffic import Prompts
+
+from sartor.errors import UsageError
+
+
+def test_gaps_count_where_they_end() -> None:
+    outcomes = [Outcome(0.0, 9, [1.0, 2.0, 2.5, 4.0]), Outcome(0.0, 9, [1.9, 3.0])]
+    assert interference.gaps_within(outcomes, 2.0, 4.0) == pytest.approx([1.0, 0.5, 1.1])
+
+
+def test_the_section_says_it_all() -> None:
+    found = Findings("m", "Sartor", "as installed", 2, 6000)
+    found.beside = [Trial(0.02, 0.03, 0.04, 9.0), Trial(0.02, 0.03, 0.05, 11.0)]
+    found.control = [Trial(0.02, 0.02, 0.03, 9.0), Trial(0.02, 0.02, 0.03, 11.0)]
+    found.alone = [4.0, 6.0]
+    found.first, found.again = [1.0, 2.0], [0.1, 0.1]
+    found.together_last, found.together_computed = 3.0, 5000
+    text = found.to_markdown()
+    assert "| x2.25 (x2.00-x2.50) | x1.50 (x1.50-x1.50) |" in text
+    assert "first token came after 10.00 (9.00-11.00) s; by itself, after 5.00" in text
+    assert "7.5% (5.0%-10.0%) of that" in text
+    assert "5,000 tokens of prompts were computed (the least is 4,048" in text
+
+
+def test_a_whole_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_tiny_model(tmp_path / "tiny.gguf")
+    monkeypatch.setattr(Prompts, "of_model", staticmethod(lambda path, endpoint: Prompts.common()))
+    smaller = {
+        "STREAMS": 3,
+        "STREAM_INPUT": 4,
+        "STREAM_OUTPUT": 1000,
+        "WARM_SECONDS": 0.01,
+        "BEFORE_SECONDS": 0.2,
+        "PREFIX": 64,
+        "SUFFIX": 8,
+        "TOGETHER": 5,
+        "REPEATS": 2,
+    }
+    for name, value in smaller.items():
+        monkeypatch.setattr(interference, name, value)
+    out = tmp_path / "out.json"
+    arguments = [str(model), "--option=--backend null --device null-5ms", "--trials", "1"]
+    arguments += ["--tokens", "200", "--environments", str(tmp_path), "--json", str(out)]
+    monkeypatch.setattr("sys.argv", ["interference.py", *arguments])
+    assert interference.main() == 0
+    found = json.loads(out.read_text())
+    (beside,), (control,) = found["beside"], found["control"]
+    assert control["seconds"] == beside["seconds"] > 0.01
+    assert 0.004 < control["before"] <= control["p99"]
+    assert 0 < found["alone"][0] < beside["seconds"] + 0.2
+    assert len(found["first"]) == len(found["again"]) == 2
+    # A word is several tokens of this model: the prefix was computed once, not five times.
+    assert 64 < found["together_computed"] < 2 * (64 * 8 + 5 * 8 * 8)
+    assert "with the prompt" in capsys.readouterr().out
+
+
+def test_options(tmp_path: Path) -> None:
+    model = tmp_path / "m.gguf"
+    model.touch()
+    options = interference.parse([str(model), "--server", "llama_server", "--option=-fa off"])
+    assert (options.server, options.more) == ("llama_server", ("-fa", "off"))
+    for wrong in (["--parts", "x"], ["--trials", "0"], ["--tokens", "1"]):
+        with pytest.raises(UsageError):
+            interference.parse([str(model), *wrong])
+    with pytest.raises(UsageError, match="no file"):
+        interference.parse([str(tmp_path / "no.gguf")])
