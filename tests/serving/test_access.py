@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -274,14 +275,50 @@ def test_pages_of_listed_origins_may_ask(guarded: Guarded) -> None:
     assert refused.headers["access-control-allow-origin"] == "https://page.example"
 
 
-def test_browsers_are_kept_out_unless_told_otherwise(api_server: ServerProcess) -> None:
-    response = api_server.http.get("/v1/models", headers={"Origin": "https://page.example"})
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("https://page.example", 403),
+        ("http://192.0.2.7:8000", 403),
+        ("null", 403),
+        ("http://[", 403),
+        ("", 403),
+        ("http://localhost:3000", 200),
+        ("http://127.0.0.1:8000", 200),
+        ("http://[::1]:8000", 200),
+    ],
+)
+def test_pages_of_strangers_may_not_ask(
+    api_server: ServerProcess, origin: str, status: int
+) -> None:
+    response = api_server.http.get("/v1/models", headers={"Origin": origin})
+    assert response.status_code == status
     assert "access-control-allow-origin" not in response.headers
+    if status == 403:
+        assert "--cors-origin" in response.json()["error"]["message"]
+    # A page can send this one without asking first.
+    simple = {"Origin": origin, "Content-Type": "text/plain"}
+    body = {"model": api_server.name, "prompt": "x", "max_tokens": 1}
+    answer = api_server.http.post("/v1/completions", headers=simple, content=json.dumps(body))
+    assert (answer.status_code == 403) == (status == 403)
+
+
+def test_no_page_may_ask_first_unless_told_otherwise(api_server: ServerProcess) -> None:
     preflight = api_server.http.options(
         "/v1/completions",
-        headers={"Origin": "https://page.example", "Access-Control-Request-Method": "POST"},
+        headers={"Origin": "http://localhost:3000", "Access-Control-Request-Method": "POST"},
     )
     assert preflight.status_code == 405
+
+
+def test_listed_pages_are_welcome_without_keys(start_server: Callable[..., ServerProcess]) -> None:
+    server = start_server(cors_origins=["https://page.example"])
+    for origin, status in (("https://page.example", 200), ("https://evil.example", 403)):
+        response = server.http.get("/v1/models", headers={"Origin": origin})
+        assert response.status_code == status
+    server = start_server(cors_origins=["*"])
+    response = server.http.get("/v1/models", headers={"Origin": "https://evil.example"})
+    assert response.status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,7 @@ def test_a_worker_that_cannot_start_is_given_up(start_server: Start) -> None:
     answer = server.post("/v1/completions", {"model": server.name, "prompt": "x"})
     assert time.monotonic() - begin < 1
     assert answer.status_code == 503
+    assert 0 < int(answer.headers["Retry-After"]) <= 60
     error = answer.json()["error"]
     assert "state_bytes" in error["message"]
     assert error["code"] == "service_unavailable"

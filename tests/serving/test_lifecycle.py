@@ -23,7 +23,7 @@ def test_starts_once_and_gets_ready() -> None:
     life = started()
     assert life.tick(1) is None
     life.ready(2)
-    assert (life.phase, life.tick(3)) == ("ready", None)
+    assert (life.phase, life.tick(3), life.retry_seconds(3)) == ("ready", None, None)
 
 
 def test_a_useful_worker_comes_back_at_once() -> None:
@@ -56,7 +56,9 @@ def test_failed_starts_are_delayed_and_then_given_up() -> None:
     life.exited(3, "no memory")
     assert (life.tick(4.9), life.tick(5)) == (None, Start())
     life.exited(6, "no memory")
+    assert life.retry_seconds(6) == 60
     assert (life.phase, life.cause, life.tick(1000)) == ("failed", "no memory", None)
+    assert life.retry_seconds(1000) == 0
 
 
 def test_a_request_long_after_gets_one_more_try() -> None:

@@ -1,7 +1,9 @@
 """Who may come in, and how much of what is theirs: one gate before all routes.
 
 With keys, every path but ``/health`` needs one (``Authorization: Bearer``, RFC 6750). Without
-keys all is open, except that ``/metrics`` answers clients on this machine only.
+keys all is open, except that ``/metrics`` answers clients on this machine only, and that pages of
+strangers may not ask: a browser lets any page send requests to this machine, and one that makes its
+name point here (DNS rebinding) read the answers too.
 """
 
 from __future__ import annotations
@@ -9,9 +11,10 @@ from __future__ import annotations
 import ipaddress
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -126,10 +129,12 @@ class Access:
         self,
         app: ASGIApp,
         keys: KeyFile | None = None,
+        origins: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
         self._keys = keys
+        self._origins = frozenset(origins)
         self._clock = clock
         self._uses: dict[str, _Use] = {}
 
@@ -155,14 +160,20 @@ class Access:
     def _admit(self, scope: Scope) -> ApiKey:
         if scope["path"] in OPEN_PATHS:
             return ANYONE
+        headers = Headers(scope=scope)
         if self._keys is None:
+            if not self._is_welcome(headers.get("origin")):
+                raise forbidden(
+                    "without API keys, web pages of other machines may not ask; start the server "
+                    "with --cors-origin and the page's origin, or with --keys"
+                )
             if scope["path"] == METRICS_PATH and not _is_loopback(scope["client"]):
                 raise forbidden(
                     "without API keys, metrics are for clients on the server's machine; start it "
                     "with --keys, or ask from there"
                 )
             return ANYONE
-        scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+        scheme, _, token = headers.get("authorization", "").partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token:
             raise unauthorized(
@@ -172,6 +183,16 @@ class Access:
         if key is None:
             raise unauthorized("the API key is not valid here, or was revoked", "invalid")
         return key
+
+    def _is_welcome(self, origin: str | None) -> bool:
+        """Whether a page of this origin may ask. Only browsers name one."""
+        if origin is None or origin in self._origins or "*" in self._origins:
+            return True
+        try:
+            host = urlsplit(origin).hostname or ""
+            return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
 
 
 def _is_loopback(client: tuple[str, int] | None) -> bool:

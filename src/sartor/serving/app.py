@@ -43,7 +43,7 @@ def create_app(
     app.include_router(create_embeddings_router(gateway, intake))
     app.include_router(create_adapters_router(gateway, intake))
     app.include_router(create_metrics_router(gateway))
-    app.add_middleware(Access, keys=keys)
+    app.add_middleware(Access, keys=keys, origins=cors_origins)
     if cors_origins:
         # Outside of the gate: a browser asks first, without a key, whether it may send one.
         app.add_middleware(

@@ -145,7 +145,9 @@ class Gateway:
         if self.draining:
             raise unavailable("the server is shutting down", retry_after=5)
         if problem := self.problem(model):
-            raise unavailable(f"the model {model} is not available: {problem}")
+            raise unavailable(
+                f"the model {model} is not available: {problem}", self._supervisor.retry_seconds
+            )
         if len(requests) > self._max_requests:
             raise invalid(
                 f"prompt: {len(requests)} prompts, but the server takes {self._max_requests} "
@@ -255,7 +257,8 @@ class Gateway:
                 entry.request.id,
                 unavailable(
                     f"the model {entry.model} is not available: the worker could not be started: "
-                    f"{cause}"
+                    f"{cause}",
+                    self._supervisor.retry_seconds,
                 ),
             )
         self._settled.set()

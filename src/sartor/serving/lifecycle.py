@@ -91,6 +91,12 @@ class Lifecycle:
             self._failed_starts = self._timing.starts - 1
             self.phase, self._due = "waiting", now
 
+    def retry_seconds(self, now: float) -> float | None:
+        """Until ``ensure`` gives a worker that was given up a try; None where none was."""
+        if self.phase != "failed":
+            return None
+        return max(0.0, self._since + self._timing.retry - now)
+
     def tick(self, now: float) -> Start | Kill | None:
         """What to do at this moment, if anything."""
         if self.phase == "waiting" and now >= self._due:

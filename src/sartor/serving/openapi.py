@@ -19,7 +19,7 @@ Json = dict[str, Any]
 _WHY = {
     400: "The request is wrong; the message says where, and what to do.",
     401: "The API key is missing, wrong or revoked.",
-    403: "The key may not do this.",
+    403: "The key, or the web page, may not do this.",
     404: "There is no such thing, or the key may not use it.",
     408: "The body took too long to come.",
     413: "The body is too large.",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import secrets
 import subprocess
@@ -208,6 +209,12 @@ class Supervisor:
     def cause(self) -> str:
         """Why the last worker ended; empty once the next one is ready."""
         return self._lifecycle.cause
+
+    @property
+    def retry_seconds(self) -> int | None:
+        """When to ask again for a worker that was given up; None where none was."""
+        seconds = self._lifecycle.retry_seconds(time.monotonic())
+        return None if seconds is None else max(1, math.ceil(seconds))
 
     @property
     def silence(self) -> float | None:
