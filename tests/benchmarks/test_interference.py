@@ -1,4 +1,4 @@
-"""Requests beside each other: a whole run without arithmetic, and what is made of it."""
+"""Requests beside each other: a whole run, and what is made of it."""
 
 from __future__ import annotations
 
@@ -37,12 +37,13 @@ def test_the_section_says_it_all() -> None:
 def test_a_whole_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = write_tiny_model(tmp_path / "tiny.gguf")
+    pytest.importorskip("sartor.backends.cpu._native")
+    model = write_tiny_model(tmp_path / "tiny.gguf", context=8192)
     monkeypatch.setattr(Prompts, "of_model", staticmethod(lambda path, endpoint: Prompts.common()))
     smaller = {
         "STREAMS": 3,
         "STREAM_INPUT": 4,
-        "STREAM_OUTPUT": 1000,
+        "STREAM_OUTPUT": 6000,
         "WARM_SECONDS": 0.01,
         "BEFORE_SECONDS": 0.2,
         "PREFIX": 64,
@@ -53,15 +54,15 @@ def test_a_whole_run(
     for name, value in smaller.items():
         monkeypatch.setattr(interference, name, value)
     out = tmp_path / "out.json"
-    arguments = [str(model), "--option=--backend null --device null-5ms", "--trials", "1"]
-    arguments += ["--tokens", "200", "--environments", str(tmp_path), "--json", str(out)]
+    arguments = [str(model), "--trials", "1", "--tokens", "200", "--threads", "1"]
+    arguments += ["--environments", str(tmp_path), "--json", str(out)]
     monkeypatch.setattr("sys.argv", ["interference.py", *arguments])
     assert interference.main() == 0
     found = json.loads(out.read_text())
     (beside,), (control,) = found["beside"], found["control"]
-    assert control["seconds"] == beside["seconds"] > 0.01
-    assert 0.004 < control["before"] <= control["p99"]
-    assert 0 < found["alone"][0] < beside["seconds"] + 0.2
+    assert control["seconds"] == beside["seconds"] > 0
+    assert 0 < control["before"] <= control["p99"]
+    assert found["alone"][0] > 0
     assert len(found["first"]) == len(found["again"]) == 2
     # A word is several tokens of this model: the prefix was computed once, not five times.
     assert 64 < found["together_computed"] < 2 * (64 * 8 + 5 * 8 * 8)
