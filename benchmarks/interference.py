@@ -188,8 +188,9 @@ async def answering(asker: Asker) -> AsyncIterator[list[Outcome]]:
     try:
         while any(len(outcome.pieces) < 2 for outcome in outcomes):
             await asyncio.sleep(0.05)
-            if ended := [o.error for o in outcomes if o.error is not None]:
-                raise SartorError(f"a stream failed: {ended[0]}")
+            if any(task.done() for task in tasks):
+                error = next((o.error for o in outcomes if o.error is not None), "no text came")
+                raise SartorError(f"an answer ended before it could be measured: {error}")
         await asyncio.sleep(WARM_SECONDS)
         yield outcomes
         if any(task.done() for task in tasks):

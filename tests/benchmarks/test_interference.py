@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import interference
 import pytest
 from interference import Findings, Trial
 from load_report import Outcome
+from servers import SERVERS, Launch, Setting
 from tiny_model import write_tiny_model
 from traffic import Prompts
 
@@ -37,13 +39,19 @@ def test_the_section_says_it_all() -> None:
 def test_a_whole_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("sartor.backends.cpu._native")
-    model = write_tiny_model(tmp_path / "tiny.gguf", context=8192)
+    def launch(setting: Setting, port: int) -> Launch:
+        """Slow steps: tokens seldom arrive together."""
+        command = [sys.executable, "-m", "sartor.cli.main", "serve", str(setting.model)]
+        command += ["--port", str(port), "--backend", "reference"]
+        return Launch("Sartor", "slow", command, str(setting.model))
+
+    monkeypatch.setitem(SERVERS, "sartor", launch)
+    model = write_tiny_model(tmp_path / "tiny.gguf")
     monkeypatch.setattr(Prompts, "of_model", staticmethod(lambda path, endpoint: Prompts.common()))
     smaller = {
         "STREAMS": 3,
         "STREAM_INPUT": 4,
-        "STREAM_OUTPUT": 6000,
+        "STREAM_OUTPUT": 1000,
         "WARM_SECONDS": 0.01,
         "BEFORE_SECONDS": 0.2,
         "PREFIX": 64,
@@ -54,7 +62,7 @@ def test_a_whole_run(
     for name, value in smaller.items():
         monkeypatch.setattr(interference, name, value)
     out = tmp_path / "out.json"
-    arguments = [str(model), "--trials", "1", "--tokens", "200", "--threads", "1"]
+    arguments = [str(model), "--trials", "1", "--tokens", "200"]
     arguments += ["--environments", str(tmp_path), "--json", str(out)]
     monkeypatch.setattr("sys.argv", ["interference.py", *arguments])
     assert interference.main() == 0
