@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import platform
 import sys
 import time
@@ -26,7 +25,7 @@ import msgspec
 from engines import DRIVERS, Engine, EngineError, EngineProcess
 from make_models import write_folder
 from peers import Peer, choose_peers, default_environments, install, interpreter
-from results import OWN, Comparison, Limits, with_section
+from results import OWN, Comparison, Limits, write_section
 from rounds import Prompts, Workload, run_rounds
 
 from sartor.bench import phases
@@ -231,10 +230,7 @@ def save(comparison: Comparison, options: Options) -> None:
         text = json.dumps(comparison.to_json_dict(), indent=1)
         options.json.write_text(text + "\n", encoding="utf-8")
     if options.write is not None:
-        old = options.write.read_text(encoding="utf-8") if options.write.exists() else ""
-        part = options.write.with_name(f"{options.write.name}.part")
-        part.write_text(with_section(old, section), encoding="utf-8")
-        os.replace(part, options.write)
+        write_section(options.write, section)
     print(section, end="")
 
 

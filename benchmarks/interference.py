@@ -32,7 +32,7 @@ from http_stream import Client
 from load import Target, send
 from load_report import Outcome
 from peers import default_environments
-from results import OWN, with_section
+from results import OWN, write_section
 from servers import SERVERS, RunningServer, Setting, exit_on_sigterm
 from traffic import Call, Prompts
 
@@ -347,8 +347,7 @@ def main() -> int:
     if options.json is not None:
         options.json.write_text(json.dumps(asdict(findings), indent=1) + "\n", encoding="utf-8")
     if options.write is not None:
-        old = options.write.read_text(encoding="utf-8") if options.write.exists() else ""
-        options.write.write_text(with_section(old, section), encoding="utf-8")
+        write_section(options.write, section)
     return 0
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rounds import Samples
@@ -185,3 +187,11 @@ def with_section(document: str, section: str) -> str:
     else:
         parts.append(body)
     return "\n\n## ".join(part.strip() for part in parts) + "\n"
+
+
+def write_section(path: Path, section: str) -> None:
+    """As :func:`with_section`, in a file that need not be there; as a whole or not at all."""
+    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(with_section(old, section), encoding="utf-8")
+    os.replace(part, path)

@@ -32,7 +32,7 @@ from engines import DRIVERS, EngineProcess
 from load import Target, run_round
 from load_report import Objective, Report, Round
 from peers import default_environments
-from results import OWN, with_section
+from results import OWN, write_section
 from rounds import PAUSE, turns
 from serve_results import Burst, Findings, FirstToken, Row
 from servers import SERVERS, RunningServer, Setting, exit_on_sigterm
@@ -356,8 +356,7 @@ def main() -> int:
         text = json.dumps(findings.to_json_dict(), indent=1)
         options.json.write_text(text + "\n", encoding="utf-8")
     if options.write is not None:
-        old = options.write.read_text(encoding="utf-8") if options.write.exists() else ""
-        options.write.write_text(with_section(old, section), encoding="utf-8")
+        write_section(options.write, section)
     return 1 if findings.own_errors() else 0
 
 

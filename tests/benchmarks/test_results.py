@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
-from results import HEADING, Comparison, Limits, cells, title, with_section
+from results import HEADING, Comparison, Limits, cells, title, with_section, write_section
 from rounds import Samples
 
 from sartor.bench import Spread
@@ -94,3 +95,14 @@ def test_a_section_replaces_its_own_and_no_other() -> None:
     document = with_section(document, "## two\n\nsecond\n")
     document = with_section(document, "## one\n\nagain\n")
     assert document == f"{HEADING}\n## one\n\nagain\n\n## two\n\nsecond\n"
+
+
+def test_a_section_is_written_into_a_file(tmp_path: Path) -> None:
+    target = tmp_path / "doc.md"
+    write_section(target, "## One\n\na\n")
+    write_section(target, "## Two\n\nb\n")
+    write_section(target, "## One\n\nc\n")
+    text = target.read_text(encoding="utf-8")
+    assert "\na\n" not in text
+    assert text.index("## One\n\nc") < text.index("## Two\n\nb")
+    assert [path.name for path in tmp_path.iterdir()] == ["doc.md"]

@@ -47,7 +47,9 @@ class AnswerEvents:
             self._record.error = error
             yield event(error.body())
         except Exception as error:  # the headers have gone out: this is the only way left to say so
-            yield event(self._broke_off(error).body())
+            logger.exception("an answer broke off")
+            self._record.error = internal(f"the answer broke off: {type(error).__name__}")
+            yield event(self._record.error.body())
         yield DONE
 
     def write_at_once(self, writer: BodyWriter) -> None:
@@ -58,8 +60,7 @@ class AnswerEvents:
                 return False
             try:
                 words = self._word(deltas)
-            except Exception as error:  # this answer's trouble, and nobody else's
-                self._answer.fail(self._broke_off(error))
+            except Exception:  # not the caller's trouble: the stream will meet it, and say so
                 return False
             if words:
                 writer.write(words)
@@ -88,8 +89,3 @@ class AnswerEvents:
             except TimeoutError:
                 if not self._spoke:
                     return None
-
-    def _broke_off(self, error: Exception) -> ApiError:
-        logger.error("an answer broke off", exc_info=error)
-        self._record.error = internal(f"the answer broke off: {type(error).__name__}")
-        return self._record.error
