@@ -132,6 +132,14 @@ class ServerProcess:
     def wait_healthy(self, seconds: float = 10.0) -> None:
         wait_until(lambda: self.health().status_code == 200, seconds)
 
+    def kill_worker(self, number: int = signal.SIGKILL) -> None:
+        """Kills the worker, and waits for the next one to have the requests."""
+        old = self.worker()
+        old.send_signal(number)
+        # /health is a moment late: a worker that is not the old one, and that is well.
+        wait_until(lambda: [w.pid for w in self.workers()] not in ([], [old.pid]), 30)
+        self.wait_healthy(30)
+
     def stop(self, seconds: float = 10.0) -> int:
         """Ends it as a user would; whatever is left afterwards is killed and an error."""
         if self.process.poll() is None:

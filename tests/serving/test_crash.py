@@ -94,7 +94,7 @@ def narrow_server(tiny_model: Path) -> Iterator[ServerProcess]:
 
 
 def kill_amid(server: ServerProcess, streams: list[Stream], number: int) -> None:
-    """Kills the worker as soon as every stream has brought something new."""
+    """Kills the worker as soon as it has brought every stream something new."""
     seen = [len(stream.pieces) for stream in streams]
     wait_until(
         lambda: all(
@@ -102,7 +102,7 @@ def kill_amid(server: ServerProcess, streams: list[Stream], number: int) -> None
             for s, before in zip(streams, seen, strict=True)
         )
     )
-    server.worker().send_signal(number)
+    server.kill_worker(number)
 
 
 def test_streams_outlive_killed_workers(server: ServerProcess) -> None:

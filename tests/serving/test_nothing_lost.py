@@ -43,15 +43,6 @@ def slow_server(tiny_model: Path) -> Iterator[ServerProcess]:
         yield server
 
 
-def kill(server: ServerProcess) -> None:
-    """Kills the worker, and waits for the next one to have the requests."""
-    old = server.worker()
-    kill_hard(old)
-    # /health is a moment late: a worker that is not the old one, and that is well.
-    wait_until(lambda: [w.pid for w in server.workers()] not in ([], [old.pid]), 30)
-    server.wait_healthy(30)
-
-
 def test_sixteen_streams_do_not_notice(server: ServerProcess) -> None:
     def answers(readings: list[Reading]) -> list[tuple[dict[int, Choice], int]]:
         found = [reading.whole() for reading in readings]
@@ -69,13 +60,13 @@ def test_sixteen_streams_do_not_notice(server: ServerProcess) -> None:
     }
     readings = [Reading(server, **body) for body in SIXTEEN]
     wait_until(lambda: all(r.pieces > 3 or not r.is_alive() for r in readings))
-    kill(server)
+    server.kill_worker()
     assert answers(readings) == undisturbed
 
 
 def test_kill_after_kill_at_any_moment(server: ServerProcess) -> None:
     bodies = [{"prompt": f"a story {i}", "seed": i, "max_tokens": 300} for i in range(16)]
-    undisturbed = [Reading(server, **body).whole() for body in bodies]
+    undisturbed = [reading.whole() for reading in [Reading(server, **body) for body in bodies]]
     rng = random.Random(0)
     readings = [Reading(server, **body) for body in bodies]
     kills = 0
@@ -83,7 +74,7 @@ def test_kill_after_kill_at_any_moment(server: ServerProcess) -> None:
         # Amid the prompts, the first tokens, or any later ones.
         wait_for_pieces(readings, rng.choice((0, 1, 16, 200)))
         kills += alive(readings)
-        kill(server)
+        server.kill_worker()
     assert [reading.whole() for reading in readings] == undisturbed
     assert kills > 1, "the answers were over before they could be disturbed"
 
@@ -109,7 +100,7 @@ def test_kills_amid_a_long_prefill_give_nobody_up(slow_server: ServerProcess) ->
     others = []
     for body in short:  # the kills after the first hit replays that have not come to a token
         assert reading.pieces == 0
-        kill(server)
+        server.kill_worker()
         others.append(Reading(server, **body))
     assert reading.whole() == expected
     assert [other.whole() for other in others] == others_expected
