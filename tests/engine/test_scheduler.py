@@ -39,12 +39,13 @@ def plan(
     tokens: int = 32,
     sequences: int = 8,
     budgets: tuple[int, int] = (UNBOUNDED, UNBOUNDED),
+    row_tile: int = 1,
 ) -> Schedule[Seq, Found]:
     return decide(
         running,
         waiting,
         (available,),
-        Limits(tokens, sequences, 16, (UNBOUNDED,), (UNBOUNDED,)),
+        Limits(tokens, sequences, 16, (UNBOUNDED,), (UNBOUNDED,), row_tile=row_tile),
         lambda s, admitted: (found or {}).get(s.name, Found()),
         lambda decodes, prompts, long: budgets[long],
     )
@@ -91,6 +92,21 @@ def test_a_budget_of_their_own_holds_for_long_prompts() -> None:
     assert names(plan([long], [Seq("a", 3)], budgets=(20, 8))) == [("a", 3), ("long", 5)]
     assert names(plan([long], [Seq("a", 30)], budgets=(20, 8))) == [("a", 16), ("long", 4)]
     assert names(plan([decoding("d"), long], budgets=(0, 0))) == [("d", 1)]
+
+
+def test_prompts_fill_tiles_of_rows() -> None:
+    def tokens(decodes: int, budget: int, most: int = 512) -> int:
+        running = [decoding(f"d{i}") for i in range(decodes)]
+        prompts = [Seq("p", 400)]
+        step = plan(running, prompts, tokens=most, sequences=32, budgets=(budget,) * 2, row_tile=16)
+        return dict(names(step)).get("p", 0)
+
+    for decodes in (0, 1, 3, 16, 17):
+        for budget in range(32, 100):
+            assert (decodes + tokens(decodes, budget)) % 16 == 0
+            assert abs(tokens(decodes, budget) - budget) <= 8
+    assert tokens(3, 31) == 31, "a small budget is not doubled"
+    assert tokens(3, 1000, most=50) == 47, "nor is a step ever longer than it may be"
 
 
 def test_a_begun_prompt_of_lower_priority_goes_after_new_ones() -> None:

@@ -99,6 +99,7 @@ class Engine:
             ),
             step_caps=tuple(1 if group.kind == "recurrent" else UNBOUNDED for group in groups),
             aligned=plan.prefix_cache and any(group.kind == "recurrent" for group in groups),
+            row_tile=capabilities.row_tile,
         )
         self._groups = groups
         self._blocks = tuple(state_blocks)

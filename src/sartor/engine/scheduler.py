@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 UNBOUNDED = 1 << 60
@@ -66,7 +67,8 @@ class Limits:
     its prompt (:data:`UNBOUNDED` without a window); ``step_caps``: the most that one step takes
     of it (:data:`UNBOUNDED` but in recurrent groups, which take one wherever a step ends).
     ``aligned`` ends the chunks of a prompt with a block where they can, and always before its
-    last token: only there a recurrent state can be shared.
+    last token: only there a recurrent state can be shared. ``row_tile``: see
+    :class:`~sartor.graph.Capabilities`.
     """
 
     max_batch_tokens: int
@@ -75,6 +77,14 @@ class Limits:
     group_caps: tuple[int, ...]
     step_caps: tuple[int, ...]
     aligned: bool = False
+    row_tile: int = 1
+
+    def whole_tiles(self, decodes: int, budget: int) -> int:
+        """About so many tokens of prompts, such that with the decodes they fill tiles of rows:
+        the backend takes nearly as long for a part of one. A budget of a few stays what it is."""
+        if budget < 2 * self.row_tile:
+            return budget
+        return (decodes + budget + self.row_tile // 2) // self.row_tile * self.row_tile - decodes
 
     def take(self, free: Sequence[int], blocks: int) -> list[int]:
         """What is left of each group when a step goes on by ``blocks`` blocks."""
@@ -166,8 +176,10 @@ class _Step(Generic[S, P]):
             if begun or self.waiting:
                 decodes = len(self.schedule.items)
                 most = self.limits.max_batch_tokens - decodes
-                self.budget = min(most, self.prompt_budget(decodes, prompts, False))
-                self.long_budget = min(self.budget, self.prompt_budget(decodes, prompts, True))
+                whole = partial(self.limits.whole_tiles, decodes)
+                self.budget = min(most, whole(self.prompt_budget(decodes, prompts, False)))
+                long_budget = whole(self.prompt_budget(decodes, prompts, True))
+                self.long_budget = min(self.budget, long_budget)
                 self._prompts(begun, prefix)
         except _NoBlocks:
             return Schedule(preempt=self.running[-1])

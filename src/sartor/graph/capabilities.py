@@ -21,6 +21,7 @@ class Capabilities:
     copies           steps copy blocks of paged state (``Batch.copies``): choices of one request
                      go on from a prompt that was computed once
     bitwise          results do not depend on company, chunking or threads
+    row_tile         rows that linear layers multiply together: the engine fills whole tiles
     """
 
     operators: frozenset[str]
@@ -33,3 +34,4 @@ class Capabilities:
     asynchronous: bool = False
     copies: bool = False
     bitwise: bool = False
+    row_tile: int = 1

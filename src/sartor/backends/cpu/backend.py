@@ -111,6 +111,7 @@ class CpuBackend:
             adapters=True,
             copies=True,
             bitwise=True,
+            row_tile=16,  # of AMX; what the other paths take is a divisor
         )
 
     def pool(self, threads: int) -> Any:
