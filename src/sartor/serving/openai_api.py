@@ -189,23 +189,18 @@ async def _answer(
     shape: Shape,
 ) -> Response:
     answer = submit(gateway, limits, request, prepared)
+    if prepared.body.stream:
+        options = prepared.body.stream_options or StreamOptions()
+        events = AnswerEvents(shape, answer, options, record_of(request))
+        stall = gateway.timing.stall
+        return EventStream(answer.next, events.pieces, answer.close, stall, events.write_at_once)
     try:
-        if not prepared.body.stream:
-            deltas = await while_connected(request.receive, whole(answer))
-            return JSONAnswer(fold(shape, deltas, answer))
-        # The status line waits for the first news: an error can still be one.
-        first = await while_connected(request.receive, answer.next())
+        deltas = await while_connected(request.receive, whole(answer))
     except Disconnected:
-        answer.close()
         return Response(status_code=499)  # nobody reads it
-    except BaseException:
+    finally:
         answer.close()
-        raise
-    options = prepared.body.stream_options or StreamOptions()
-    events = AnswerEvents(shape, answer, options, record_of(request))
-    return EventStream(
-        events.pieces(first), answer.close, gateway.timing.stall, events.write_at_once
-    )
+    return JSONAnswer(fold(shape, deltas, answer))
 
 
 async def whole(answer: Answer) -> list[Delta]:

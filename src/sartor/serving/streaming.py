@@ -6,8 +6,8 @@ Source of the format: WHATWG HTML, section 9.2.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 from starlette.background import BackgroundTask
@@ -60,29 +60,33 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(working, watching, return_exceptions=True)
 
 
-class EventStream(Response):
+class EventStream(Response, Generic[T]):
     """A response whose body comes from ``pieces``; calls ``close`` when it ends, however.
 
-    It ends early when the client goes; one that leaves a piece unread for ``stall_seconds``
-    counts as gone. ``write_at_once`` gets a writer, where the server has one: what it writes while
-    ``pieces`` are waited for comes between them.
+    The status line waits for the ``first`` news, which ``pieces`` gets: what it raises can still
+    be an answer of its own. The stream ends early when the client goes; one that leaves a piece
+    unread for ``stall_seconds`` counts as gone. ``write_at_once`` gets a writer, where the server
+    has one: what it writes while ``pieces`` are waited for comes between them.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
         self,
-        pieces: AsyncIterator[bytes],
+        first: Callable[[], Awaitable[T]],
+        pieces: Callable[[T], AsyncIterator[bytes]],
         close: Callable[[], None],
         stall_seconds: float,
         write_at_once: Callable[[BodyWriter], None],
     ) -> None:
         self.status_code = 200
         self.background: BackgroundTask | None = None
+        self._first = first
         self._pieces = pieces
         self._close = close
         self._stall_seconds = stall_seconds
         self._write_at_once = write_at_once
+        self._started = False
         # Proxies must not collect events; X-Accel-Buffering is what nginx listens to.
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
@@ -90,16 +94,19 @@ class EventStream(Response):
         try:
             await while_connected(receive, self._send(scope, send))
         except (Disconnected, TimeoutError, OSError):
-            return
+            if not self._started:
+                await Response(status_code=499)(scope, receive, send)  # nobody reads it
         finally:
             self._close()
 
     async def _send(self, scope: Scope, send: Send) -> None:
+        first = await self._first()
+        self._started = True
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
         if writer := scope.get("extensions", {}).get(BODY_WRITER):
             self._write_at_once(writer)
-        async for piece in self._pieces:
+        async for piece in self._pieces(first):
             body = {"type": "http.response.body", "body": piece, "more_body": True}
             # Not wait_for: before Python 3.12 it loses a cancellation that comes as it ends, and a
             # stream would go on for a client that has gone.
