@@ -93,9 +93,11 @@ class EventStream(Response, Generic[T]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await while_connected(receive, self._send(scope, send))
-        except (Disconnected, TimeoutError, OSError):
+        except Disconnected:
             if not self._started:
                 await Response(status_code=499)(scope, receive, send)  # nobody reads it
+        except (TimeoutError, OSError):
+            return  # as if it had gone
         finally:
             self._close()
 
