@@ -20,7 +20,7 @@ from sartor.models.registry import MODEL_FILES
 Capture = pytest.CaptureFixture[str]
 HEAVY = {
     "fastapi", "starlette", "uvicorn", "pydantic", "rich", "torch",
-    "transformers", "huggingface_hub", "safetensors", "requests", "httpx", "zmq", "psutil",
+    "transformers", "huggingface_hub", "safetensors", "requests", "httpx", "psutil",
     "asyncio", "multiprocessing", "importlib.metadata", "prometheus_client", "argparse",
     "sartor.cli.serve", "sartor.cli.bench", "sartor.serving", "sartor.evaluation", "sartor.bench",
     "sartor.formats.safetensors",

@@ -121,9 +121,9 @@ def test_a_request_waits_for_one_slice_at_most() -> None:
     models = {"m": Running(None, Engine())}  # type: ignore[arg-type]
     hosting = Host(MemoryLedger(), models, [])
     inbox: Any = Inbox()
-    outbox: Any = None  # nothing is sent
-    reporter = Reporter({}, outbox)
-    worker._turn(hosting, inbox, outbox, pulse, IdleTuning([executable], clock), reporter)
+    nothing_is_sent: Any = None
+    reporter = Reporter({}, nothing_is_sent)
+    worker._turn(hosting, inbox, pulse, IdleTuning([executable], clock), reporter)
     assert len(taken) == 1
     assert 0 <= taken[0] - arrival <= SLICE_SECONDS
     after = PATIENCE_SECONDS / worker._IDLE_SECONDS  # turns that wait again

@@ -15,7 +15,7 @@ from sartor.engine.engine import Engine
 from sartor.engine.request import Request
 from sartor.graph import SamplingParams
 from sartor.plan import ExecutionPlan
-from sartor.serving.channel import Receiver, Sender
+from sartor.serving.channel import Channel, connected_ends
 from sartor.serving.hosting import host
 from sartor.serving.idle import IdleTuning
 from sartor.serving.messages import (
@@ -93,18 +93,15 @@ def test_whoever_leaves_the_queue_is_gone(server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("device", ["null-20ms", "null-async-20ms"])
 @pytest.mark.parametrize("prompt", [10, 1500])
-def test_an_abort_takes_one_step_at_most(
-    tiny_model: Path, tmp_path: Path, device: str, prompt: int
-) -> None:
+def test_an_abort_takes_one_step_at_most(tiny_model: Path, device: str, prompt: int) -> None:
     """Inside the worker's loop, step by step: ``prompt`` 1500 is left in the middle of it."""
     plan = ExecutionPlan(backend="null", device=device, max_batch_tokens=32, max_sequences=8)
     hosting = host([ModelSpec("m", str(tiny_model), plan)], None)
     engine = hosting.models["m"].engine
     assert isinstance(engine, Engine)
-    inbox: Receiver[ToWorker] = Receiver(str(tmp_path), "k", ToWorker)
-    replies: Receiver[FromWorker] = Receiver(str(tmp_path), "k", FromWorker)
-    to_worker: Sender[ToWorker] = Sender(inbox.address, "k")
-    outbox: Sender[FromWorker] = Sender(replies.address, "k")
+    ours, theirs = connected_ends()
+    gateway: Channel[FromWorker, ToWorker] = Channel(ours, FromWorker)
+    channel: Channel[ToWorker, FromWorker] = Channel(theirs, ToWorker)
     pulse = Pulse()
     at_abort: list[int] = []
     abort = engine.abort
@@ -114,21 +111,21 @@ def test_an_abort_takes_one_step_at_most(
         at_abort.append(engine.records[-1].index)
 
     engine.abort = abort_and_note  # type: ignore[method-assign]
-    reporter = Reporter({"m": engine}, outbox.send)
+    reporter = Reporter({"m": engine}, channel.send)
     tuning = IdleTuning([engine.executable])
-    loop = threading.Thread(target=_turn, args=(hosting, inbox, outbox, pulse, tuning, reporter))
+    loop = threading.Thread(target=_turn, args=(hosting, channel, pulse, tuning, reporter))
     loop.start()
     try:
         params = SamplingParams(max_tokens=400, ignore_eos=True)
-        to_worker.send(Submit("m", Request("a", tuple(i % 250 for i in range(prompt)), params, 1)))
+        gateway.send(Submit("m", Request("a", tuple(i % 250 for i in range(prompt)), params, 1)))
         wait_until(lambda: len(engine.records) > 5)
-        to_worker.send(Abort("m", "a"))
+        gateway.send(Abort("m", "a"))
         wait_until(lambda: not engine.has_work)
         chunks: list[str | None] = []
         stats: list[EngineStats] = []
 
         def rest() -> bool:
-            for message in replies.receive(0.1):
+            for message in gateway.receive(0.1):
                 if isinstance(message, Chunks):
                     chunks.extend(chunk.finish_reason for chunk in message.chunks)
                 if isinstance(message, EngineStats):
@@ -139,10 +136,8 @@ def test_an_abort_takes_one_step_at_most(
     finally:
         pulse.stopping.set()
         loop.join(10)
-        to_worker.close()
-        outbox.close()
-        inbox.close()
-        replies.close()
+        gateway.close()
+        channel.close()
     assert (prompt > 1000) == (chunks == ["abort"]), "it was left where the test says"
     # Its step that was under way on an asynchronous device is the only one after it.
     assert engine.records[-1].index - at_abort[0] <= (1 if "async" in device else 0)

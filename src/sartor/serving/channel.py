@@ -1,83 +1,182 @@
-"""Typed messages over ZeroMQ: a bound receiving end, and any number of sending ends.
+"""Typed messages between two processes, over connected sockets.
 
-Sockets live in a private folder where the platform has Unix sockets, else on loopback TCP.
-A socket belongs to one thread: who wants to send from two threads opens two ends.
+A message is its length (uint32, little-endian) and msgpack. Each direction has a pair of sockets
+of its own: writing to a process that has died must not lose what it said before. The sockets have
+no address, so nobody else can connect and nothing is left in the file system. They are read where
+the messages are needed, without a thread between.
 """
 
 from __future__ import annotations
 
-import hmac
-import secrets
+import selectors
+import socket
+import struct
 import sys
-import tempfile
-from typing import Any, Generic, TypeVar
+import threading
+import time
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
-import zmq
 
-T = TypeVar("T")
-_MAX_SOCKET_PATH = 100  # sun_path holds 104 bytes on macOS, 108 on Linux
+In = TypeVar("In")
+Out = TypeVar("Out")
+Ticket = int | bytes
+"""What a process finds a socket by that another process made for it."""
 
-
-def socket_folder() -> str | None:
-    """A new private folder for Unix sockets, or None, which stands for loopback TCP: where the
-    platform has none, or its temporary folder has too long a name for them."""
-    if sys.platform == "win32" or not zmq.has("ipc"):
-        return None
-    if len(tempfile.gettempdir()) + 40 > _MAX_SOCKET_PATH:
-        return None
-    return tempfile.mkdtemp(prefix="sartor-")
+_LENGTH = struct.Struct("<I")
+_PIECE = 1 << 16
+_RETRY_SECONDS = 0.001
 
 
-class Receiver(Generic[T]):
-    """The receiving end. ``address`` is where senders connect; messages have type ``kind``."""
+class End(NamedTuple):
+    """One side's sockets: it reads ``incoming`` and writes ``outgoing``."""
 
-    def __init__(self, folder: str | None, key: str, kind: object) -> None:
-        self._key = key.encode()
-        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(kind)
-        self._socket: Any = zmq.Context.instance().socket(zmq.PULL)
-        self._socket.setsockopt(zmq.RCVHWM, 0)
-        if folder is None:
-            port: int = self._socket.bind_to_random_port("tcp://127.0.0.1")
-            self.address = f"tcp://127.0.0.1:{port}"
-        else:
-            self.address = f"ipc://{folder}/{secrets.token_hex(6)}"
-            self._socket.bind(self.address)
-
-    def receive(self, wait_seconds: float) -> list[T]:
-        """All messages that are there; waits for a first one at most ``wait_seconds``."""
-        messages: list[T] = []
-        if not self._socket.poll(int(wait_seconds * 1000)):
-            return messages
-        while True:
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return messages
-            if len(frames) == 2 and hmac.compare_digest(frames[0], self._key):
-                messages.append(self._decoder.decode(frames[1]))
+    incoming: socket.socket
+    outgoing: socket.socket
 
     def close(self) -> None:
-        self._socket.close(linger=0)
+        self.incoming.close()
+        self.outgoing.close()
+
+    def descriptors(self) -> tuple[int, ...]:
+        """What a process that is started must inherit for the tickets to be good there."""
+        if sys.platform == "win32":
+            return ()
+        return (self.incoming.fileno(), self.outgoing.fileno())
+
+    def tickets(self, pid: int) -> tuple[Ticket, Ticket]:
+        """For the process ``pid``, which runs already: ``open_end`` takes them there."""
+        if sys.platform == "win32":
+            return self.incoming.share(pid), self.outgoing.share(pid)
+        return self.incoming.fileno(), self.outgoing.fileno()
 
 
-class Sender(Generic[T]):
-    """A sending end; never blocks and keeps what the other side has not taken yet."""
+def connected_ends() -> tuple[End, End]:
+    """Two ends; what the one writes the other reads."""
+    there, here = socket.socketpair()
+    try:
+        back, forth = socket.socketpair()
+    except OSError:
+        there.close()
+        here.close()
+        raise
+    return End(here, forth), End(back, there)
 
-    def __init__(self, address: str, key: str) -> None:
-        self._key = key.encode()
+
+def open_end(tickets: tuple[Ticket, Ticket]) -> End:
+    return End(*map(_open, tickets))
+
+
+def _open(ticket: Ticket) -> socket.socket:
+    if sys.platform == "win32":
+        assert isinstance(ticket, bytes)
+        return socket.fromshare(ticket)
+    assert isinstance(ticket, int)
+    sock = socket.socket(fileno=ticket)
+    sock.set_inheritable(False)  # a process that this one starts would keep it open
+    return sock
+
+
+class Framer(Generic[Out]):
+    """Messages to bytes."""
+
+    def __init__(self) -> None:
         self._encoder = msgspec.msgpack.Encoder()
-        # A context of its own: only its end waits for what is unsent, and another sender's
-        # open socket must not hold that up.
-        self._context = zmq.Context()
-        self._socket: Any = self._context.socket(zmq.PUSH)
-        self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.connect(address)
 
-    def send(self, message: T) -> None:
-        self._socket.send_multipart((self._key, self._encoder.encode(message)))
+    def frame(self, message: Out) -> bytearray:
+        data = bytearray(_LENGTH.size)
+        self._encoder.encode_into(message, data, _LENGTH.size)
+        _LENGTH.pack_into(data, 0, len(data) - _LENGTH.size)
+        return data
+
+
+class Splitter(Generic[In]):
+    """Bytes as they come, back to messages of type ``kind``."""
+
+    def __init__(self, kind: object) -> None:
+        self._decoder: msgspec.msgpack.Decoder[In] = msgspec.msgpack.Decoder(kind)
+        self._data = bytearray()
+
+    def split(self, data: bytes) -> list[In]:
+        """The messages that are complete now. Raises msgspec.MsgspecError for what is none."""
+        self._data += data
+        messages: list[In] = []
+        begin = 0
+        while len(self._data) - begin >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._data, begin)
+            end = begin + _LENGTH.size + length
+            if end > len(self._data):
+                break
+            messages.append(self._decoder.decode(self._data[begin + _LENGTH.size : end]))
+            begin = end
+        del self._data[:begin]
+        return messages
+
+
+class Channel(Generic[In, Out]):
+    """An end for threads: one receives messages of type ``kind``, any of them sends."""
+
+    def __init__(self, end: End, kind: object) -> None:
+        self._end = end
+        self._framer: Framer[Out] = Framer()
+        self._splitter: Splitter[In] = Splitter(kind)
+        self._unsent = bytearray()
+        self._lock = threading.Lock()
+        self._open = True
+        for sock in end:
+            sock.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(end.incoming, selectors.EVENT_READ)
+
+    def send(self, message: Out) -> None:
+        """Never blocks; what the other side has no room for leaves with a later call of anything
+        here. Nothing is sent to a side that has closed."""
+        with self._lock:
+            self._unsent += self._framer.frame(message)
+            self._flush()
+
+    def receive(self, wait_seconds: float) -> list[In]:
+        """All messages that are there; waits for something at most ``wait_seconds``."""
+        if self._unsent:
+            with self._lock:
+                self._flush()
+            if self._unsent:
+                wait_seconds = min(wait_seconds, _RETRY_SECONDS)
+        if not self._open:
+            time.sleep(wait_seconds)
+            return []
+        if wait_seconds > 0 and not self._selector.select(wait_seconds):
+            return []
+        messages: list[In] = []
+        while True:
+            try:
+                data = self._end.incoming.recv(_PIECE)
+            except BlockingIOError:
+                return messages
+            except ConnectionError:
+                data = b""
+            if not data:
+                self._open = False
+                return messages
+            messages += self._splitter.split(data)
 
     def close(self, linger_seconds: float = 0.0) -> None:
         """Closes; what is still unsent gets ``linger_seconds`` to leave."""
-        self._socket.close(linger=int(linger_seconds * 1000))
-        self._context.term()
+        end = time.monotonic() + linger_seconds
+        while self._unsent and time.monotonic() < end:
+            time.sleep(_RETRY_SECONDS)
+            with self._lock:
+                self._flush()
+        with self._lock:
+            self._selector.close()
+            self._end.close()
+
+    def _flush(self) -> None:
+        while self._unsent:
+            try:
+                sent = self._end.outgoing.send(self._unsent)
+            except BlockingIOError:
+                return
+            except OSError:  # nobody reads it any more
+                sent = len(self._unsent)
+            del self._unsent[:sent]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,6 @@ from sartor.engine.request import Request
 from sartor.serving.adapters import Adapters
 from sartor.serving.answer import Answer
 from sartor.serving.books import Books
-from sartor.serving.channel import socket_folder
 from sartor.serving.errors import (
     ApiError,
     given_up,
@@ -80,10 +78,8 @@ class Gateway:
         self._answers: dict[str, Answer] = {}
         self._broken: dict[str, str] = {}
         self._settled = asyncio.Event()
-        self._folder = socket_folder()
         self._supervisor = Supervisor(
             [model.hosted() for model in models],
-            self._folder,
             self.timing,
             self,
             memory_bytes,
@@ -121,8 +117,6 @@ class Gateway:
         for entry in self._ledger.clear():
             self._fail(entry.request.id, unavailable("the server is shutting down"))
         await self._supervisor.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
 
     def drop_adapter(self, name: str) -> None:
         """Raises ApiError 404 for an unknown one."""

@@ -11,6 +11,7 @@ import msgspec
 
 from sartor.engine.request import Chunk, Request
 from sartor.plan import ExecutionPlan
+from sartor.serving.channel import Ticket
 
 
 class AdapterSpec(msgspec.Struct, frozen=True):
@@ -33,15 +34,12 @@ class ModelSpec(msgspec.Struct, frozen=True):
 class WorkerConfig(msgspec.Struct, frozen=True):
     """What a worker is told at its start, as one line of JSON on its standard input.
 
-    ``folder`` is where sockets of the file system live, or None for loopback TCP. ``key``
-    opens every message: on TCP, other users of the machine can reach the port. ``memory_bytes``
-    is what weights, state, scratch and the process itself may take; None: no limit.
+    ``channel`` leads to its sockets (:func:`sartor.serving.channel.open_end`). ``memory_bytes`` is
+    what weights, state, scratch and the process itself may take; None: no limit.
     """
 
     models: tuple[ModelSpec, ...]
-    outbox: str
-    folder: str | None
-    key: str
+    channel: tuple[Ticket, Ticket]
     beat_seconds: float
     memory_bytes: int | None = None
 
@@ -91,10 +89,9 @@ class HostedModel(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The worker takes requests at ``inbox``. ``process_bytes``: what it holds beside its models,
-    where it counts that."""
+    """The worker takes requests. ``process_bytes``: what it holds beside its models, where it
+    counts that."""
 
-    inbox: str
     models: tuple[HostedModel, ...]
     process_bytes: int = 0
 

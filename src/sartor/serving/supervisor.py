@@ -1,8 +1,7 @@
 """Runs one worker process: spawns it, listens to it, ends it, starts the next one.
 
-Everything here happens on the event loop's thread, but for one listening thread per process,
-which turns sockets and process ends into calls on the loop. :class:`Lifecycle` decides; the
-supervisor is its only writer.
+Everything here happens on the event loop's thread, but for one thread per process that waits for
+its end. :class:`Lifecycle` decides; the supervisor is its only writer.
 """
 
 from __future__ import annotations
@@ -12,20 +11,19 @@ import contextlib
 import logging
 import math
 import os
-import secrets
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from sartor.serving.channel import Receiver, Sender
+from sartor.serving.channel import connected_ends
 from sartor.serving.ending import Ending, explain, oom_kills
 from sartor.serving.lifecycle import Death, Kill, Lifecycle, Phase, Start, Timing
+from sartor.serving.loop_channel import LoopChannel
 from sartor.serving.messages import (
     AdapterLoaded,
     Beat,
@@ -42,7 +40,6 @@ from sartor.serving.messages import (
 
 logger = logging.getLogger(__name__)
 _TICK_SECONDS = 0.1
-_POLL_SECONDS = 0.1
 _PAUSE_SECONDS = 1.0
 _LAST_WORDS_SECONDS = 0.05
 _END_SECONDS = 5.0
@@ -69,59 +66,63 @@ class Listener(Protocol):
 
 
 class WorkerProcess:
-    """One process with its sockets and its listening thread.
+    """One process and the channel to it.
 
     ``receive`` and, last of all, ``exited`` are called on the event loop.
     """
 
     def __init__(
         self,
-        models: Sequence[ModelSpec],
-        folder: str | None,
-        beat_seconds: float,
-        memory_bytes: int | None,
         receive: Callable[[WorkerProcess, FromWorker], None],
         exited: Callable[[WorkerProcess, Ending], None],
     ) -> None:
-        self._key = secrets.token_hex(16)
         self._loop = asyncio.get_running_loop()
         self._receive = receive
         self._exited = exited
         self._last_words = ""
         self._killed_for = ""
         self._oom_kills = oom_kills()
-        self._sender: Sender[ToWorker] | None = None
-        self._outbox: Receiver[FromWorker] = Receiver(folder, self._key, FromWorker)
+        self._silent = False
+        self._dead = False
+        self._over = False
+
+    async def start(
+        self, models: Sequence[ModelSpec], beat_seconds: float, memory_bytes: int | None
+    ) -> None:
+        """Nothing is left behind where it is cancelled, or raises OSError."""
+        here, there = connected_ends()
         try:
-            # A pipe and not multiprocessing: nothing of this process is imported again over
-            # there, and the pipe's end tells the worker that the gateway is gone.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "sartor.serving.worker"],
-                env={**os.environ, "PYTHONPATH": import_path()},
-                stdin=subprocess.PIPE,
-                stdout=2,  # standard output may carry somebody's JSON
+            self._channel: LoopChannel[FromWorker, ToWorker] = await LoopChannel.open(
+                here, FromWorker, self._received, self._silenced
             )
-        except OSError:
-            self._outbox.close()
-            raise
-        self.pid = self._process.pid
-        config = WorkerConfig(
-            tuple(models), self._outbox.address, folder, self._key, beat_seconds, memory_bytes
-        )
+            try:
+                # A pipe and not multiprocessing: nothing of this process is imported again over
+                # there, and the pipe's end tells the worker that the gateway is gone.
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "sartor.serving.worker"],
+                    env={**os.environ, "PYTHONPATH": import_path()},
+                    stdin=subprocess.PIPE,
+                    stdout=2,  # standard output may carry somebody's JSON
+                    pass_fds=there.descriptors(),
+                )
+            except OSError:
+                self._channel.close()
+                raise
+            self.pid = self._process.pid
+            config = WorkerConfig(
+                tuple(models), there.tickets(self.pid), beat_seconds, memory_bytes
+            )
+        finally:
+            there.close()
         assert self._process.stdin is not None
         # A worker that is dead already is noticed by the thread.
         with contextlib.suppress(OSError):
             self._process.stdin.write(msgspec.json.encode(config) + b"\n")
             self._process.stdin.flush()
-        self._thread = threading.Thread(target=self._listen, name=f"worker-{self.pid}", daemon=True)
-        self._thread.start()
-
-    def connect(self, inbox: str) -> None:
-        self._sender = Sender(inbox, self._key)
+        threading.Thread(target=self._wait, name=f"worker-{self.pid}", daemon=True).start()
 
     def send(self, message: ToWorker) -> None:
-        if self._sender is not None:
-            self._sender.send(message)
+        self._channel.send(message)
 
     def kill(self, cause: str) -> None:
         self._killed_for = cause
@@ -134,47 +135,49 @@ class WorkerProcess:
             self._process.stdin.close()
 
     def close(self) -> None:
-        """Frees the sending side; the process must have ended."""
+        """Frees what is left of it; the process must have ended."""
         self.hang_up()
-        if self._sender is not None:
-            self._sender.close()
-            self._sender = None
+        self._channel.close()
 
-    def _listen(self) -> None:
-        try:
-            while self._process.poll() is None:
-                self._deliver(self._outbox.receive(_POLL_SECONDS))
-            while messages := self._outbox.receive(_LAST_WORDS_SECONDS):
-                self._deliver(messages)
-            ending = self._ending()
-        except Exception as error:  # whoever waits for this worker must hear of its end
-            logger.exception("a worker could not be read")
-            self._process.kill()
-            self._process.wait()
-            ending = Ending(
-                "itself", f"the gateway could not read the worker: {type(error).__name__}: {error}"
-            )
-        finally:
-            self._outbox.close()
-        self._post(self._exited, self, ending)
+    def _received(self, message: FromWorker) -> None:
+        if isinstance(message, Failed):
+            self._last_words = message.cause
+        else:
+            self._receive(self, message)
+
+    def _silenced(self, error: Exception | None) -> None:
+        self._silent = True
+        if error is not None:
+            logger.error("a worker could not be read", exc_info=error)
+            self.kill(f"the gateway could not read the worker: {type(error).__name__}: {error}")
+        if self._dead:
+            self._end()
+
+    def _wait(self) -> None:
+        self._process.wait()
+        # A closed loop means that the gateway is going down, and nobody waits any more.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._died)
+
+    def _died(self) -> None:
+        # What it said last may still be on its way; a process that it started may hold its end
+        # of the channel open.
+        self._dead = True
+        if self._silent:
+            self._end()
+        else:
+            self._loop.call_later(_LAST_WORDS_SECONDS, self._end)
+
+    def _end(self) -> None:
+        if not self._over:
+            self._over = True
+            self._exited(self, self._ending())
 
     def _ending(self) -> Ending:
         code = self._process.returncode
         if self._last_words or self._killed_for:  # a kill of ours is not one from outside
             return Ending("itself", self._last_words or self._killed_for)
         return explain(code, self._oom_kills, oom_kills())
-
-    def _deliver(self, messages: list[FromWorker]) -> None:
-        for message in messages:
-            if isinstance(message, Failed):
-                self._last_words = message.cause
-            else:
-                self._post(self._receive, self, message)
-
-    def _post(self, call: Callable[..., None], *arguments: object) -> None:
-        # A closed loop means that the gateway is going down, and nobody waits any more.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(call, *arguments)
 
 
 class Supervisor:
@@ -183,7 +186,6 @@ class Supervisor:
     def __init__(
         self,
         models: Sequence[ModelSpec],
-        folder: str | None,
         timing: Timing,
         listener: Listener,
         memory_bytes: int | None = None,
@@ -191,7 +193,6 @@ class Supervisor:
         """``memory_bytes`` is what a worker may take; None: no limit."""
         self._memory_bytes = memory_bytes
         self._models = tuple(models)
-        self._folder = folder
         self._timing = timing
         self._listener = listener
         self._lifecycle = Lifecycle(timing, time.monotonic())
@@ -260,7 +261,7 @@ class Supervisor:
         while True:
             match self._lifecycle.tick(time.monotonic()):
                 case Start():
-                    self._spawn()
+                    await self._spawn()
                 case Kill(cause=cause) if self._process is not None:
                     logger.warning("killing worker %d: %s", self._process.pid, cause)
                     self._process.kill(cause)
@@ -270,22 +271,16 @@ class Supervisor:
                     if (slept := time.monotonic() - begin) > _PAUSE_SECONDS:
                         self._lifecycle.excuse(slept)
 
-    def _spawn(self) -> None:
+    async def _spawn(self) -> None:
+        process = WorkerProcess(self._on_message, self._on_exit)
         try:
-            if self._folder is not None:  # cleaners of temporary folders may have been there
-                Path(self._folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._process = WorkerProcess(
-                self._models,
-                self._folder,
-                self._timing.beat,
-                self._memory_bytes,
-                self._on_message,
-                self._on_exit,
-            )
-            self._gone.clear()
+            await process.start(self._models, self._timing.beat, self._memory_bytes)
         except Exception as error:  # no process: this start has failed, like any other
             logger.exception("no worker process")
             self._ended(Ending("itself", f"the worker process cannot be started: {error}"))
+        else:
+            self._process = process
+            self._gone.clear()
 
     def _on_message(self, process: WorkerProcess, message: FromWorker) -> None:
         if process is not self._process:
@@ -299,8 +294,7 @@ class Supervisor:
     def _handle(self, process: WorkerProcess, message: FromWorker) -> None:
         now = time.monotonic()
         match message:
-            case Ready(inbox=inbox):
-                process.connect(inbox)
+            case Ready():
                 self._lifecycle.ready(now)
                 self._listener.worker_ready(message)
             case Beat(stuck_seconds=stuck):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -18,7 +17,7 @@ import msgspec
 
 from sartor.engine.request import Chunk
 from sartor.errors import CapacityError, SartorError, UsageError
-from sartor.serving.channel import Receiver, Sender
+from sartor.serving.channel import Channel, open_end
 from sartor.serving.hosting import Host, describe, host
 from sartor.serving.idle import IdleTuning
 from sartor.serving.messages import (
@@ -42,6 +41,7 @@ logger = logging.getLogger(__name__)
 _IDLE_SECONDS = 0.2
 _GRACE_SECONDS = 2.0
 _PAUSE_SECONDS = 1.0
+ToGateway = Channel[ToWorker, FromWorker]
 
 
 class Pulse:
@@ -68,32 +68,26 @@ class Pulse:
         return max(0.0, time.monotonic() - self._last) if self._watched else 0.0
 
 
-def _beat(config: WorkerConfig, pulse: Pulse) -> None:
-    sender: Sender[FromWorker] = Sender(config.outbox, config.key)
+def _beat(channel: ToGateway, beat_seconds: float, pulse: Pulse) -> None:
     begin = time.monotonic()
-    while not pulse.stopping.wait(config.beat_seconds):
+    while not pulse.stopping.wait(beat_seconds):
         begin, slept = time.monotonic(), time.monotonic() - begin
-        if slept > config.beat_seconds + _PAUSE_SECONDS:
+        if slept > beat_seconds + _PAUSE_SECONDS:
             pulse.excuse(slept)
-        sender.send(Beat(pulse.stuck_seconds()))
-    sender.close()
+        channel.send(Beat(pulse.stuck_seconds()))
 
 
-def _follow_parent(config: WorkerConfig, pulse: Pulse) -> None:
+def _follow_parent(pulse: Pulse) -> None:
     # An unbuffered read on the descriptor: it returns nothing once the gateway's end is closed,
     # and takes no lock that a daemon thread would hold while the interpreter goes down.
     while os.read(0, 4096):
         continue
-    # A gateway that was killed could not clear it; done first, as the process may end any time
-    # after the loop is told to stop.
-    if config.folder is not None:
-        shutil.rmtree(config.folder, ignore_errors=True)
     pulse.stopping.set()
     time.sleep(_GRACE_SECONDS)
     os._exit(0)
 
 
-def _take(message: ToWorker, hosting: Host, outbox: Sender[FromWorker]) -> None:
+def _take(message: ToWorker, hosting: Host, channel: ToGateway) -> None:
     running = hosting.models.get(message.model)
     match message:
         case Abort(request_id=request_id):
@@ -108,11 +102,11 @@ def _take(message: ToWorker, hosting: Host, outbox: Sender[FromWorker]) -> None:
                 invalid = isinstance(error, UsageError | CapacityError)
                 if not isinstance(error, SartorError):
                     logger.exception("request %s was not taken", request.id)
-                outbox.send(Refused(model, request.id, describe(error), invalid))
+                channel.send(Refused(model, request.id, describe(error), invalid))
         case LoadAdapter(model=model, adapter=adapter):
             problem = f"model {model} is not loaded in this worker"
             error_text = problem if running is None else hosting.load_adapter(model, adapter)
-            outbox.send(AdapterLoaded(model, adapter.name, error_text))
+            channel.send(AdapterLoaded(model, adapter.name, error_text))
         case DropAdapter(name=name):
             if running is not None and name in running.adapters:
                 running.drop_adapter(name)
@@ -132,21 +126,16 @@ def _check_failures(chunks: list[Chunk]) -> None:
 
 
 def _turn(
-    hosting: Host,
-    inbox: Receiver[ToWorker],
-    outbox: Sender[FromWorker],
-    pulse: Pulse,
-    tuning: IdleTuning,
-    reporter: Reporter,
+    hosting: Host, channel: ToGateway, pulse: Pulse, tuning: IdleTuning, reporter: Reporter
 ) -> None:
     """The loop: take what came, one step of each engine that has work, send what it gave; or
     measure kernels for a while, when nobody has asked for long."""
     models = hosting.models
     while not pulse.stopping.is_set():
         busy = any(running.engine.has_work for running in models.values())
-        messages = inbox.receive(0.0 if busy or tuning.due() else _IDLE_SECONDS)
+        messages = channel.receive(0.0 if busy or tuning.due() else _IDLE_SECONDS)
         for message in messages:
-            _take(message, hosting, outbox)
+            _take(message, hosting, channel)
         if busy or messages:
             tuning.busy()
         elif tuning.due():
@@ -156,7 +145,7 @@ def _turn(
                 chunks = running.engine.step()
                 _check_failures(chunks)
                 if chunks:
-                    outbox.send(Chunks(name, chunks))
+                    channel.send(Chunks(name, chunks))
                 pulse.turn()
         reporter.turn(idle=not (busy or messages))
         pulse.turn()
@@ -164,32 +153,32 @@ def _turn(
 
 def run(config: WorkerConfig) -> int:
     """Serves until the gateway is gone; the exit status is 1 after an error, which it reports."""
-    outbox: Sender[FromWorker] = Sender(config.outbox, config.key)
+    channel: ToGateway = Channel(open_end(config.channel), ToWorker)
     pulse = Pulse()
-    for target in (_follow_parent, _beat):
-        threading.Thread(target=target, args=(config, pulse), daemon=True).start()
+    beat = (channel, config.beat_seconds, pulse)
+    threading.Thread(target=_follow_parent, args=(pulse,), daemon=True).start()
+    threading.Thread(target=_beat, args=beat, daemon=True).start()
     try:
-        inbox: Receiver[ToWorker] = Receiver(config.folder, config.key, ToWorker)
         hosting = host(config.models, config.memory_bytes)
         models = hosting.models
         if not models:
             problems = (f"{model.name}: {model.error}" for model in hosting.reports)
-            outbox.send(Failed("; ".join(problems)))
+            channel.send(Failed("; ".join(problems)))
             return 1
         pulse.watch()
-        outbox.send(Ready(inbox.address, tuple(hosting.reports), hosting.process_bytes))
+        channel.send(Ready(tuple(hosting.reports), hosting.process_bytes))
         tuning = IdleTuning(running.engine.executable for running in models.values())
-        reporter = Reporter({name: m.engine for name, m in models.items()}, outbox.send)
-        _turn(hosting, inbox, outbox, pulse, tuning, reporter)
+        reporter = Reporter({name: m.engine for name, m in models.items()}, channel.send)
+        _turn(hosting, channel, pulse, tuning, reporter)
     except Exception as error:
         # The engine's state is in doubt: end, so that the gateway starts a sound worker and
         # replays. Its rule about repeated deaths then finds the request that is to blame.
         logger.exception("the worker ends")
-        outbox.send(Failed(describe(error)))
+        channel.send(Failed(describe(error)))
         return 1
     finally:
         pulse.stopping.set()
-        outbox.close(linger_seconds=_GRACE_SECONDS)
+        channel.close(linger_seconds=_GRACE_SECONDS)
     return 0
 
 
