@@ -36,6 +36,7 @@ from sartor.serving.messages import (
     WorkerConfig,
 )
 from sartor.serving.meter import Reporter
+from sartor.serving.time_slice import lengthen_time_slice
 
 logger = logging.getLogger(__name__)
 _IDLE_SECONDS = 0.2
@@ -158,6 +159,7 @@ def run(config: WorkerConfig) -> int:
     beat = (channel, config.beat_seconds, pulse)
     threading.Thread(target=_follow_parent, args=(pulse,), daemon=True).start()
     threading.Thread(target=_beat, args=beat, daemon=True).start()
+    lengthen_time_slice()  # of the threads that are to come, too: only these compute
     try:
         hosting = host(config.models, config.memory_bytes)
         models = hosting.models
