@@ -294,9 +294,8 @@ def make_registry(gateway: Gateway) -> CollectorRegistry:
     return registry
 
 
-def create_metrics_router(gateway: Gateway) -> APIRouter:
+def add_metrics_route(router: APIRouter, gateway: Gateway) -> None:
     """GET /metrics."""
-    router = APIRouter()
     registry = make_registry(gateway)
 
     @router.get("/metrics", include_in_schema=False)  # Prometheus describes it
@@ -304,8 +303,6 @@ def create_metrics_router(gateway: Gateway) -> APIRouter:
         # On the event loop, which alone writes the books.
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(registry), headers={"Content-Type": content_type})
-
-    return router
 
 
 def table(metrics: Iterable[Described] = METRICS) -> Iterator[str]:

@@ -15,9 +15,8 @@ from sartor.serving.openapi import operation
 from sartor.serving.prepare import find_model
 
 
-def create_adapters_router(gateway: Gateway, intake: Intake) -> APIRouter:
+def add_adapter_routes(router: APIRouter, gateway: Gateway, intake: Intake) -> None:
     """POST /v1/load_lora_adapter and /v1/unload_lora_adapter; for admins, where there are keys."""
-    router = APIRouter()
 
     @router.post(
         "/v1/load_lora_adapter", openapi_extra=operation(LoadedAdapter, body=LoadAdapterRequest)
@@ -48,8 +47,6 @@ def create_adapters_router(gateway: Gateway, intake: Intake) -> APIRouter:
         body = await intake.parsed(request, UnloadAdapterRequest)
         gateway.drop_adapter(body.lora_name)
         return JSONAnswer({"object": "adapter", "id": body.lora_name, "deleted": True})
-
-    return router
 
 
 def _only_admins(request: Request) -> None:

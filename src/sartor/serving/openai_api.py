@@ -45,9 +45,8 @@ class JSONAnswer(Response):
         return msgspec.json.encode(content)
 
 
-def create_router(gateway: Gateway, intake: Intake) -> APIRouter:
-    """Routes below /v1, and /health."""
-    router = APIRouter()
+def add_openai_routes(router: APIRouter, gateway: Gateway, intake: Intake) -> None:
+    """Those below /v1 that make text and list models, and /health."""
 
     @router.post(
         "/v1/chat/completions",
@@ -93,13 +92,13 @@ def create_router(gateway: Gateway, intake: Intake) -> APIRouter:
         ]
         return JSONAnswer({"object": "list", "data": cards})
 
-    @router.get("/v1/models/{name:path}", openapi_extra=operation(ModelCard))
-    async def model(request: Request, name: str) -> Response:
+    @router.get("/v1/models/{name:path}", openapi_extra=operation(ModelCard, in_path="name"))
+    async def model(request: Request) -> Response:
         view = view_of(request, intake.limits)
-        return JSONAnswer(_card(*find_model(gateway.models, name, view)))
+        return JSONAnswer(_card(*find_model(gateway.models, request.path_params["name"], view)))
 
     @router.get("/health", openapi_extra=operation(Health, others={503: Health}))
-    async def health() -> Response:
+    async def health(_: Request) -> Response:
         problems = {name: gateway.problem(name) for name in gateway.models}
         well = gateway.phase == "ready" and not gateway.draining and not any(problems.values())
         state = "draining" if gateway.draining else gateway.phase
@@ -108,8 +107,6 @@ def create_router(gateway: Gateway, intake: Intake) -> APIRouter:
             "models": {name: problem or state for name, problem in problems.items()},
         }
         return JSONAnswer(body, status_code=200 if well else 503)
-
-    return router
 
 
 def visit_of(request: Request) -> Visit:

@@ -20,9 +20,8 @@ from sartor.serving.openapi import operation
 from sartor.serving.streaming import Disconnected, while_connected
 
 
-def create_embeddings_router(gateway: Gateway, intake: Intake) -> APIRouter:
+def add_embeddings_route(router: APIRouter, gateway: Gateway, intake: Intake) -> None:
     """POST /v1/embeddings."""
-    router = APIRouter()
 
     @router.post("/v1/embeddings", openapi_extra=operation(EmbeddingList, body=EmbeddingRequest))
     async def embeddings(request: Request) -> Response:
@@ -39,8 +38,6 @@ def create_embeddings_router(gateway: Gateway, intake: Intake) -> APIRouter:
         data = [_entry(delta, body) for delta in sorted(deltas, key=lambda d: d.prompt)]
         usage = {"prompt_tokens": answer.prompt_tokens, "total_tokens": answer.prompt_tokens}
         return JSONAnswer({"object": "list", "data": data, "model": prepared.model, "usage": usage})
-
-    return router
 
 
 def _entry(delta: Delta, body: EmbeddingRequest) -> Json:

@@ -58,11 +58,12 @@ def operation(
     body: type[BaseModel] | None = None,
     chunk: type[BaseModel] | None = None,
     others: Mapping[int, type[BaseModel]] | None = None,
+    in_path: str | None = None,
 ) -> Json:
     """The description of a route, for FastAPI's ``openapi_extra``.
 
     ``answer`` and ``chunk``: with status 200, as a whole and as the events of a stream; ``others``:
-    statuses with an answer that is no error.
+    statuses with an answer that is no error; ``in_path``: the parameter in the route's path.
     """
     content: Json = {"application/json": {"schema": _reference(answer)}}
     if chunk is not None:
@@ -77,6 +78,9 @@ def operation(
             "content": {"application/json": {"schema": _reference(kind)}},
         }
     extra: Json = {"responses": found}
+    if in_path is not None:
+        schema = {"type": "string"}
+        extra["parameters"] = [{"name": in_path, "in": "path", "required": True, "schema": schema}]
     if body is not None:
         extra["requestBody"] = {
             "required": True,
