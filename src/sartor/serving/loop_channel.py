@@ -41,7 +41,21 @@ class _Reading(asyncio.Protocol, Generic[In]):
             self._receive(message)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._ended(self._error or error)
+        self._ended(self._error or _unless_it_left(error))
+
+
+class _Writing(asyncio.Protocol):
+    def __init__(self, ended: Callable[[Exception | None], None]) -> None:
+        self._ended = ended
+
+    def connection_lost(self, error: Exception | None) -> None:
+        # Where the other side has left, there may still be something to read.
+        if (error := _unless_it_left(error)) is not None:
+            self._ended(error)
+
+
+def _unless_it_left(error: Exception | None) -> Exception | None:
+    return None if isinstance(error, ConnectionError) else error
 
 
 class LoopChannel(Generic[In, Out]):
@@ -61,11 +75,11 @@ class LoopChannel(Generic[In, Out]):
         ended: Callable[[Exception | None], None],
     ) -> LoopChannel[In, Out]:
         """Calls ``receive`` with each message of type ``kind``, and ``ended`` once no more can
-        come, with the error if that is why. Closes the end where it fails itself."""
+        come, or go, with the error if that is why. Closes the end where it fails itself."""
         reading: asyncio.Transport | None = None
         try:
             reading = await _transport(end.incoming, lambda: _Reading(kind, receive, ended))
-            return cls(reading, await _transport(end.outgoing, asyncio.Protocol))
+            return cls(reading, await _transport(end.outgoing, lambda: _Writing(ended)))
         except BaseException:
             if reading is not None:
                 reading.close()

@@ -89,37 +89,35 @@ class WorkerProcess:
     async def start(
         self, models: Sequence[ModelSpec], beat_seconds: float, memory_bytes: int | None
     ) -> None:
-        """Nothing is left behind where it is cancelled, or raises OSError."""
+        """Nothing is left behind where it fails or is cancelled."""
         here, there = connected_ends()
-        try:
+        with contextlib.closing(there), contextlib.ExitStack() as undo:
             self._channel: LoopChannel[FromWorker, ToWorker] = await LoopChannel.open(
                 here, FromWorker, self._received, self._silenced
             )
-            try:
-                # A pipe and not multiprocessing: nothing of this process is imported again over
-                # there, and the pipe's end tells the worker that the gateway is gone.
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "sartor.serving.worker"],
-                    env={**os.environ, "PYTHONPATH": import_path()},
-                    stdin=subprocess.PIPE,
-                    stdout=2,  # standard output may carry somebody's JSON
-                    pass_fds=there.descriptors(),
-                )
-            except OSError:
-                self._channel.close()
-                raise
+            undo.callback(self._channel.close)
+            interpreter, variables = _interpreter()
+            # A pipe and not multiprocessing: nothing of this process is imported again over
+            # there, and the pipe's end tells the worker that the gateway is gone.
+            self._process = subprocess.Popen(
+                [interpreter, "-P", "-m", "sartor.serving.worker"],
+                env={**os.environ, "PYTHONPATH": import_path(), **variables},
+                stdin=subprocess.PIPE,
+                stdout=2,  # standard output may carry somebody's JSON
+                pass_fds=there.descriptors(),
+            )
+            undo.callback(self._abandon)
             self.pid = self._process.pid
             config = WorkerConfig(
                 tuple(models), there.tickets(self.pid), beat_seconds, memory_bytes
             )
-        finally:
-            there.close()
-        assert self._process.stdin is not None
-        # A worker that is dead already is noticed by the thread.
-        with contextlib.suppress(OSError):
-            self._process.stdin.write(msgspec.json.encode(config) + b"\n")
-            self._process.stdin.flush()
-        threading.Thread(target=self._wait, name=f"worker-{self.pid}", daemon=True).start()
+            assert self._process.stdin is not None
+            # A worker that is dead already is noticed by the thread.
+            with contextlib.suppress(OSError):
+                self._process.stdin.write(msgspec.json.encode(config) + b"\n")
+                self._process.stdin.flush()
+            threading.Thread(target=self._wait, name=f"worker-{self.pid}", daemon=True).start()
+            undo.pop_all()
 
     def send(self, message: ToWorker) -> None:
         self._channel.send(message)
@@ -138,6 +136,11 @@ class WorkerProcess:
         """Frees what is left of it; the process must have ended."""
         self.hang_up()
         self._channel.close()
+
+    def _abandon(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self.hang_up()
 
     def _received(self, message: FromWorker) -> None:
         if isinstance(message, Failed):
@@ -258,7 +261,7 @@ class Supervisor:
             await self._gone.wait()
 
     async def _supervise(self) -> None:
-        while True:
+        while not self._closing:
             match self._lifecycle.tick(time.monotonic()):
                 case Start():
                     await self._spawn()
@@ -329,3 +332,12 @@ class Supervisor:
 def import_path() -> str:
     """Where this process finds its modules, so that the worker runs the very same code."""
     return os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+
+
+def _interpreter() -> tuple[str, dict[str, str]]:
+    """The Python for a worker, and what its environment needs."""
+    base: str = getattr(sys, "_base_executable", sys.executable)
+    if sys.platform == "win32" and base != sys.executable:
+        # In a virtual environment there is a launcher, whose child would not get the sockets.
+        return base, {"__PYVENV_LAUNCHER__": sys.executable}
+    return sys.executable, {}
