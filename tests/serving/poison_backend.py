@@ -6,6 +6,7 @@ finds the backend as any user finds that of another package.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
@@ -27,6 +28,7 @@ HARMS: dict[str, Callable[[], object]] = {
     "ABORT!": os.abort,
     "FAULT!": lambda: os.kill(os.getpid(), signal.SIGSEGV),
     "STUCK!": lambda: time.sleep(3600),
+    "FROZEN!": lambda: ctypes.PyDLL(None).sleep(3600),  # with the interpreter's lock
 }
 
 

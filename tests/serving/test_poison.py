@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from poison_backend import HARMS, installed
+from poison_backend import installed
 from reading import Choice, Reading
 from server_process import ServerProcess, wait_until
 
@@ -41,7 +41,7 @@ def undisturbed(server: ServerProcess) -> list[tuple[dict[int, Choice], int]]:
     return [reading.whole() for reading in [Reading(server, **body) for body in EIGHT]]
 
 
-@pytest.mark.parametrize("word", HARMS)
+@pytest.mark.parametrize("word", SAYS)
 def test_poison_is_found_and_the_innocent_finish(
     server: ServerProcess, undisturbed: list[tuple[dict[int, Choice], int]], word: str
 ) -> None:

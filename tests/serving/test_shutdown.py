@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from poison_backend import installed
 from server_process import ServerProcess
 from test_crash import Stream, say, wait_until
 from tiny_model import write_tiny_model
@@ -82,11 +83,19 @@ def test_a_killed_gateway_leaves_nothing_behind(
     family = psutil.Process(server.process.pid).children(recursive=True)
     server.process.kill()
     server.process.wait(5)
-    if when == "loading":
-        # The worker clears the folder, but may not have been told yet where it is.
-        assert not psutil.wait_procs(family, 10)[1]
-    else:
-        nothing_is_left(family, tmp_path)
+    nothing_is_left(family, tmp_path)
+
+
+def test_a_worker_that_no_longer_runs_threads_ends_with_its_gateway(
+    start_server: Start, tmp_path: Path
+) -> None:
+    server = start_server(device="null", backend="poison", environment=installed(tmp_path))
+    family = psutil.Process(server.process.pid).children(recursive=True)
+    Stream(server, messages=say("FROZEN!"), max_tokens=5)
+    time.sleep(1)  # until it has begun; nothing tells
+    server.process.kill()
+    server.process.wait(5)
+    assert not psutil.wait_procs(family, 5)[1]
 
 
 def test_several_models_in_one_worker_which_ends_with_its_gateway(

@@ -6,6 +6,7 @@ pipe is also its tie to the gateway: when it closes, whatever the reason, the wo
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 _IDLE_SECONDS = 0.2
 _GRACE_SECONDS = 2.0
 _PAUSE_SECONDS = 1.0
+_PR_SET_PDEATHSIG = 1
 ToGateway = Channel[ToWorker, FromWorker]
 
 
@@ -86,6 +88,13 @@ def _follow_parent(pulse: Pulse) -> None:
     pulse.stopping.set()
     time.sleep(_GRACE_SECONDS)
     os._exit(0)
+
+
+def _die_with_parent() -> None:
+    """A call that never returns may hold the interpreter's lock, and then no thread follows the
+    parent: Linux is asked to do so (prctl(2))."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _take(message: ToWorker, hosting: Host, channel: ToGateway) -> None:
@@ -189,6 +198,7 @@ def main() -> int:
     for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    _die_with_parent()
     line = b""
     while not line.endswith(b"\n"):
         byte = os.read(0, 1)
