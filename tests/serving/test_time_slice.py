@@ -36,5 +36,5 @@ def test_the_slice_grows_and_nothing_else_changes() -> None:
 
 
 def test_other_systems_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time_slice.platform, "machine", lambda: "vax")
+    monkeypatch.setattr(platform, "machine", lambda: "vax")
     assert time_slice.lengthen_time_slice() == 0.0
