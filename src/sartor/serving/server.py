@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import gc
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -113,6 +114,8 @@ def serve(
                 memory_bytes=memory_bytes,
             )
 
+        # What is there now stays: a collection that looked through it would hold up every stream.
+        gc.freeze()
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_serve(make_gateway, listener, limits, key_file, cors_origins, sinks))
 

@@ -7,6 +7,7 @@ pipe is also its tie to the gateway: when it closes, whatever the reason, the wo
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -176,6 +177,7 @@ def run(config: WorkerConfig) -> int:
             problems = (f"{model.name}: {model.error}" for model in hosting.reports)
             channel.send(Failed("; ".join(problems)))
             return 1
+        gc.freeze()  # a collection that looked through all of this would hold up a step
         pulse.watch()
         channel.send(Ready(tuple(hosting.reports), hosting.process_bytes))
         tuning = IdleTuning(running.engine.executable for running in models.values())
