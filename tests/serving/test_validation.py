@@ -22,6 +22,8 @@ from sartor.serving.openai_types import (
 from sartor.serving.validation import parse
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
+STREAM = CHAT | {"stream": True}
+OBFUSCATION = "stream_options.include_obfuscation"
 PROMPT: dict[str, Any] = {"prompt": "x"}
 LIMITS = ServerLimits()
 
@@ -63,6 +65,8 @@ LIMITS = ServerLimits()
         (CHAT | {"top_logprobs": 3}, "top_logprobs"),
         (CHAT | {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         (CHAT | {"stream_options": {"include_usage": True}}, "stream_options"),
+        (STREAM | {"stream_options": {"include_obfuscation": True}}, OBFUSCATION),
+        (STREAM | {"stream_options": {"include_obfuscation": 0.0}}, OBFUSCATION),
         (CHAT | {"tools": [{"type": "function"}]}, "tools"),
         (CHAT | {"response_format": {"type": "json_object"}}, "response_format"),
         (CHAT | {"chat_template_kwargs": {"messages": [], "self": 1}}, "chat_template_kwargs"),

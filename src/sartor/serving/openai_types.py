@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic_core import PydanticCustomError
 
 from sartor.graph.sampling import MAX_CHOICES, MAX_LOGPROBS, MAX_STOP_STRINGS
 
@@ -105,6 +106,16 @@ Later = Annotated[int, Field(ge=0, le=2**31 - 1), WHOLE]
 Salt = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
+def _false(value: bool) -> bool:
+    if value:
+        raise PydanticCustomError("only_false", "Only false can be honoured")
+    return value
+
+
+# Not Literal[False], which takes 0.0 for it.
+Off = Annotated[bool, AfterValidator(_false), Field(json_schema_extra={"const": False})]
+
+
 class Strict(BaseModel):
     # Strict: "0.5" is not a number and 1 is not true. NaN and infinity are no JSON numbers.
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -119,7 +130,7 @@ class StreamOptions(Strict):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: Off | None = None
 
 
 class Generation(Strict):
