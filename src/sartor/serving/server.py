@@ -115,7 +115,9 @@ def serve(
             )
 
         # What is there now stays: a collection that looked through it would hold up every stream.
+        # Then what requests leave behind can be collected in small portions.
         gc.freeze()
+        gc.set_threshold(5_000, 10, 10)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_serve(make_gateway, listener, limits, key_file, cors_origins, sinks))
 
