@@ -122,8 +122,8 @@ def measure_row(
     options: Options,
     findings: Findings,
 ) -> None:
-    """All servers in turn, each round another one first; the round before the first is short and
-    does not count. A server that gives no tokens is left out."""
+    """All servers in turn, while the others sleep, each round another one first; the round before
+    the first is short and does not count. A server that gives no tokens is left out."""
     for number, names in zip(range(options.rounds + 1), turns(list(servers)), strict=False):
         for name in names:
             if name in findings.missing:
@@ -132,10 +132,15 @@ def measure_row(
             if number == 0:
                 wanted = dataclasses.replace(wanted, requests=min(wanted.requests, row.streams))
             calls = plan_calls(wanted, prompts, [options.seed, row.streams, number])
-            time.sleep(PAUSE)
             server = servers[name]
-            before = server.processor_seconds()
-            found = asyncio.run(run_round(target(server), calls, wanted.streams))
+            with contextlib.ExitStack() as others:
+                for other in servers.values():
+                    if other is not server:
+                        others.enter_context(other.asleep())
+                time.sleep(PAUSE)
+                before = server.processor_seconds()
+                found = asyncio.run(run_round(target(server), calls, wanted.streams))
+                after = server.processor_seconds()
             if found.tokens == 0:
                 reason = f"no answers: {', '.join(Report([found], Objective()).errors())}"
                 if name == OWN:
@@ -145,7 +150,6 @@ def measure_row(
                 continue
             if number == 0:
                 continue
-            after = server.processor_seconds()
             used = {role: after[role] - before[role] for role in after}
             row.add(name, found, used)
             say(f"{row.title}: round {number}, {name}: {found.tokens_per_s:.1f} tokens a second")

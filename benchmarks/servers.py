@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -193,6 +193,20 @@ class RunningServer:
                 role = "workers" if process in workers else "front"
                 seconds[role] += cpu_seconds(process)
         return seconds
+
+    @contextlib.contextmanager
+    def asleep(self) -> Iterator[None]:
+        """All its processes are stopped: one that only waits may still look around all the time."""
+        processes = self.processes()
+        try:
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.suspend()
+            yield
+        finally:
+            for process in reversed(processes):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.resume()
 
     def close(self) -> None:
         try:

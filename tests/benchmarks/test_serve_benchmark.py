@@ -175,6 +175,20 @@ def test_a_server_that_gives_up_is_an_error(
     assert time.monotonic() - begun < 30
 
 
+def test_a_server_sleeps_while_another_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch(setting: Setting, port: int) -> Launch:
+        command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
+        return Launch("Other", "", [*command, "--directory", str(tmp_path)], "m", ready="/")
+
+    monkeypatch.setitem(SERVERS, "other", launch)
+    with RunningServer("other", Setting(tmp_path, 1, 1, 64, tmp_path), tmp_path / "log") as server:
+        with server.asleep():
+            assert [process.status() for process in server.processes()] == ["stopped"]
+        assert answers(server.url, "/")
+
+
 class FakeModel:
     def encode(self, prompt: str | list[int]) -> list[int]:
         return list(range(len(prompt.split()))) if isinstance(prompt, str) else prompt
