@@ -31,6 +31,9 @@ REQUIREMENTS := $(BIN)/python -c 'import sys, tomllib; \
 STAMPS := .venv/stamps-$(shell pwd | cksum | cut -d' ' -f1)
 NATIVE := $(shell find src/sartor/native)
 
+# What these start or measure is watched by the clock: no other tests run beside them.
+BY_THE_CLOCK := $(addprefix tests/,bench benchmarks cli hardware serving)
+
 .PHONY: run test lint format arm64 clean setup
 
 run: setup
@@ -43,9 +46,8 @@ test: $(STAMPS)/test
 ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
 else
-# Servers are watched by the clock, which leaves no processor for other tests beside them.
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/serving
-	@$(BIN)/python -m pytest tests/serving
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(BY_THE_CLOCK))
+	@$(BIN)/python -m pytest $(BY_THE_CLOCK)
 endif
 
 lint: $(STAMPS)/test
