@@ -33,22 +33,24 @@ class _SchedAttr(ctypes.Structure):
     )
 
 
-def lengthen_time_slice(seconds: float = SLICE_SECONDS) -> float:
-    """For the calling thread and those that it starts. The slice that it has now, in seconds; 0
-    where the system has none to give."""
+def _read() -> _SchedAttr | None:
     numbers = _GET_AND_SET.get(platform.machine())
     if sys.platform != "linux" or numbers is None:
-        return 0.0
-    libc = ctypes.CDLL(None)
-    get, put = numbers
+        return None
     attr = _SchedAttr()
-    size = ctypes.sizeof(attr)
-    if libc.syscall(get, 0, ctypes.byref(attr), size, 0):
-        return 0.0
-    attr.runtime = int(seconds * 1e9)
-    if libc.syscall(put, 0, ctypes.byref(attr), 0):
-        return 0.0
-    # Kernels that know no slice of a thread leave it as it is, or at 0.
-    if libc.syscall(get, 0, ctypes.byref(attr), size, 0):
-        return 0.0
-    return float(attr.runtime) / 1e9
+    failed = ctypes.CDLL(None).syscall(numbers[0], 0, ctypes.byref(attr), ctypes.sizeof(attr), 0)
+    return None if failed else attr
+
+
+def time_slice() -> float:
+    """Of the calling thread, in seconds; 0 where the system does not tell."""
+    attr = _read()
+    return 0.0 if attr is None else float(attr.runtime) / 1e9
+
+
+def lengthen_time_slice(seconds: float = SLICE_SECONDS) -> None:
+    """For the calling thread and those that it starts, where the system lets threads choose."""
+    attr = _read()
+    if attr is not None:
+        attr.runtime = int(seconds * 1e9)
+        ctypes.CDLL(None).syscall(_GET_AND_SET[platform.machine()][1], 0, ctypes.byref(attr), 0)
