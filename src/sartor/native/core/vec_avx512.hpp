@@ -5,10 +5,11 @@ constexpr int kRowTile = 12;  // of float32 rows
 #if defined(SARTOR_TILE_ROWS)
 constexpr int kTileRows = SARTOR_TILE_ROWS;
 #else
-constexpr int kTileRows = 8;  // of int8 rows: with two column blocks 16 sums that do not wait
+constexpr int kTileRows = 4;  // of int8 rows: with two column blocks 8 sums of products that do not
 #endif
-constexpr int kTileBlocks = 2;  // for each other, and one load of a row's codes for both
-constexpr int kDirectRows = 4;  // more read unpacked codes
+constexpr int kTileBlocks = 2;      // wait for each other, and their 8 totals; more would not fit
+constexpr bool kKeepTotals = true;  // in registers, for a panel
+constexpr int kDirectRows = 8;  // four at a time; more read unpacked codes
 constexpr int kStreams = 4;     // column blocks that few rows read at once
 constexpr bool kWideCodesCostMore = false;
 constexpr int kAttentionRows = 12;  // query rows of a tile

@@ -4,6 +4,7 @@
 constexpr int kRowTile = 4;   // of float32 rows: sixteen of the thirty-two registers hold totals
 constexpr int kTileRows = 4;  // of int8 rows: sixteen hold sums
 constexpr int kTileBlocks = 1;
+constexpr bool kKeepTotals = false;  // in registers, for a panel
 constexpr int kDirectRows = 2;  // more read unpacked codes
 constexpr int kStreams = 1;     // column blocks that few rows read at once
 constexpr bool kWideCodesCostMore = true;

@@ -4,6 +4,7 @@
 constexpr int kRowTile = 1;  // small code: there are no registers to fill
 constexpr int kTileRows = 4;
 constexpr int kTileBlocks = 1;
+constexpr bool kKeepTotals = false;  // in registers, for a panel
 constexpr int kDirectRows = 2;
 constexpr int kStreams = 1;  // column blocks that few rows read at once
 constexpr bool kWideCodesCostMore = false;
