@@ -280,16 +280,16 @@ class Executor {
   struct RowRun {
     int64_t begin, count;
   };
-  // The quantised rows arranged for each matrix, run by run; matrices that are alike share.
-  // Without rows where a matrix does not take codes.
+  // Rows of x, quantised and arranged for each matrix, run by run; matrices that are alike share.
+  // Without rows where a matrix does not take codes. `value` tells whose rows they are:
+  // neighbouring layers that share their input share its codes.
   using Arranged = std::vector<ArrangedRows>;
-  std::vector<Arranged> arrange(const std::vector<const Matrix*>& matrices,
-                                const std::vector<RowRun>& runs, bool refined,
-                                const LinearVariant& variant);
+  std::vector<Arranged> prepare(int32_t value, const float* x, int64_t width, float threshold,
+                                const std::vector<const Matrix*>& matrices,
+                                const std::vector<RowRun>& runs, const LinearVariant& variant);
   void grouped_linear(const Instruction& instruction, const StepInput& step);
   void adapt(const Instruction& instruction, const StepInput& step);
   bool rounds(const Matrix& m) const { return program_.int8_activations && m.integer_codes(); }
-  void quantize(int32_t value, const float* x, int64_t rows, int64_t width, float threshold);
 
   // executor_attention.cpp
   KvLayout layout_of(const StateInfo& state) const {
@@ -345,8 +345,14 @@ class Executor {
   std::vector<Buffer> thread_scratch_;
   std::vector<SamplerScratch> sampler_scratch_;
   struct Quantized {
+    struct Rows {
+      int8_t* codes;
+      float* scales;
+      int32_t* half_sums;
+    };
     Buffer codes, scales, sums;
-    QuantizedRows rows(int64_t first, int64_t stride);
+    void reserve(int64_t rows, int64_t stride);
+    Rows rows(int64_t first, int64_t stride) const;
   };
   Quantized quantized_, residual_;
   // The value that was quantised last; kNoValue for rows that are none.

@@ -7,49 +7,16 @@
 
 namespace sartor {
 
-QuantizedRows Executor::Quantized::rows(int64_t first, int64_t stride) {
-  return {reinterpret_cast<const int8_t*>(codes.bytes()) + first * stride,
-          scales.floats(0) + first * (stride / kChunk),
-          reinterpret_cast<const int32_t*>(sums.bytes()) + first * (stride / 16), stride};
+void Executor::Quantized::reserve(int64_t rows, int64_t stride) {
+  codes.floats(rows * stride / 4 + 16);
+  scales.floats(rows * stride / kChunk + 16);
+  sums.floats(rows * stride / 16 + 16);
 }
 
-void Executor::quantize(int32_t v, const float* x, int64_t count, int64_t width, float threshold) {
-  // Neighbouring layers share their input, and so its codes.
-  const bool coarse = v == kNoValue || quantized_value_ != v;
-  const bool refined = threshold >= 0.0f &&
-                       (v == kNoValue || refined_value_ != v || refined_threshold_ != threshold);
-  if (!coarse && !refined) return;
-  quantized_stride_ = round_up(width, 128);  // whole groups of most weight formats
-  const int64_t stride = quantized_stride_;
-  struct Target {
-    int8_t* codes;
-    float* scales;
-    int32_t* sums;
-  };
-  const auto target = [&](Quantized& q) {
-    return Target{reinterpret_cast<int8_t*>(q.codes.floats(count * stride / 4 + 16)),
-                  q.scales.floats(count * stride / kChunk + 16),
-                  reinterpret_cast<int32_t*>(q.sums.floats(count * stride / 16 + 16))};
-  };
-  const Target to = target(quantized_);
-  const Target fine = refined ? target(residual_) : Target{};
-  each_row(count, width, [&](int64_t begin, int64_t end) {
-    const int64_t chunk = begin * (stride / kChunk);
-    if (coarse)
-      kernels_->quantize_rows(x + begin * width, end - begin, width, width,
-                              to.codes + begin * stride, to.scales + chunk, to.sums + 2 * chunk,
-                              stride);
-    if (refined)
-      kernels_->quantize_residual(x + begin * width, end - begin, width, width, threshold,
-                                  to.codes + begin * stride, to.scales + chunk,
-                                  fine.codes + begin * stride, fine.scales + chunk,
-                                  fine.sums + 2 * chunk, stride);
-  });
-  quantized_value_ = v;
-  if (refined) {
-    refined_value_ = v;
-    refined_threshold_ = threshold;
-  }
+Executor::Quantized::Rows Executor::Quantized::rows(int64_t first, int64_t stride) const {
+  return {reinterpret_cast<int8_t*>(codes.bytes()) + first * stride,
+          reinterpret_cast<float*>(scales.bytes()) + first * (stride / kChunk),
+          reinterpret_cast<int32_t*>(sums.bytes()) + first * (stride / 16)};
 }
 
 const float* Executor::permuted(const Matrix& m, const float* x, int64_t count, int64_t width) {
@@ -64,10 +31,7 @@ const float* Executor::permuted(const Matrix& m, const float* x, int64_t count, 
 void Executor::multiply(int32_t v, const float* x, int64_t count, int64_t width, float threshold,
                         const LinearVariant& variant, const std::vector<Product>& products) {
   int64_t blocks = 0;
-  for (const Product& product : products) {
-    blocks += product.matrix->blocks();
-    if (rounds(*product.matrix)) quantize(v, x, count, width, threshold);
-  }
+  for (const Product& product : products) blocks += product.matrix->blocks();
   const int64_t row_tasks = (count + variant.task_rows - 1) / variant.task_rows;
   const int64_t block_step = blocks_a_task(blocks * row_tasks, count, variant);
   std::vector<int64_t> first_task;
@@ -81,7 +45,7 @@ void Executor::multiply(int32_t v, const float* x, int64_t count, int64_t width,
     runs.push_back({row, std::min<int64_t>(variant.task_rows, count - row)});
   std::vector<const Matrix*> matrices;
   for (const Product& product : products) matrices.push_back(product.matrix);
-  const std::vector<Arranged> arranged = arrange(matrices, runs, threshold >= 0.0f, variant);
+  const std::vector<Arranged> arranged = prepare(v, x, width, threshold, matrices, runs, variant);
   pool_->run(column_tasks * row_tasks, [&](int64_t task, int thread) {
     const int64_t column = task / row_tasks;
     const auto r = index(task % row_tasks);
@@ -112,20 +76,33 @@ int64_t Executor::blocks_a_task(int64_t blocks, int64_t rows, const LinearVarian
   return std::min({round_up(share, group), most, int64_t{rows <= kFewRows ? 32 : 16}});
 }
 
-std::vector<Executor::Arranged> Executor::arrange(const std::vector<const Matrix*>& matrices,
-                                                  const std::vector<RowRun>& runs, bool refined,
+std::vector<Executor::Arranged> Executor::prepare(int32_t v, const float* x, int64_t width,
+                                                  float threshold,
+                                                  const std::vector<const Matrix*>& matrices,
+                                                  const std::vector<RowRun>& runs,
                                                   const LinearVariant& variant) {
-  // Where the tiles of each run begin: the last may have more rows than are left.
-  std::vector<int64_t> slots;
-  int64_t rows = 0;
-  for (const RowRun& run : runs) {
-    slots.push_back(rows);
-    rows += arranged_rows(run.count);
-  }
+  const bool refined = threshold >= 0.0f;
   struct Area {
     const Matrix* matrix;
     int64_t at;
   };
+  struct Part {
+    size_t run;
+    Range rows;  // of the run
+  };
+  // Where the tiles of each run begin: the last may have more rows than are left.
+  std::vector<int64_t> slots;
+  std::vector<Part> parts;
+  const int64_t tile = kernels_->linear.tile_rows;
+  const int64_t step = round_up(std::max<int64_t>(1, kInlineWork / 2 / width), tile);
+  int64_t rows = 0, all_slots = 0;
+  for (const RowRun& run : runs) {
+    for (int64_t begin = 0; begin < run.count; begin += step)
+      parts.push_back({slots.size(), {begin, std::min(run.count, begin + step)}});
+    slots.push_back(all_slots);
+    all_slots += arranged_rows(run.count);
+    rows += run.count;
+  }
   std::vector<Area> areas;
   std::vector<size_t> area_of(matrices.size());
   int64_t ints = 0;
@@ -135,29 +112,49 @@ std::vector<Executor::Arranged> Executor::arrange(const std::vector<const Matrix
     while (area < areas.size() && !arrange_alike(*areas[area].matrix, *matrices[i])) ++area;
     if (area < areas.size()) continue;
     areas.push_back({matrices[i], ints});
-    ints += rows * arranged_ints(matrices[i]->k_padded, refined);
+    ints += all_slots * arranged_ints(matrices[i]->k_padded, refined);
   }
   std::vector<Arranged> arranged(matrices.size());
   if (areas.empty()) return arranged;
+
+  const bool coarse = v == kNoValue || quantized_value_ != v;
+  const bool refine = refined && (coarse || refined_value_ != v || refined_threshold_ != threshold);
+  quantized_stride_ = round_up(width, 128);  // whole groups of most weight formats
+  if (coarse) quantized_.reserve(rows, quantized_stride_);
+  if (refine) residual_.reserve(rows, quantized_stride_);
   auto* base = reinterpret_cast<int32_t*>(arranged_.floats(ints + 16));
-  const auto count = static_cast<int64_t>(runs.size());
   const auto rows_of = [&](const Area& area, size_t r) {
     const int64_t stride = arranged_ints(area.matrix->k_padded, refined);
     return std::pair{base + area.at + slots[r] * stride, stride};
   };
   const auto task = [&](int64_t i, int) {
-    const Area& area = areas[index(i / count)];
-    const auto r = index(i % count);
-    const QuantizedRows from = quantized_.rows(runs[r].begin, quantized_stride_);
-    QuantizedRows left;
-    if (refined) left = residual_.rows(runs[r].begin, quantized_stride_);
-    kernels_->arrange_rows(*area.matrix, from, refined ? &left : nullptr, runs[r].count, variant,
-                           rows_of(area, r).first);
+    const auto& [r, part] = parts[index(i)];
+    const int64_t first = runs[r].begin + part.begin, stride = quantized_stride_;
+    const Quantized::Rows to = quantized_.rows(first, stride), fine = residual_.rows(first, stride);
+    if (coarse)
+      kernels_->quantize_rows(x + first * width, part.count(), width, width, to.codes, to.scales,
+                              to.half_sums, stride);
+    if (refine)
+      kernels_->quantize_residual(x + first * width, part.count(), width, width, threshold,
+                                  to.codes, to.scales, fine.codes, fine.scales, fine.half_sums,
+                                  stride);
+    const auto [codes, scales, sums] = quantized_.rows(runs[r].begin, stride);
+    const QuantizedRows from{codes, scales, sums, stride};
+    const auto [left_codes, left_scales, left_sums] = residual_.rows(runs[r].begin, stride);
+    const QuantizedRows left{left_codes, left_scales, left_sums, stride};
+    for (const Area& area : areas)
+      kernels_->arrange_rows(*area.matrix, from, refined ? &left : nullptr, runs[r].count, part,
+                             variant, rows_of(area, r).first);
   };
-  const int64_t tasks = static_cast<int64_t>(areas.size()) * count;
-  if (rows * quantized_stride_ <= kInlineWork)
-    for (int64_t i = 0; i < tasks; ++i) task(i, 0);
-  else pool_->run(tasks, task);
+  const auto count = static_cast<int64_t>(parts.size());
+  if (rows * width <= kInlineWork)
+    for (int64_t i = 0; i < count; ++i) task(i, 0);
+  else pool_->run(count, task);
+  quantized_value_ = v;
+  if (refine) {
+    refined_value_ = v;
+    refined_threshold_ = threshold;
+  }
   for (size_t i = 0; i < matrices.size(); ++i)
     for (size_t r = 0; r < runs.size() && rounds(*matrices[i]); ++r) {
       const auto [data, stride] = rows_of(areas[area_of[i]], r);
@@ -220,9 +217,6 @@ void Executor::grouped_linear(const Instruction& n, const StepInput& step) {
     }
   });
   const bool int8 = rounds(all);
-  if (int8) quantize(kNoValue, gathered, count, k, n.residual_threshold);
-  quantized_value_ = refined_value_ = kNoValue;
-
   const LinearVariant& how = variant(n, count);
   std::vector<RowRun> runs;
   std::vector<int64_t> experts;
@@ -237,7 +231,8 @@ void Executor::grouped_linear(const Instruction& n, const StepInput& step) {
   const float* bias = vector(n, 0);
   float* products = products_.floats(count * width + 16);
   float* result = value(n.outputs[0]);
-  const Arranged arranged = arrange({&all}, runs, n.residual_threshold >= 0.0f, how)[0];
+  const Arranged arranged =
+      prepare(kNoValue, gathered, k, n.residual_threshold, {&all}, runs, how)[0];
   pool_->run(run_count * column_tasks, [&](int64_t task, int thread) {
     const RowRun& run = runs[index(task / column_tasks)];
     const int64_t expert = experts[index(task / column_tasks)];

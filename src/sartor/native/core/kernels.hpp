@@ -58,6 +58,15 @@ struct QuantizedRows {
   int64_t stride = 0;                  // features, a multiple of 128
 };
 
+// [begin, end)
+struct Range {
+  int64_t begin = 0, end = 0;
+  SARTOR_INLINE int64_t count() const { return end - begin; }
+  SARTOR_INLINE Range within(const Range& other) const {
+    return {begin > other.begin ? begin : other.begin, end < other.end ? end : other.end};
+  }
+};
+
 // Rows that arrange_rows() has put in the order in which linear_int8 walks through them: tiles of
 // rows, `stride` int32 a row.
 struct ArrangedRows {
@@ -77,6 +86,7 @@ struct LinearVariant {
 // What variants a path has.
 struct LinearTraits {
   int32_t streams = 1, direct_rows = 1;  // `streams` matters to so many rows
+  int32_t tile_rows = 1;                 // rows that are arranged together, at most
   bool tiles = false;
 };
 
@@ -86,15 +96,6 @@ struct LinearOutput {
   int64_t stride = 0;
   const float* bias = nullptr;
   bool accumulate = false;  // add to what is there
-};
-
-// [begin, end)
-struct Range {
-  int64_t begin = 0, end = 0;
-  SARTOR_INLINE int64_t count() const { return end - begin; }
-  SARTOR_INLINE Range within(const Range& other) const {
-    return {begin > other.begin ? begin : other.begin, end < other.end ? end : other.end};
-  }
 };
 
 // One kv head of one sequence: rows are its query heads by token, [tokens][group].
@@ -234,9 +235,11 @@ struct Kernels {
                             int64_t stride);
   // Quantised rows, with what their codes left over or null, in the order in which linear_int8
   // walks through them in the same variant, for any matrix that arrange_alike() says is like w.
-  // Done once, and not by every task. arranged: arranged_rows(rows) times arranged_ints() int32.
+  // Done once, and not by every task. `part` of the rows: it begins and ends with a multiple of
+  // traits.tile_rows, or with the last row. arranged: arranged_rows(rows) times arranged_ints()
+  // int32, wherever the part begins.
   void (*arrange_rows)(const Matrix& w, const QuantizedRows& x, const QuantizedRows* residual,
-                       int64_t rows, const LinearVariant& variant, int32_t* arranged);
+                       int64_t rows, Range part, const LinearVariant& variant, int32_t* arranged);
   // Column blocks [block_begin, block_end) of w, most_blocks(rows) at most. scratch:
   // linear_scratch() floats.
   void (*linear_int8)(const Matrix& w, int64_t block_begin, int64_t block_end,

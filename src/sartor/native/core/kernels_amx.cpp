@@ -147,12 +147,14 @@ static int64_t tiles_of(const Matrix& w, int64_t rows, const LinearVariant& vari
 }
 
 static void arrange_tiles(const Matrix& w, const QuantizedRows& x, const QuantizedRows* residual,
-                          int64_t rows, const LinearVariant& variant, int32_t* arranged) {
+                          int64_t rows, Range part, const LinearVariant& variant,
+                          int32_t* arranged) {
   const int64_t stride = arranged_ints(w.k_padded, residual != nullptr);
   const int64_t whole = tiles_of(w, rows, variant) * kTileRows;
-  for (int64_t row = 0; row < whole; row += kTileRows)
+  for (int64_t row = part.begin; row < part.end && row < whole; row += kTileRows)
     arrange_tile<kTileRows>(w, x, residual, row, rows - row, arranged + row * stride);
-  if (whole >= rows) return;
+  const Range others = part.within({whole, rows});
+  if (others.count() <= 0) return;
   const auto after = [&](QuantizedRows q) {
     q.codes += whole * q.stride;
     q.scales += whole * (q.stride / kChunk);
@@ -163,7 +165,8 @@ static void arrange_tiles(const Matrix& w, const QuantizedRows& x, const Quantiz
   QuantizedRows rest_residual;
   if (residual) rest_residual = after(*residual);
   avx512_kernels()->arrange_rows(w, rest, residual ? &rest_residual : nullptr, rows - whole,
-                                 variant, arranged + whole * stride);
+                                 {others.begin - whole, others.end - whole}, variant,
+                                 arranged + whole * stride);
 }
 
 static void linear_int8_tiles(const Matrix& w, int64_t block_begin, int64_t block_end,
@@ -202,6 +205,7 @@ const Kernels* amx_kernels() {
     kernels.attention = attention_tiles;
     kernels.linear_int8 = amx::linear_int8_tiles;
     kernels.linear.tiles = true;
+    kernels.linear.tile_rows = amx::kTileRows;
     kernels.probe_int8 = amx::probe_tiles<false>;
     kernels.peak_widths.int8 = 2048;  // a tile product in 16 cycles
     kernels.probe_bf16 = amx::probe_tiles<true>;

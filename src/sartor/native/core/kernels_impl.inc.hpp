@@ -91,7 +91,7 @@ static const Kernels kTable = {SARTOR_STRING(SARTOR_ISA),
                                probe_bf16,
                                probe_read,
                                kPeakWidths,
-                               {kStreams, kDirectRows, false}};
+                               {kStreams, kDirectRows, kTileRows, false}};
 #endif
 
 }  // namespace SARTOR_ISA

@@ -302,15 +302,14 @@ static void panel_tile(const Matrix& w, int64_t block, const TileEntry<kTileRows
 
 #if !defined(SARTOR_PANELS_ONLY)
 static void arrange_rows(const Matrix& w, const QuantizedRows& x, const QuantizedRows* residual,
-                         int64_t rows, const LinearVariant&, int32_t* arranged) {
+                         int64_t rows, Range part, const LinearVariant&, int32_t* arranged) {
   const int64_t stride = arranged_ints(w.k_padded, residual != nullptr);
-  int64_t row = 0;
-  for (const int64_t tiled = tiled_rows(rows); row < tiled; row += kTileRows)
-    arrange_tile<kTileRows>(w, x, residual, row, rows - row, arranged + row * stride);
-  while (row < rows) {
-    const int64_t left = rows - row, count = direct_tile_rows(left);
+  const int64_t tiled = tiled_rows(rows);
+  for (int64_t row = part.begin; row < part.end;) {
+    const int64_t left = rows - row, count = row < tiled ? kTileRows : direct_tile_rows(left);
     int32_t* to = arranged + row * stride;
-    if (count == 4) arrange_tile<4>(w, x, residual, row, left, to);
+    if (count == kTileRows) arrange_tile<kTileRows>(w, x, residual, row, left, to);
+    else if (count == 4) arrange_tile<4>(w, x, residual, row, left, to);
     else if (count == 2) arrange_tile<2>(w, x, residual, row, left, to);
     else arrange_tile<1>(w, x, residual, row, left, to);
     row += count;

@@ -5,8 +5,8 @@ constexpr int kRowTile = 4;   // of float32 rows: two registers a row of totals
 constexpr int kTileRows = 4;  // of int8 rows: eight registers of sums
 constexpr int kTileBlocks = 1;
 constexpr bool kKeepTotals = false;  // in registers, for a panel
-constexpr int kDirectRows = 2;  // more read unpacked codes
-constexpr int kStreams = 2;     // column blocks that few rows read at once
+constexpr int kDirectRows = 2;       // more read unpacked codes
+constexpr int kStreams = 2;          // column blocks that few rows read at once
 #if defined(__AVXVNNI__)
 constexpr bool kWideCodesCostMore = false;
 #else

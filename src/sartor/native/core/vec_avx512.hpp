@@ -9,8 +9,8 @@ constexpr int kTileRows = 4;  // of int8 rows: with two column blocks 8 sums of 
 #endif
 constexpr int kTileBlocks = 2;      // wait for each other, and their 8 totals; more would not fit
 constexpr bool kKeepTotals = true;  // in registers, for a panel
-constexpr int kDirectRows = 8;  // four at a time; more read unpacked codes
-constexpr int kStreams = 4;     // column blocks that few rows read at once
+constexpr int kDirectRows = 8;      // four at a time; more read unpacked codes
+constexpr int kStreams = 4;         // column blocks that few rows read at once
 constexpr bool kWideCodesCostMore = false;
 constexpr int kAttentionRows = 12;  // query rows of a tile
 constexpr int kAttentionSums = 24;  // and vectors of its sums
