@@ -363,6 +363,8 @@ def soak(
 ) -> Findings:
     """Starts a server, soaks it and ends it. SartorError where it could not be asked at all."""
     log = setting.environments / "logs" / "soak.log"
+    with RunningServer("sartor", setting, log):
+        pass  # packs the weights where nobody has: a worker that finds them has a file more open
     with RunningServer("sartor", setting, log) as server:
         findings = asyncio.run(Soak(server, prompts, plan, say).run())
     text = log.read_text(encoding="utf-8", errors="replace")
