@@ -101,7 +101,7 @@ static inline void multiply_lanes(const LaneProduct<Kv>& p) {
       for (int u = 0; u < kRuns; ++u) {
         step[u] = Kv::load(x + u * p.run_bytes);
         // Few rows wait for memory.
-        if constexpr (kRows <= 8) __builtin_prefetch(next + u * p.run_bytes);
+        __builtin_prefetch(next + u * p.run_bytes);
       }
       SARTOR_UNROLL
       for (int r = 0; r < kRows; ++r) SARTOR_UNROLL
