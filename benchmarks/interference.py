@@ -202,13 +202,15 @@ async def answering(asker: Asker) -> AsyncIterator[list[Outcome]]:
 
 
 def gaps_within(outcomes: Sequence[Outcome], begin: float, end: float) -> list[float]:
-    """Gaps between pieces that ended in this time."""
-    return [
-        after - before
-        for outcome in outcomes
-        for before, after in zip(outcome.pieces, outcome.pieces[1:], strict=False)
-        if begin <= after < end
-    ]
+    """Gaps between tokens that ended in this time. Tokens of one piece share its gap: a character
+    of two tokens comes after two steps."""
+    gaps: list[float] = []
+    for outcome in outcomes:
+        ends = zip(outcome.pieces, outcome.pieces[1:], outcome.piece_tokens[1:], strict=False)
+        for before, after, tokens in ends:
+            if begin <= after < end:
+                gaps += [(after - before) / tokens] * tokens
+    return gaps
 
 
 async def trial(asker: Asker, tokens: int, wait: float | None) -> Trial:
@@ -280,7 +282,8 @@ def measure(options: Options) -> Findings:
         )
 
         async def all_parts() -> None:
-            target = Target(server.url, launch.model, "completions", timeout=1800)
+            more = {"logprobs": 0}  # names the tokens of each piece
+            target = Target(server.url, launch.model, "completions", timeout=1800, more=more)
             client = target.client()
             asker = Asker(target, client, prompts, np.random.default_rng(options.seed))
             try:

@@ -38,10 +38,15 @@ class _Delta(msgspec.Struct):
     reasoning_content: str | None = None
 
 
+class _Logprobs(msgspec.Struct):
+    tokens: list[str] | None = None
+
+
 class _Choice(msgspec.Struct):
     text: str | None = None
     delta: _Delta | None = None
     finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
 
 
 class _Details(msgspec.Struct):
@@ -105,6 +110,7 @@ class Recorder:
         self._events = EventReader()
         self._raw = b""
         self._closed = False
+        self._tokens = 0  # that came since the last piece of text
 
     def on_body(self, status: int, body: bytes) -> None:
         now = time.perf_counter()
@@ -140,8 +146,11 @@ class Recorder:
         for choice in event.choices:
             outcome.finish_reason = choice.finish_reason or outcome.finish_reason
             delta = choice.delta or _Delta()
+            self._tokens += len((choice.logprobs and choice.logprobs.tokens) or ())
             if choice.text or delta.content or delta.reasoning_content:
                 outcome.pieces.append(now)
+                outcome.piece_tokens.append(self._tokens or 1)
+                self._tokens = 0
                 if len(outcome.pieces) == self._leave_after and self.exchange is not None:
                     outcome.left = True
                     self.exchange.leave()

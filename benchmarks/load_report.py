@@ -19,12 +19,15 @@ class Outcome:
     due     when it should have been sent: waiting for the generator counts as waiting
     asked   tokens that the answer should have
     pieces  when each piece of text came
+    piece_tokens  of how many tokens each is, where the server tells (completions with logprobs);
+            else one. A character may be of several, and comes with the last
     left    the client went away on purpose; such a request is neither good nor an error
     """
 
     due: float
     asked: int
     pieces: list[float] = field(default_factory=list)
+    piece_tokens: list[int] = field(default_factory=list)
     end: float = 0.0
     prompt_tokens: int = 0
     cached_tokens: int = 0

@@ -18,8 +18,12 @@ from sartor.errors import UsageError
 
 
 def test_gaps_count_where_they_end() -> None:
-    outcomes = [Outcome(0.0, 9, [1.0, 2.0, 2.5, 4.0]), Outcome(0.0, 9, [1.9, 3.0])]
-    assert interference.gaps_within(outcomes, 2.0, 4.0) == pytest.approx([1.0, 0.5, 1.1])
+    outcomes = [
+        Outcome(0.0, 9, [1.0, 2.0, 2.5, 4.0], [1] * 4),
+        Outcome(0.0, 9, [1.9, 3.0], [1, 2]),
+    ]
+    found = interference.gaps_within(outcomes, 2.0, 4.0)
+    assert found == pytest.approx([1.0, 0.5, 0.55, 0.55]), "a piece of two tokens took two steps"
 
 
 def test_the_section_says_it_all() -> None:

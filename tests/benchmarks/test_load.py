@@ -120,6 +120,19 @@ def test_an_answer_is_read() -> None:
         "[DONE]",
     )
     assert (plain.tokens, plain.error) == (1, None)
+    assert plain.piece_tokens == [1]
+
+
+def test_a_character_of_several_tokens_is_one_piece() -> None:
+    found = record(
+        200,
+        '{"choices":[{"text":"a","logprobs":{"tokens":["a"]}}]}',
+        '{"choices":[{"text":"","logprobs":{"tokens":["\\u00f0"]}}]}',
+        '{"choices":[{"text":"\\u20ac!","logprobs":{"tokens":["\\u20ac","!"]}}]}',
+        END,
+        "[DONE]",
+    )
+    assert (len(found.pieces), found.piece_tokens) == (2, [1, 3])
 
 
 def test_what_is_wrong_with_an_answer() -> None:
