@@ -15,7 +15,6 @@ import functools
 import json
 import platform
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ import msgspec
 from engines import DRIVERS, Engine, EngineError, EngineProcess
 from make_models import write_folder
 from peers import Peer, choose_peers, default_environments, install, interpreter
-from results import OWN, Comparison, Limits, write_section
+from results import OWN, Comparison, Limits, where_and_when, write_section
 from rounds import Prompts, Workload, run_rounds
 
 from sartor.bench import phases
@@ -34,7 +33,7 @@ from sartor.engine.load import load_text
 from sartor.errors import SartorError, UsageError
 from sartor.evaluation import run_evaluation
 from sartor.formats import open_checkpoint
-from sartor.hardware import Ceilings, Peak, available_cores, inventory
+from sartor.hardware import Ceilings, Peak, available_cores
 from sartor.models import load_model
 from sartor.plan import ExecutionPlan
 from sartor.store import sartor_home
@@ -190,13 +189,10 @@ def _speed(peak: Peak) -> float:
 
 
 def describe(options: Options, own: Mapping[str, Any]) -> dict[str, Any]:
-    machine = inventory()
     size = options.model.stat().st_size
     return {
-        "machine": f"{machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.0f} GiB, "
-        f"{machine.system}",
+        **where_and_when(),
         "python": platform.python_version(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "file": f"{options.model.name}, {size / 1e6:.1f} MB",
         "bits_per_weight": round(own["bits_per_weight"], 3),
         "threads": options.threads,

@@ -32,7 +32,7 @@ from http_stream import Client
 from load import Target, send
 from load_report import Outcome
 from peers import default_environments
-from results import OWN, write_section
+from results import OWN, where_and_when, write_section
 from servers import SERVERS, RunningServer, Setting, exit_on_sigterm
 from traffic import Call, Prompts
 
@@ -129,6 +129,7 @@ class Findings:
                 f"{self.together_last:.2f} s.",
                 "",
             ]
+        lines += [f"- {name}: {value}" for name, value in where_and_when().items()] + [""]
         return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from rounds import Samples
 
 from sartor.bench import Spread
 from sartor.bench.ceiling import PhaseWork, phase_ceiling
-from sartor.hardware import Ceilings
+from sartor.hardware import Ceilings, inventory
 
 OWN = "sartor"
 HEADING = """\
@@ -25,6 +26,16 @@ is measured and how. Tokens a second: the median, and the least and the most of 
 peer's numbers: how many times as fast Sartor was, the median of the ratios of each round, and
 their extremes. The engines took turns in one run on the same weights and prompts.
 """
+
+
+def where_and_when() -> dict[str, str]:
+    """What every section says: the machine, and the date."""
+    machine = inventory()
+    return {
+        "machine": f"{machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.0f} GiB, "
+        f"{machine.system}",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from load_report import Objective, Report, Round
-from results import OWN
+from results import OWN, where_and_when
 from traffic import Traffic
 
 from sartor.bench import Spread
@@ -168,6 +168,7 @@ class Findings:
                 f"{1e3 * engine:.1f} ms in the engine's process; {1e3 * self.first.added:.1f} ms "
                 "are added"
             )
+        lines += [f"- {name}: {value}" for name, value in where_and_when().items()]
         lines += [f"- {title}: {settings}" for title, settings in self.servers.values()]
         lines += [f"- not measured, {name}: {why}" for name, why in self.missing.items()]
         return "\n".join(lines) + "\n"
