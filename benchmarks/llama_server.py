@@ -3,7 +3,7 @@
     python benchmarks/llama_server.py [--environments DIR] [--jobs 2]
 
 The same version and settings as the peer llama_cpp, without ggml's AMX code (see peers.py), TLS and
-web pages; nothing but the Python package is fetched. Needs CMake, Ninja and a compiler, and ten
+web pages; nothing but the Python package is fetched. Needs CMake, Ninja and a compiler, and some
 minutes of two cores. The binary is DIR/llama_server/bin/llama-server.
 """
 

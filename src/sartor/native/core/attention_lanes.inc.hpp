@@ -100,7 +100,7 @@ static inline void multiply_lanes(const LaneProduct<Kv>& p) {
       SARTOR_UNROLL
       for (int u = 0; u < kRuns; ++u) {
         step[u] = Kv::load(x + u * p.run_bytes);
-        // Few rows wait for memory.
+        // Few rows wait for memory; many lose nothing by it.
         __builtin_prefetch(next + u * p.run_bytes);
       }
       SARTOR_UNROLL

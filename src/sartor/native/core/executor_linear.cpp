@@ -130,18 +130,23 @@ std::vector<Executor::Arranged> Executor::prepare(int32_t v, const float* x, int
   const auto task = [&](int64_t i, int) {
     const auto& [r, part] = parts[index(i)];
     const int64_t first = runs[r].begin + part.begin, stride = quantized_stride_;
-    const Quantized::Rows to = quantized_.rows(first, stride), fine = residual_.rows(first, stride);
+    const Quantized::Rows to = quantized_.rows(first, stride);
     if (coarse)
       kernels_->quantize_rows(x + first * width, part.count(), width, width, to.codes, to.scales,
                               to.half_sums, stride);
-    if (refine)
+    if (refine) {
+      const Quantized::Rows fine = residual_.rows(first, stride);
       kernels_->quantize_residual(x + first * width, part.count(), width, width, threshold,
                                   to.codes, to.scales, fine.codes, fine.scales, fine.half_sums,
                                   stride);
-    const auto [codes, scales, sums] = quantized_.rows(runs[r].begin, stride);
-    const QuantizedRows from{codes, scales, sums, stride};
-    const auto [left_codes, left_scales, left_sums] = residual_.rows(runs[r].begin, stride);
-    const QuantizedRows left{left_codes, left_scales, left_sums, stride};
+    }
+    const auto of_run = [&, run = r](const Quantized& q) {
+      const Quantized::Rows rows_of_run = q.rows(runs[run].begin, stride);
+      return QuantizedRows{rows_of_run.codes, rows_of_run.scales, rows_of_run.half_sums, stride};
+    };
+    const QuantizedRows from = of_run(quantized_);
+    QuantizedRows left;
+    if (refined) left = of_run(residual_);
     for (const Area& area : areas)
       kernels_->arrange_rows(*area.matrix, from, refined ? &left : nullptr, runs[r].count, part,
                              variant, rows_of(area, r).first);
