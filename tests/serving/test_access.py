@@ -19,7 +19,8 @@ from starlette.types import Receive, Scope, Send
 from sartor.graph import SamplingParams
 from sartor.serving import server
 from sartor.serving.access import Access
-from sartor.serving.keys import ANYONE, ApiKey, add_key, revoke_key
+from sartor.serving.errors import ApiError, respond
+from sartor.serving.keys import ANYONE, ApiKey, KeyFile, add_key, revoke_key
 from sartor.serving.openai_api import make_requests
 from sartor.serving.openai_types import CompletionRequest
 from sartor.serving.prepare import Prepared
@@ -165,6 +166,7 @@ def streaming(guarded: Guarded, name: str, **body: Any) -> Iterator[httpx.Respon
         },
         headers=guarded.headers(name),
     ) as response:
+        assert response.status_code == 200
         yield response
 
 
@@ -182,12 +184,53 @@ def test_answers_at_once(guarded: Guarded) -> None:
 
 def test_clients_that_go_give_back_what_they_held(guarded: Guarded) -> None:
     for _ in range(10):
+        # Not at the end of the answers of those who have gone, which would be seconds later.
+        wait_until(lambda: guarded.post("narrow", {"n": 2}).status_code == 200, 4)
         with streaming(guarded, "narrow", n=2) as response:
             pieces = response.iter_raw()
             next(pieces)
             assert guarded.post("narrow", {}).status_code == 429
-        # Not at the end of their answers, which would be seconds later.
-        wait_until(lambda: guarded.post("narrow", {"n": 2}).status_code == 200, 4)
+    wait_until(lambda: guarded.post("narrow", {"n": 2}).status_code == 200, 4)
+
+
+def test_who_has_the_end_of_an_answer_may_ask_again_at_once(tmp_path: Path) -> None:
+    token = add_key(tmp_path / "keys.toml", lambda sha: ApiKey(name="a", sha256=sha, max_streams=1))
+    headers = [(b"authorization", f"Bearer {token}".encode())]
+    ends: list[bool] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            scope["state"]["visit"].hold(1)
+        except ApiError as error:
+            await respond(error)(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        await send({"type": "http.response.body", "body": b"b", "more_body": False})
+
+    access = Access(app, KeyFile(tmp_path / "keys.toml"))
+
+    async def receive() -> Any:
+        raise AssertionError("nothing is read")
+
+    async def ask(again: bool) -> int:
+        """The status; ``again``: the next request comes with the last bytes of this answer."""
+        status = 0
+
+        async def send(message: Any) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            if message["type"] == "http.response.body" and again:
+                ends.append(message["more_body"])
+                assert await ask(again=False) == (429 if message["more_body"] else 200)
+
+        scope: Any = {"type": "http", "method": "POST", "path": "/", "headers": headers}
+        scope["state"] = {"record": RequestRecord.of({**scope, "client": None})}
+        await access(scope, receive, send)
+        return status
+
+    assert asyncio.run(ask(again=True)) == 200
+    assert ends == [True, False]
 
 
 def test_requests_a_minute(guarded: Guarded) -> None:

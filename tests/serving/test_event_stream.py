@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from starlette.types import Message
 
 from sartor.serving.errors import ApiError
-from sartor.serving.streaming import EventStream
+from sartor.serving.streaming import DONE, EventStream
 
 
 async def pieces(first: str) -> AsyncIterator[bytes]:
@@ -48,7 +48,8 @@ def test_the_status_line_comes_with_the_first_news() -> None:
 
     sent, closed, error = sent_by(first)
     assert (sent[0]["status"], closed, error) == (200, 1, None)
-    assert [message["body"] for message in sent[1:]] == [b"news", b"more", b""]
+    assert [message["body"] for message in sent[1:]] == [b"news", b"more", DONE]
+    assert [message["more_body"] for message in sent[1:]] == [True, True, False]
 
 
 def test_an_error_instead_of_news_is_an_answer_of_its_own() -> None:

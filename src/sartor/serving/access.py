@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sartor.serving.errors import ApiError, forbidden, rate_limited, respond, unauthorized
 from sartor.serving.keys import ANYONE, ApiKey, KeyFile
@@ -64,7 +64,8 @@ class _Use:
 class Visit(ExitStack):
     """One HTTP request and the key it came with.
 
-    What is pushed on it (see :class:`contextlib.ExitStack`) runs when the answer has ended.
+    What is pushed on it (see :class:`contextlib.ExitStack`) runs when the answer has ended: just
+    before its last bytes go out, or when nobody waits for them any more.
     """
 
     def __init__(self, key: ApiKey, use: _Use, clock: Callable[[], float]) -> None:
@@ -154,8 +155,16 @@ class Access:
             await respond(error)(scope, receive, send)
             return
         scope.setdefault("state", {})["visit"] = visit
+
+        async def send_and_leave(message: Message) -> None:
+            # A client that has the end of an answer may ask again at once: what the answer held
+            # must be free by then.
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                visit.close()
+            await send(message)
+
         with visit:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, send_and_leave)
 
     def _admit(self, scope: Scope) -> ApiKey:
         if scope["path"] in OPEN_PATHS:

@@ -11,7 +11,7 @@ from sartor.serving.errors import ApiError, internal
 from sartor.serving.openai_format import Json, Shape, usage
 from sartor.serving.openai_types import StreamOptions
 from sartor.serving.request_record import RequestRecord
-from sartor.serving.streaming import DONE, KEEP_ALIVE, BodyWriter, event
+from sartor.serving.streaming import KEEP_ALIVE, BodyWriter, event
 
 logger = logging.getLogger(__name__)
 _KEEP_ALIVE_SECONDS = 15.0
@@ -32,7 +32,7 @@ class AnswerEvents:
         self._spoke = False
 
     async def pieces(self, first: list[Delta]) -> AsyncIterator[bytes]:
-        """All events, from the ``first`` news on."""
+        """All events but the closing one, from the ``first`` news on."""
         deltas: list[Delta] | None = first
         try:
             while deltas is None or deltas:
@@ -50,7 +50,6 @@ class AnswerEvents:
             logger.exception("an answer broke off")
             self._record.error = internal(f"the answer broke off: {type(error).__name__}")
             yield event(self._record.error.body())
-        yield DONE
 
     def write_at_once(self, writer: BodyWriter) -> None:
         """From now on, news go to ``writer`` while the stream waits for them and it is ready."""

@@ -61,7 +61,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
 
 
 class EventStream(Response, Generic[T]):
-    """A response whose body comes from ``pieces``; calls ``close`` when it ends, however.
+    """A response whose body is ``pieces`` and then ``DONE``; calls ``close`` when it ends, however.
 
     The status line waits for the ``first`` news, which ``pieces`` gets: what it raises can still
     be an answer of its own. The stream ends early when the client goes; one that leaves a piece
@@ -109,9 +109,12 @@ class EventStream(Response, Generic[T]):
         if writer := scope.get("extensions", {}).get(BODY_WRITER):
             self._write_at_once(writer)
         async for piece in self._pieces(first):
-            body = {"type": "http.response.body", "body": piece, "more_body": True}
-            # Not wait_for: before Python 3.12 it loses a cancellation that comes as it ends, and a
-            # stream would go on for a client that has gone.
-            async with asyncio.timeout(self._stall_seconds):
-                await send(body)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._write(send, piece, more=True)
+        # DONE is the end for many clients, so nothing of the answer may be left to do after it.
+        await self._write(send, DONE, more=False)
+
+    async def _write(self, send: Send, piece: bytes, *, more: bool) -> None:
+        # Not wait_for: before Python 3.12 it loses a cancellation that comes as it ends, and a
+        # stream would go on for a client that has gone.
+        async with asyncio.timeout(self._stall_seconds):
+            await send({"type": "http.response.body", "body": piece, "more_body": more})
