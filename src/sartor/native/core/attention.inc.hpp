@@ -18,17 +18,19 @@
 // Exponents have base 2: scores carry log2(e).
 
 constexpr float kLog2E = 1.44269504088896341f;
-constexpr int64_t kAhead = 4;                                 // places that are read side by side
+constexpr int64_t kAhead = 4;     // places that are read side by side
+constexpr int64_t kMostRuns = 4;  // groups, or runs of values, that are multiplied at a time
 constexpr int64_t kScoreStride = kAttentionSegment + kLanes;  // floats; off the powers of two
 
 // A segment as rows read it; positions are relative to its begin.
 struct Segment {
   const KvLayout* layout;
-  // Keys by groups of 16 positions, values by chunks of `chunk` positions (of the first run).
-  const uint8_t* groups[kAttentionSegment / 16 + 1];
+  // Keys by groups of 16 positions, and what is read behind them; values by chunks of `chunk`
+  // positions (of the first run).
+  const uint8_t* groups[kAttentionSegment / 16 + 2 * kAhead * kMostRuns];
   const uint8_t* chunks[kAttentionSegment / 16];
-  const uint8_t* after[kAhead];  // the groups that are read when all of it has been
-  int64_t from, to;              // positions that the rows at hand see
+  const uint8_t* after[2 * kAhead];  // the groups that are read when all of it has been
+  int64_t from, to;                  // positions that the rows at hand see
 
   int64_t group_begin() const { return from / kLanes; }
   int64_t group_end() const { return (to + kLanes - 1) / kLanes; }
@@ -254,22 +256,28 @@ static inline void find_runs(const AttentionTask& t, const uint8_t* pages, int64
   }
 }
 
-// Where positions [from, to) of a segment lie, and behind the last keys the first values.
+// Where positions [from, to) of a segment lie, and what is read next.
 static inline void find_segment(const AttentionTask& t, int64_t begin, Segment& s) {
   const int64_t groups = s.group_begin(), chunks = s.chunk_begin(), chunk = t.layout.chunk();
   find_runs(t, t.keys, t.key_stride, begin + groups * kLanes, kLanes, t.layout.group_bytes(),
             s.group_end() - groups, s.groups + groups);
   find_runs(t, t.values, t.value_stride, begin + chunks * chunk, chunk, t.layout.chunk_bytes(),
             s.chunk_end() - chunks, s.chunks + chunks);
-  s.groups[s.group_end()] = s.chunks[chunks];
-  const int64_t next = begin + kAttentionSegment;
-  const int64_t left = t.positions(t.row_end - 1).end - next;
-  const int64_t ahead = left < kAhead * kLanes ? (left + kLanes - 1) / kLanes : kAhead;
-  if (next < t.segment_end * kAttentionSegment)
-    find_runs(t, t.keys, t.key_stride, next, kLanes, t.layout.group_bytes(), ahead, s.after);
-  else s.after[0] = s.groups[groups];
-  for (int64_t i = 1; i < kAhead; ++i)
-    if (i >= ahead) s.after[i] = s.after[0];
+  // Behind the last keys come the first values.
+  const int64_t size = t.layout.block_size / kLanes, wide = size < kMostRuns ? size : kMostRuns;
+  for (int64_t i = 0; i < 2 * kAhead * wide; ++i)
+    s.groups[s.group_end() + i] =
+        s.chunk_after(i * kLanes / chunk) + i % (chunk / kLanes) * t.layout.group_bytes();
+  // Behind these the keys of the next segment, or of the next kv head, which lie beside ours.
+  const bool more = begin / kAttentionSegment + 1 < t.segment_end;
+  const int64_t next = more ? begin + kAttentionSegment : t.segment_begin * kAttentionSegment;
+  const int64_t seen = t.positions(t.row_begin).begin / kLanes * kLanes;
+  const int64_t first = next < seen ? seen : next;
+  const int64_t left = (t.positions(t.row_end - 1).end - first + kLanes - 1) / kLanes;
+  const int64_t ahead = left < 2 * kAhead ? left : 2 * kAhead;
+  find_runs(t, more ? t.keys : t.keys + t.layout.key_bytes(), t.key_stride, first, kLanes,
+            t.layout.group_bytes(), ahead, s.after);
+  for (int64_t i = ahead; i < 2 * kAhead; ++i) s.after[i] = s.after[0];
 }
 
 template <class Unit>
