@@ -211,7 +211,8 @@ def test_a_collector_gets_the_spans_of_a_server(
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
     with ServerProcess([tiny_model], device="null-20ms", telemetry={"otel": None}) as server:
-        body = {"model": server.name, "prompt": "a private matter", "max_tokens": 4}
+        body = {"model": server.name, "prompt": "a private matter", "ignore_eos": True}
+        body["max_tokens"] = 30  # half a second: a busy machine may be late to see the first one
         server.http.post("/v1/completions", json=body, headers={"traceparent": TRACEPARENT})
         server.http.get("/v1/models")
     # The end of the server has sent what was left.
@@ -223,7 +224,7 @@ def test_a_collector_gets_the_spans_of_a_server(
     moments = [spans[n].start_time_unix_nano for n in (name, "queue", "prefill", "decode")]
     moments += [spans["decode"].end_time_unix_nano, spans[name].end_time_unix_nano]
     assert moments == sorted(moments)
-    assert moments[-2] - moments[-3] > 2 * 0.015e9  # three more tokens
+    assert moments[-2] - moments[-3] > 2 * 0.015e9  # at least some of the tokens
     assert all(b"private" not in body for body in collector.bodies)
 
 
