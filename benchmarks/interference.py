@@ -40,7 +40,7 @@ from sartor.errors import SartorError, UsageError
 from sartor.hardware import available_cores
 
 PARTS = ("long", "repeat", "together")
-STREAMS, STREAM_INPUT, STREAM_OUTPUT = 16, 64, 1900
+STREAMS, STREAM_OUTPUT = 16, 1900
 WARM_SECONDS, BEFORE_SECONDS = 1.0, 5.0
 PREFIX, SUFFIX, TOGETHER = 2000, 32, 64
 REPEATS = 9
@@ -54,6 +54,7 @@ class Options:
     parts: tuple[str, ...]
     trials: int
     tokens: int
+    answered: int
     threads: int
     seed: int
     environments: Path
@@ -78,13 +79,15 @@ class Trial:
 
 @dataclass
 class Findings:
-    """Seconds, and tokens. ``alone``: of the long prompt by itself."""
+    """Seconds, and tokens. ``alone``: of the long prompt by itself; ``answered``: tokens of each
+    prompt of the answers beside it."""
 
     model: str
     title: str
     settings: str
     threads: int
     tokens: int
+    answered: int
     beside: list[Trial] = field(default_factory=list)
     control: list[Trial] = field(default_factory=list)
     alone: list[float] = field(default_factory=list)
@@ -98,7 +101,8 @@ class Findings:
         lines += [f"{self.title}, {self.threads} threads, {self.settings}. Medians, extremes.", ""]
         if self.beside:
             lines += [
-                f"{STREAMS} answers, and a prompt of {self.tokens} tokens that comes amid them:",
+                f"{STREAMS} answers to prompts of {self.answered} tokens, and a prompt of "
+                f"{self.tokens} that comes amid them:",
                 "",
                 "| | with the prompt | without |",
                 "| --- | --- | --- |",
@@ -175,9 +179,9 @@ class Asker:
 
 
 @contextlib.asynccontextmanager
-async def answering(asker: Asker) -> AsyncIterator[list[Outcome]]:
-    """Long answers to some clients, who leave in the end."""
-    calls = [asker.call(STREAM_INPUT, STREAM_OUTPUT) for _ in range(STREAMS)]
+async def answering(asker: Asker, tokens: int) -> AsyncIterator[list[Outcome]]:
+    """Long answers to prompts of some tokens; the clients leave in the end."""
+    calls = [asker.call(tokens, STREAM_OUTPUT) for _ in range(STREAMS)]
     now = time.perf_counter()
     outcomes = [Outcome(now, STREAM_OUTPUT) for _ in calls]
     tasks = [
@@ -214,10 +218,10 @@ def gaps_within(outcomes: Sequence[Outcome], begin: float, end: float) -> list[f
     return gaps
 
 
-async def trial(asker: Asker, tokens: int, wait: float | None) -> Trial:
+async def trial(asker: Asker, options: Options, wait: float | None) -> Trial:
     """With a long prompt, or for ``wait`` seconds without."""
-    call = asker.call(tokens, 2)
-    async with answering(asker) as outcomes:
+    call = asker.call(options.tokens, 2)
+    async with answering(asker, options.answered) as outcomes:
         begin = time.perf_counter()
         await asyncio.sleep(BEFORE_SECONDS)
         middle = time.perf_counter()
@@ -233,11 +237,11 @@ async def trial(asker: Asker, tokens: int, wait: float | None) -> Trial:
 
 async def measure_long(asker: Asker, options: Options, findings: Findings) -> None:
     # Nobody has measured what these sizes take yet, and the server learns it from its steps.
-    await trial(asker, options.tokens, None)
+    await trial(asker, options, None)
     for number in range(options.trials):
-        found = await trial(asker, options.tokens, None)
+        found = await trial(asker, options, None)
         findings.beside.append(found)
-        findings.control.append(await trial(asker, options.tokens, found.seconds))
+        findings.control.append(await trial(asker, options, found.seconds))
         findings.alone.append(await asker.first(asker.call(options.tokens, 2)))
         say(
             f"trial {number + 1}: x{found.ratio:.2f} (without the prompt "
@@ -270,7 +274,7 @@ def say(text: str) -> None:
 def measure(options: Options) -> Findings:
     """Starts the server and measures. SartorError where a request fails."""
     sequences = max(TOGETHER, STREAMS + 1) if "together" in options.parts else STREAMS + 1
-    room = STREAM_INPUT + STREAM_OUTPUT, options.tokens + 64, PREFIX + SUFFIX + 64
+    room = options.answered + STREAM_OUTPUT, options.tokens + 64, PREFIX + SUFFIX + 64
     setting = Setting(
         options.model, options.threads, sequences, max(room), options.environments, options.more
     )
@@ -279,7 +283,12 @@ def measure(options: Options) -> Findings:
     with RunningServer(options.server, setting, log) as server:
         launch = server.launch
         findings = Findings(
-            options.model.stem, launch.title, launch.settings, options.threads, options.tokens
+            options.model.stem,
+            launch.title,
+            launch.settings,
+            options.threads,
+            options.tokens,
+            options.answered,
         )
 
         async def all_parts() -> None:
@@ -288,7 +297,7 @@ def measure(options: Options) -> Findings:
             client = target.client()
             asker = Asker(target, client, prompts, np.random.default_rng(options.seed))
             try:
-                await asker.ask(asker.call(STREAM_INPUT, 8))
+                await asker.ask(asker.call(options.answered, 8))
                 for part in options.parts:
                     await MEASURES[part](asker, options, findings)
             finally:
@@ -310,6 +319,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     add("--parts", default=",".join(PARTS))
     add("--trials", type=int, default=5)
     add("--tokens", type=int, default=6000, help="of the long prompt")
+    add("--answered", type=int, default=64, help="tokens of the prompts of the answers beside it")
     add("--threads", type=int, default=min(2, available_cores()))
     add("--seed", type=int, default=0)
     add("--environments", type=Path, default=default_environments())
@@ -319,8 +329,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parts = tuple(given.parts.split(","))
     if unknown := [part for part in parts if part not in PARTS]:
         raise UsageError(f"--parts: unknown {unknown}; choose from {', '.join(PARTS)}")
-    if min(given.trials, given.threads) < 1 or given.tokens < 16:
-        raise UsageError("trials and threads must be at least 1, tokens at least 16")
+    if min(given.trials, given.threads, given.answered) < 1 or given.tokens < 16:
+        raise UsageError("trials, threads and answered must be at least 1, tokens at least 16")
     if not given.model.is_file():
         raise UsageError(f"{given.model} is no file; name a .gguf file")
     return Options(
@@ -330,6 +340,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         parts,
         given.trials,
         given.tokens,
+        given.answered,
         given.threads,
         given.seed,
         given.environments,

@@ -27,7 +27,7 @@ def test_gaps_count_where_they_end() -> None:
 
 
 def test_the_section_says_it_all() -> None:
-    found = Findings("m", "Sartor", "as installed", 2, 6000)
+    found = Findings("m", "Sartor", "as installed", 2, 6000, 64)
     found.beside = [Trial(0.02, 0.03, 0.04, 9.0), Trial(0.02, 0.03, 0.05, 11.0)]
     found.control = [Trial(0.02, 0.02, 0.03, 9.0), Trial(0.02, 0.02, 0.03, 11.0)]
     found.alone = [4.0, 6.0]
@@ -54,7 +54,6 @@ def test_a_whole_run(
     monkeypatch.setattr(Prompts, "of_model", staticmethod(lambda path, endpoint: Prompts.common()))
     smaller = {
         "STREAMS": 3,
-        "STREAM_INPUT": 4,
         "STREAM_OUTPUT": 1000,
         "WARM_SECONDS": 0.01,
         "BEFORE_SECONDS": 0.2,
@@ -66,7 +65,7 @@ def test_a_whole_run(
     for name, value in smaller.items():
         monkeypatch.setattr(interference, name, value)
     out = tmp_path / "out.json"
-    arguments = [str(model), "--trials", "1", "--tokens", "200"]
+    arguments = [str(model), "--trials", "1", "--tokens", "200", "--answered", "4"]
     arguments += ["--environments", str(tmp_path), "--json", str(out)]
     monkeypatch.setattr("sys.argv", ["interference.py", *arguments])
     assert interference.main() == 0
@@ -78,7 +77,7 @@ def test_a_whole_run(
     assert len(found["first"]) == len(found["again"]) == 2
     # A word is several tokens of this model: the prefix was computed once, not five times.
     assert 64 < found["together_computed"] < 2 * (64 * 8 + 5 * 8 * 8)
-    assert "with the prompt" in capsys.readouterr().out
+    assert "3 answers to prompts of 4 tokens, and a prompt of 200 that" in capsys.readouterr().out
 
 
 def test_options(tmp_path: Path) -> None:
@@ -86,7 +85,7 @@ def test_options(tmp_path: Path) -> None:
     model.touch()
     options = interference.parse([str(model), "--server", "llama_server", "--option=-fa off"])
     assert (options.server, options.more) == ("llama_server", ("-fa", "off"))
-    for wrong in (["--parts", "x"], ["--trials", "0"], ["--tokens", "1"]):
+    for wrong in (["--parts", "x"], ["--trials", "0"], ["--tokens", "1"], ["--answered", "0"]):
         with pytest.raises(UsageError):
             interference.parse([str(model), *wrong])
     with pytest.raises(UsageError, match="no file"):
