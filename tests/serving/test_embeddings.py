@@ -41,9 +41,9 @@ def test_vectors_of_several_texts(server: ServerProcess) -> None:
 
 
 def test_the_client_asks_for_base64_by_itself_and_gets_the_same(server: ServerProcess) -> None:
-    # One text: of several, the last bits depend on which of them were computed together.
-    text = TEXTS[0]
-    assert np.array_equal(_vectors(server, text), _vectors(server, text, encoding_format="float"))
+    for text in TEXTS:
+        plain = _vectors(server, text, encoding_format="float")
+        assert np.array_equal(_vectors(server, text), plain)
 
 
 def test_a_text_alone_and_as_token_ids(server: ServerProcess) -> None:
@@ -85,6 +85,10 @@ def test_a_longest_text_fits(server: ServerProcess) -> None:
 
 
 def test_a_killed_worker_loses_no_text(server: ServerProcess) -> None:
-    before = _vectors(server, TEXTS)
+    # One by one: the last bits of several depend on which of them were computed together.
+    before = [_vectors(server, text) for text in TEXTS]
     kill_hard(server.worker())
-    np.testing.assert_allclose(_vectors(server, TEXTS), before, atol=1e-6)
+    several = _vectors(server, TEXTS)
+    np.testing.assert_allclose(several, np.concatenate(before), atol=1e-6)
+    kill_hard(server.worker())
+    assert np.array_equal([_vectors(server, text) for text in TEXTS], before)

@@ -265,9 +265,10 @@ static inline void find_segment(const AttentionTask& t, int64_t begin, Segment& 
             s.chunk_end() - chunks, s.chunks + chunks);
   // Behind the last keys come the first values.
   const int64_t size = t.layout.block_size / kLanes, wide = size < kMostRuns ? size : kMostRuns;
-  for (int64_t i = 0; i < 2 * kAhead * wide; ++i)
-    s.groups[s.group_end() + i] =
-        s.chunk_after(i * kLanes / chunk) + i % (chunk / kLanes) * t.layout.group_bytes();
+  const int64_t in_chunk = chunk / kLanes, last = s.chunk_end() - 1;
+  for (int64_t i = 0, c = chunks; i < 2 * kAhead * wide; ++c)
+    for (int64_t g = 0; g < in_chunk; ++g, ++i)
+      s.groups[s.group_end() + i] = s.chunks[c < last ? c : last] + g * t.layout.group_bytes();
   // Behind these the keys of the next segment, or of the next kv head, which lie beside ours.
   const bool more = begin / kAttentionSegment + 1 < t.segment_end;
   const int64_t next = more ? begin + kAttentionSegment : t.segment_begin * kAttentionSegment;

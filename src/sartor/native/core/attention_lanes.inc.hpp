@@ -94,7 +94,7 @@ class Fetcher {
  public:
   Fetcher(const LaneProduct<Kv>& p, int64_t chunk) {
     static_assert(kRuns <= kMostRuns && kRuns <= kAhead);
-    if constexpr (!kSideBySide) {
+    if constexpr (!Kv::kSideBySide) {
       for (int u = 0; u < kRuns; ++u) next_[u] = place(p, chunk + 1) + u * p.run_bytes;
       return;
     }
@@ -111,15 +111,14 @@ class Fetcher {
     for (int i = 0; i < kAhead; ++i) {
       const bool now = i < kRuns;
       if (now) __builtin_prefetch(next_[i]);
-      turned[kSideBySide ? (i + kAhead - kRuns) % kAhead : i] = next_[i] + (now ? Kv::kBytes : 0);
+      turned[Kv::kSideBySide ? (i + kAhead - kRuns) % kAhead : i] =
+          next_[i] + (now ? Kv::kBytes : 0);
     }
     SARTOR_UNROLL
     for (int i = 0; i < kAhead; ++i) next_[i] = turned[i];
   }
 
  private:
-  static constexpr bool kSideBySide = Kv::kSideBySide;
-
   static const uint8_t* place(const LaneProduct<Kv>& p, int64_t unit) {
     const int64_t over = unit - p.count;
     if (!p.after) return p.chunks[unit * kRuns];
