@@ -26,6 +26,19 @@ DRIVERS = Path(__file__).parent / "drivers"
 MODEL_NAME = "measured"
 
 
+def _wait_stopped(process: psutil.Process) -> None:
+    """The signal takes a moment to arrive where a process is running. SartorError where it is
+    still not stopped after five seconds."""
+    end = time.monotonic() + 5
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+            if time.monotonic() > end:
+                raise SartorError(
+                    f"process {process.pid} of the server does not stop; end it and run again"
+                )
+            time.sleep(0.001)
+
+
 @dataclass(frozen=True)
 class Setting:
     """What a server gets: a GGUF file (or the bf16 folder of its weights), threads, how many
@@ -202,6 +215,8 @@ class RunningServer:
             for process in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.suspend()
+            for process in processes:
+                _wait_stopped(process)
             yield
         finally:
             for process in reversed(processes):
