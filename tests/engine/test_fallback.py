@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -294,6 +295,33 @@ def test_tokens_that_see_the_future(tmp_path: Path) -> None:
     )
     with pytest.raises(UnsupportedError, match=r"BertLMHeadModel.*see those behind"):
         probe(transformers.BertLMHeadModel(config).eval(), 32)
+
+
+class Summing:
+    """A model whose logits depend on all tokens so far; its cache, of any name, sums them up."""
+
+    device = torch.device("cpu")
+    dtype = torch.float32
+
+    def __init__(self, name: str) -> None:
+        def forward(input_ids: torch.Tensor, use_cache: bool, **given: Any) -> Any:
+            before = given.get(name, torch.zeros(1, 1, 64))
+            sums = before + torch.nn.functional.one_hot(input_ids, 64).cumsum(1)
+            return transformers.utils.ModelOutput(logits=sums, **{name: sums[:, -1:]})
+
+        names = ("input_ids", "use_cache", name)
+        parameters = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in names]
+        vars(forward)["__signature__"] = inspect.Signature(parameters)
+        self.forward = forward
+
+    def __call__(self, *, return_dict: bool, **arguments: Any) -> Any:
+        return self.forward(**arguments)
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache", "cache_params", "a_later_name"])
+def test_the_cache_is_found_whatever_its_name(name: str) -> None:
+    """It has had several in the library's releases."""
+    assert probe(Summing(name), 64).mode == "chunked"
 
 
 def test_a_model_that_does_not_run() -> None:

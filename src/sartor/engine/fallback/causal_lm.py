@@ -21,9 +21,6 @@ recompute  it has no cache that can be trusted: every step computes the whole se
 
 MODES: tuple[Mode, ...] = ("chunked", "stepwise", "recompute")
 
-_CACHES = ("past_key_values", "cache_params", "state", "mems")
-"""Names of the cache, as argument and in the output: of most models, Mamba, RWKV, XLNet."""
-
 
 class CausalLM:
     """A model in evaluation mode on one device. A *memory* is what it keeps of a sequence: its
@@ -35,7 +32,8 @@ class CausalLM:
         self.mode = mode
         self.device: torch.device = model.device
         arguments = inspect.signature(model.forward).parameters
-        self._cache = next((name for name in _CACHES if name in arguments), None)
+        self._arguments = frozenset(arguments)
+        self._cache: str | None = None
         self._keeps = "logits_to_keep" in arguments
         # Some models hand this on in their further keywords; all of those know it.
         kinds = {argument.kind for argument in arguments.values()}
@@ -47,7 +45,7 @@ class CausalLM:
 
     def can(self, mode: Mode) -> bool:
         """Whether a mode can be tried at all."""
-        return mode == "recompute" or (self._cache is not None and self._caching)
+        return mode == "recompute" or self._caching
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int], memory: Any, rows: int) -> tuple[F32, Any]:
@@ -89,7 +87,12 @@ class CausalLM:
         out = self.model(**arguments)
         logits: torch.Tensor = out.logits[0]
         kept = logits[len(logits) - rows :].float()
-        return kept, getattr(out, self._cache, None) if self._cache else None
+        if self._cache is None:
+            # Its name differs between models and between releases of the library (cache,
+            # past_key_values, cache_params, state, mems): it is what comes back under the name
+            # of an argument.
+            self._cache = next((name for name in out if name in self._arguments), None)
+        return kept, out.get(self._cache) if self._cache else None
 
 
 def nbytes(memory: Any) -> int:
