@@ -66,8 +66,8 @@ def paths() -> list[str]:
 
 @pytest.mark.parametrize("isa", paths())
 def test_probes_are_sane_and_fit_together(isa: str) -> None:
-    """No processor does more than its width, and none with a known width less than a quarter of
-    it in int8 and float32 (half is what cores with one port for 512 bits do)."""
+    """No processor does more than its width, and none with a known width much less in int8 and
+    float32."""
     backend = cpu()
     assert isinstance(backend, Probed)
     found = backend.ceilings("cpu", 0.1, threads=1, isa=isa)
@@ -83,15 +83,19 @@ def test_probes_are_sane_and_fit_together(isa: str) -> None:
             continue
         assert 3e8 < peak.clock_hz < 8e9
         share = peak.share_of_width
-        assert (share is None) == (isa == "portable")
+        assert share is None or isa not in ("portable", "neon", "i8mm")
         if share is not None:
             assert share < 1.3
-            assert peak is found.bf16 or share > 0.25
+            assert peak is found.bf16 or share > 0.6
     clocks = [p.clock_hz for p in (found.int8, found.fp32) if p.clock_hz]
     assert max(clocks, default=1.0) < 3 * min(clocks, default=1.0)
 
 
 @pytest.mark.skipif("avx512" not in paths(), reason="no AVX-512 on this machine")
-def test_wider_instructions_do_more() -> None:
-    wide, narrow = (cpu().ceilings("cpu", 0.1, threads=1, isa=i) for i in ("avx512", "avx2"))
-    assert wide.int8.ops_per_cycle > 1.5 * narrow.int8.ops_per_cycle
+def test_wider_instructions_do_as_much_more_as_the_processor_is_wider() -> None:
+    """Twice as much where a core starts two of them in a cycle, no more where it is one."""
+    wide, narrow = (cpu().ceilings("cpu", 0.1, threads=1, isa=i).int8 for i in ("avx512", "avx2"))
+    if not (wide.width and narrow.width):
+        pytest.skip("the width of this processor is not known")
+    expected = wide.width / narrow.width
+    assert 0.75 * expected < wide.ops_per_cycle / narrow.ops_per_cycle < 1.3 * expected

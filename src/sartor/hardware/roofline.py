@@ -20,9 +20,9 @@ class Peak:
     """The most that the best loop of one kind of arithmetic reached, on all threads at once.
 
     A multiply and an add count as two operations. ``clock_hz`` was measured in turns with the
-    loop, by a chain of instructions that wait for each other. ``width`` is what a core can start in
-    a cycle by the instruction set: two of the widest multiply-and-adds, or a tile product in 16
-    cycles; some processors do half of it. 0 stands for not known.
+    loop, by a chain of instructions that wait for each other. ``width`` is what a core of this
+    processor can start in a cycle: one or two of the widest multiply-and-adds, or a tile product in
+    16 cycles. 0 stands for not known.
     """
 
     ops_per_s: float

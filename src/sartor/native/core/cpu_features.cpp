@@ -1,5 +1,8 @@
 #include "cpu_features.hpp"
 
+#include <algorithm>
+#include <initializer_list>
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #elif defined(__aarch64__) && defined(__linux__)
@@ -42,6 +45,56 @@ Leaf leaf7([[maybe_unused]] unsigned part) {
 }
 
 }  // namespace
+
+namespace {
+
+// Family and model as AMD's and Intel's manuals count them; 0 for other vendors.
+struct Model {
+  unsigned family = 0, model = 0;
+};
+
+Model amd_or_intel_model([[maybe_unused]] const char* vendor) {
+  Model found;
+#if defined(__x86_64__)
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  const bool amd = vendor[0] == 'a';
+  if (!(amd ? __builtin_cpu_is("amd") : __builtin_cpu_is("intel"))) return found;
+  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return found;
+  found = {eax >> 8 & 15, eax >> 4 & 15};
+  if (found.family == 6 || found.family == 15) found.model |= eax >> 12 & 0xf0;
+  if (found.family == 15) found.family += eax >> 20 & 0xff;
+#endif
+  return found;
+}
+
+bool one_of(unsigned model, std::initializer_list<unsigned> models) {
+  return std::find(models.begin(), models.end(), model) != models.end();
+}
+
+}  // namespace
+
+// Throughput of VFMADD231PS, VPMADDUBSW and VPDPBUSD by microarchitecture: uops.info, and Agner
+// Fog, "Instruction tables".
+int multiplies_per_cycle(int bits) {
+  const bool wide = bits == 512;
+  if (const auto [family, model] = amd_or_intel_model("amd"); family) {
+    if (family == 0x17) return wide ? 0 : model < 0x30 ? 1 : 2;  // Zen and Zen+: halves; Zen 2
+    if (family == 0x19) return wide ? 1 : 2;                     // Zen 3 and 4
+    if (family != 0x1a) return 0;
+    // Zen 5: servers and desktops have all of it, two kinds for laptops a half.
+    if (!wide || model < 0x20 || (model & 0xf0) == 0x40) return 2;
+    return model < 0x40 || (model & 0xf0) == 0x60 ? 1 : 0;
+  }
+  if (const auto [family, model] = amd_or_intel_model("intel"); family == 6) {
+    if (leaf7(0).edx >> 15 & 1) return 0;                   // large and small cores
+    if (one_of(model, {0xbe, 0xaf, 0xb6, 0xdd})) return 0;  // small cores alone
+    if (!wide) return 2;
+    if (one_of(model, {0x6a, 0x6c, 0x8f, 0xcf, 0xad, 0xae})) return 2;  // servers from Ice Lake on
+    if (one_of(model, {0x7d, 0x7e, 0x8c, 0x8d, 0xa7})) return 1;        // Ice, Tiger, Rocket Lake
+    // Skylake and Cascade Lake have one or two, which only the product's name tells.
+  }
+  return 0;
+}
 
 // EAX bit 5.
 bool has_avx512bf16() { return has_avx512() && (leaf7(1).eax >> 5 & 1); }

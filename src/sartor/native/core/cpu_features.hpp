@@ -17,4 +17,8 @@ const Kernels* select_kernels(const std::string& name);
 // Whether the processor multiplies pairs of bfloat16.
 bool has_avx512bf16();
 
+// Instructions of 256 or 512 bits that multiply and add which a core can start in a cycle: a
+// property of the processor, not of the instruction set. 0 where it is not known.
+int multiplies_per_cycle(int bits);
+
 }  // namespace sartor

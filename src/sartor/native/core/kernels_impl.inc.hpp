@@ -90,7 +90,7 @@ static const Kernels kTable = {SARTOR_STRING(SARTOR_ISA),
                                probe_fp32,
                                probe_bf16,
                                probe_read,
-                               kPeakWidths,
+                               peak_widths(),
                                {kStreams, kDirectRows, kTileRows, false}};
 #endif
 

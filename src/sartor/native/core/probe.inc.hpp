@@ -16,8 +16,10 @@ constexpr int kPeakSums = 12, kPeakSteps = 4 * kPeakSums;
 #if defined(__AVX512VNNI__)
 using PeakInts = __m512i;
 using PeakFloats = __m512;
-// Two ports that multiply 512 bits, the most that any processor has.
-constexpr PeakWidths kPeakWidths = {2 * 64 * 2, 2 * 16 * 2, 2 * 32 * 2};
+static PeakWidths peak_widths() {
+  const double ports = multiplies_per_cycle(512);
+  return {ports * 64 * 2, ports * 16 * 2, ports * 32 * 2};
+}
 
 static PeakInts peak_ints(const void* data) { return _mm512_load_si512(data); }
 static PeakFloats peak_floats(const void* data) { return _mm512_load_ps(data); }
@@ -40,8 +42,10 @@ static inline void peak_bf16(PeakFloats (&sum)[12], PeakFloats a, PeakFloats b) 
 #else
 using PeakInts = __m256i;
 using PeakFloats = __m256;
-// Two ports that multiply 256 bits.
-constexpr PeakWidths kPeakWidths = {2 * 32 * 2, 2 * 8 * 2, 0};
+static PeakWidths peak_widths() {
+  const double ports = multiplies_per_cycle(256);
+  return {ports * 32 * 2, ports * 8 * 2, 0};
+}
 
 static PeakInts peak_ints(const void* data) {
   return _mm256_load_si256(static_cast<const __m256i*>(data));
@@ -94,7 +98,7 @@ static double probe_fp32(int64_t iterations, int64_t links) {
 
 #else
 // What the compiler makes of this path's own steps; nobody can say what the most would be.
-constexpr PeakWidths kPeakWidths = {};
+static PeakWidths peak_widths() { return {}; }
 // Little at a time on the portable path: the chain must find its place beside it.
 constexpr int kSums = kRowTile < 4 ? 1 : 4;
 
