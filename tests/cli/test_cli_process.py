@@ -54,6 +54,24 @@ def test_a_full_disk_is_an_error(tiny: Path) -> None:
     assert err.count("\n") == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux'")
+def test_threads_that_cannot_be_had_are_an_error(tiny: Path) -> None:
+    """Their stacks do not fit; the pool is native code, which must not end the process."""
+
+    def limit() -> None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+
+    command = [*COMMAND, "run", str(tiny), "hello", "--threads", "2000"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, preexec_fn=limit)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: only ")
+    assert "of 2000 threads could be started" in done.stderr
+    assert "set threads to fewer" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
 def test_a_closed_output_is_an_error() -> None:
     shell = ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "list"]

@@ -37,10 +37,12 @@ def _run(*command: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def replay(runner: Path, cases: Path, *before: str) -> subprocess.CompletedProcess[str]:
+def replay(
+    runner: Path, cases: Path, *before: str, seconds: float = 300
+) -> subprocess.CompletedProcess[str]:
     """Runs it; ``before`` is what starts it where this machine cannot."""
     command = (*before, str(runner), str(cases))
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=seconds)
 
 
 def right_paths(done: subprocess.CompletedProcess[str]) -> list[str]:

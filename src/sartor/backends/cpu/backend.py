@@ -115,11 +115,18 @@ class CpuBackend:
         )
 
     def pool(self, threads: int) -> Any:
-        """The thread pool of that size (0: every core); made once."""
+        """The thread pool of that size (0: every core); made once. CapacityError where the system
+        does not give so many threads."""
         threads = threads or available_cores()
         with self._lock:
             if threads not in self._pools:
-                self._pools[threads] = _native.ThreadPool(threads)
+                try:
+                    self._pools[threads] = _native.ThreadPool(threads)
+                except RuntimeError as error:
+                    raise CapacityError(
+                        f"{error}; set threads to fewer, or raise the limits of this process on "
+                        "memory and threads (ulimit -v, ulimit -u)"
+                    ) from None
             return self._pools[threads]
 
     def ceilings(

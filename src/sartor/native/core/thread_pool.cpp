@@ -5,6 +5,9 @@
 #endif
 
 #include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <utility>
 
 namespace sartor {
 namespace {
@@ -24,18 +27,28 @@ inline void relax() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) : shares_(std::make_unique<Share[]>(std::max(threads, 1))) {
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+ThreadPool::ThreadPool(int threads)
+    : threads_(std::max(threads, 1)),
+      shares_(std::make_unique<Share[]>(static_cast<size_t>(threads_))) {
+  try {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+  } catch (const std::exception& error) {  // no thread, or no memory for one
+    const size_t started = workers_.size() + 1;
+    stop();
+    throw std::runtime_error("only " + std::to_string(started) + " of " + std::to_string(threads) +
+                             " threads could be started (" + error.what() + ")");
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stopping_.store(true);
   wakeups_.fetch_add(1);
   wakeups_.notify_all();
   for (std::thread& worker : workers_) worker.join();
 }
 
-// A task that throws would leave a job half done that others wait for: it ends the process.
 bool ThreadPool::claim_one(int thread, int share) noexcept {
   std::atomic<uint64_t>& word = shares_[static_cast<size_t>(share)].state;
   uint64_t state = word.load(std::memory_order_acquire);
@@ -48,7 +61,12 @@ bool ThreadPool::claim_one(int thread, int share) noexcept {
     const bool mine = share == thread;
     const uint64_t claimed = mine ? state + 1 : state - (uint64_t{1} << kTaskBits);
     if (!word.compare_exchange_weak(state, claimed, std::memory_order_acq_rel)) continue;
-    function(context, static_cast<int64_t>(mine ? next : end - 1), thread);
+    try {
+      if (!failed_.load(std::memory_order_relaxed))
+        function(context, static_cast<int64_t>(mine ? next : end - 1), thread);
+    } catch (...) {
+      if (!failed_.exchange(true)) error_ = std::current_exception();
+    }
     remaining_.fetch_sub(1, std::memory_order_acq_rel);
     return true;
   }
@@ -98,6 +116,10 @@ void ThreadPool::run_erased(int64_t tasks, Function function, const void* contex
     for (int spins = 0; remaining_.load(std::memory_order_acquire) > 0; ++spins) {
       if (spins < kSpins) relax();
       else std::this_thread::yield();  // the worker that we wait for may need this core
+    }
+    if (failed_.load(std::memory_order_relaxed)) {
+      failed_.store(false, std::memory_order_relaxed);
+      std::rethrow_exception(std::exchange(error_, nullptr));
     }
   }
 }
