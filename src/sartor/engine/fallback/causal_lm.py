@@ -32,7 +32,7 @@ class CausalLM:
         self.mode = mode
         self.device: torch.device = model.device
         arguments = inspect.signature(model.forward).parameters
-        self._arguments = frozenset(arguments)
+        self._arguments = tuple(arguments)
         self._cache: str | None = None
         self._keeps = "logits_to_keep" in arguments
         # Some models hand this on in their further keywords; all of those know it.
@@ -90,9 +90,10 @@ class CausalLM:
         if self._cache is None:
             # Its name differs between models and between releases of the library (cache,
             # past_key_values, cache_params, state, mems): it is what comes back under the name
-            # of an argument.
-            self._cache = next((name for name in out if name in self._arguments), None)
-        return kept, out.get(self._cache) if self._cache else None
+            # of another argument. Newer releases give it under its older names too.
+            others = (name for name in self._arguments if name not in arguments)
+            self._cache = next((name for name in others if hasattr(out, name)), None)
+        return kept, getattr(out, self._cache, None) if self._cache else None
 
 
 def nbytes(memory: Any) -> int:
