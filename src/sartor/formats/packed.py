@@ -18,6 +18,7 @@ import hashlib
 import math
 import os
 import struct
+import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ class PackedWriter:
         with self._cleanup():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._temporary.open("xb")
+            _only_own(self._temporary)
             self._file.write(bytes(DATA_START))
 
     @contextlib.contextmanager
@@ -168,6 +170,35 @@ def write_packed(path: Path, meta: Mapping[str, object], arrays: Mapping[str, An
         return writer.finish()
 
 
+def _only_own(path: Path) -> None:
+    """Takes from others the right to write, for which :func:`_check_owner` looks."""
+    with contextlib.suppress(OSError):
+        path.chmod(path.stat().st_mode & 0o755)
+
+
+def _check_owner(path: Path) -> None:
+    """Refuses what another user could have made: kernels read it as it is.
+
+    FormatError. Windows has no such owners and modes, so nothing is looked at there.
+    """
+    if sys.platform == "win32":
+        return
+    try:
+        status = path.stat()
+    except OSError:
+        return  # it is opened next, which says what is wrong
+    if status.st_uid not in (0, os.geteuid()):
+        raise FormatError(
+            f"{path}: it belongs to another user (uid {status.st_uid}); remove the file to pack it "
+            "again"
+        )
+    if status.st_mode & 0o022:
+        raise FormatError(
+            f"{path}: other users may write to it (mode {status.st_mode & 0o777:04o}); remove the "
+            "file to pack it again"
+        )
+
+
 def _sync_folder(folder: Path) -> None:
     """Makes a rename durable where the system can; the file itself is whole either way."""
     with contextlib.suppress(OSError):
@@ -194,8 +225,10 @@ class PackedFile:
         """Reads and checks the header; touches the file, which is what keeps it from collection.
 
         Errors: :class:`FormatError` when truncated, damaged or of another version (pack it
-        again), :class:`UsageError` when absent. The data itself is not hashed.
+        again) or when other users could have written it, :class:`UsageError` when absent. The data
+        itself is not hashed.
         """
+        _check_owner(path)
         file = MappedFile.open(path)
         header, digest = _read_header(file)
         # Not every file system keeps access times; the modification time marks the last use.

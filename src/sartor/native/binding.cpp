@@ -53,6 +53,8 @@ Storage storage_of(const std::string& name) {
   throw std::invalid_argument("unknown storage '" + name + "'");
 }
 
+constexpr int64_t kMostNumbers = int64_t{1} << 48;
+
 // A packed matrix, and the arrays that its pointers look into.
 struct HeldMatrix {
   Matrix matrix;
@@ -90,6 +92,7 @@ HeldMatrix make_matrix(const std::string& storage, int64_t n, int64_t k, int64_t
   HeldMatrix held;
   Matrix& m = held.matrix;
   m.storage = storage_of(storage);
+  require(m.storage != Storage::kInt8, "matrix: int8 is a storage of keys and values");
   m.n = n;
   m.k = k;
   m.k_padded = k_padded;
@@ -101,6 +104,12 @@ HeldMatrix make_matrix(const std::string& storage, int64_t n, int64_t k, int64_t
   m.experts = experts;
   require(experts > 0 && n > 0 && k > 0 && k_padded >= k && k_padded % kChunk == 0,
           "matrix: bad dimensions");
+  // Beyond that no product of them below could be told from one that wrapped around.
+  require(
+      n < kMostNumbers && k_padded < kMostNumbers && experts < kMostNumbers &&
+          static_cast<double>(experts) * static_cast<double>(n) * static_cast<double>(k_padded) <
+              static_cast<double>(kMostNumbers),
+      "matrix: too large");
   const bool scaled = m.integer_codes() || m.storage == Storage::kFp8;
   const int64_t bytes = experts * m.code_bytes();
   require(static_cast<int64_t>(codes.size()) == bytes, "matrix: codes have the wrong size");

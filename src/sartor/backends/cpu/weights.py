@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import logging
+import math
 import threading
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -18,17 +19,44 @@ from sartor.backends.base import WeightSource
 from sartor.backends.cpu.packing import LAYOUT_VERSION, PackedMatrix, pack_matrix
 from sartor.backends.loading import iterate_weights
 from sartor.errors import FormatError, SartorError, UsageError
-from sartor.formats.packed import SUFFIX, PackedFile, PackedWriter, collect_garbage
+from sartor.formats.packed import (
+    SUFFIX,
+    AnyArray,
+    PackedFile,
+    PackedWriter,
+    collect_garbage,
+)
 from sartor.graph import Program
+from sartor.graph.program import WeightSpec
 
 CACHE_QUOTA_BYTES = 64 << 30
 """Packed files beyond this total are collected, the least recently used first."""
 
 _LOG = logging.getLogger(__name__)
-_FIELDS = [f.name for f in dataclasses.fields(PackedMatrix)]
-_ARRAYS = ("codes", "scales", "offsets", "permutation")
+_ARRAYS: dict[str, type] = {
+    "codes": np.uint8,
+    "scales": np.uint16,
+    "offsets": np.uint16,
+    "permutation": np.int32,
+}
 _MATRIX_OPERATORS = ("embedding", "linear", "linear_group", "grouped_linear", "head_linear")
 Vector = npt.NDArray[np.float32]
+
+
+class _MatrixFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A matrix in the file's header: the fields of a PackedMatrix that are no arrays."""
+
+    storage: str
+    n: int
+    k: int
+    k_padded: int
+    bits: int
+    group: int
+    zero: int
+    scale_multiplier: float
+    offset_multiplier: float
+    table: tuple[int, ...]
+    experts: int
 
 
 class CpuWeights:
@@ -77,7 +105,7 @@ def pack(pool: Any, program: Program, source: WeightSource, cache: Path | None) 
     path = cache / f"{_identity(program, source)}{SUFFIX}"
     if path.exists():
         try:
-            return _from_file(PackedFile.open(path), parameters)
+            return _from_file(PackedFile.open(path), program)
         except (FormatError, UsageError) as error:  # damaged, or collected this moment
             _LOG.warning("%s; packing again", error)
     weights = _pack_now(pool, program, source, parameters)
@@ -111,7 +139,7 @@ def _write(path: Path, weights: CpuWeights) -> None:
     meta: dict[str, object] = {
         "layout": LAYOUT_VERSION,
         "matrices": {
-            name: {f: getattr(m, f) for f in _FIELDS if f not in _ARRAYS}
+            name: {f: getattr(m, f) for f in _MatrixFields.__struct_fields__}
             for name, m in weights.matrices.items()
         },
         "vectors": list(weights.vectors),
@@ -132,22 +160,61 @@ def _write(path: Path, weights: CpuWeights) -> None:
         _LOG.warning("no packed file is kept: %s", error)
 
 
-def _from_file(file: PackedFile, parameters: int) -> CpuWeights:
-    names = set(file.names())
+def _from_file(file: PackedFile, program: Program) -> CpuWeights:
+    """What the file holds, if that is exactly what the program reads; FormatError otherwise.
+
+    A header may be consistent in itself and still belong to other weights: what the kernels are
+    given is held to the program, here by name and shape and again where they take it.
+    """
     entries = file.meta.get("matrices")
     vectors = file.meta.get("vectors")
     if not isinstance(entries, dict) or not isinstance(vectors, list):
         raise FormatError(f"{file.path}: the packed file lists no matrices")
-    matrices = {}
-    for name, fields in entries.items():
-        arrays = {f: file.array(f"{name}#{f}") for f in _ARRAYS if f"{name}#{f}" in names}
-        try:
-            given = {**fields, **arrays}
-            matrices[name] = PackedMatrix(**{**given, "table": tuple(given["table"])})
-        except (TypeError, KeyError) as error:
-            raise FormatError(f"{file.path}: matrix {name}: {error}") from None
-    return CpuWeights(
-        matrices,
-        {str(name): np.asarray(file.array(f"{name}#vector"), np.float32) for name in vectors},
-        parameters,
-    )
+    names = set(file.names())
+    expected = matrix_names(program)
+    matrices: dict[str, PackedMatrix] = {}
+    floats: dict[str, Vector] = {}
+    arrays = 0
+    for spec in program.weights:
+        if (spec.name in expected) != (spec.name in entries):
+            raise FormatError(f"{file.path}: it does not hold the weight {spec.name} as a matrix")
+        if spec.name not in expected:
+            floats[spec.name] = _vector(file, spec)
+            arrays += 1
+            continue
+        parts = {f: file.array(f"{spec.name}#{f}") for f in _ARRAYS if f"{spec.name}#{f}" in names}
+        arrays += len(parts)
+        matrices[spec.name] = _matrix(file, spec, entries[spec.name], parts)
+    if len(entries) != len(matrices) or len(vectors) != len(floats) or arrays != len(names):
+        raise FormatError(f"{file.path}: it holds weights that the model does not have")
+    return CpuWeights(matrices, floats, program.size)
+
+
+def _vector(file: PackedFile, spec: WeightSpec) -> Vector:
+    vector = file.array(f"{spec.name}#vector")
+    if vector.dtype != np.float32 or vector.shape != (math.prod(spec.shape),):
+        raise FormatError(
+            f"{file.path}: {spec.name} is {vector.dtype} {list(vector.shape)}, the model needs "
+            f"{math.prod(spec.shape)} numbers in float32"
+        )
+    return vector.view(np.float32)
+
+
+def _matrix(
+    file: PackedFile, spec: WeightSpec, fields: object, arrays: Mapping[str, AnyArray]
+) -> PackedMatrix:
+    *leading, n, k = spec.shape
+    try:
+        given = msgspec.convert(fields, _MatrixFields)
+        matrix = PackedMatrix(**{**msgspec.structs.asdict(given), **arrays})
+        for field, dtype in _ARRAYS.items():
+            array = getattr(matrix, field)
+            if array is not None and (array.dtype != dtype or array.ndim != 1):
+                raise ValueError(f"{field} is {array.dtype} {list(array.shape)}")
+        if (matrix.experts, matrix.n, matrix.k) != (math.prod(leading), n, k):
+            found = [matrix.experts, matrix.n, matrix.k]
+            raise ValueError(f"it is {found}, the model needs {list(spec.shape)}")
+        matrix.native()  # the native code looks at lengths, groups and bits
+    except (TypeError, ValueError, OverflowError, msgspec.ValidationError) as error:
+        raise FormatError(f"{file.path}: matrix {spec.name}: {error}") from None
+    return matrix

@@ -9,6 +9,8 @@
 #include <new>
 #include <stdexcept>
 
+#include "program_check.hpp"
+
 namespace sartor {
 namespace {
 
@@ -51,6 +53,7 @@ uint8_t* Buffer::zeroed(int64_t bytes) {
 
 Executor::Executor(ProgramInfo program, std::shared_ptr<ThreadPool> pool, const Kernels* kernels)
     : program_(std::move(program)), pool_(std::move(pool)), kernels_(kernels) {
+  check_program(program_);
   plan_buffers();
   variants_.resize(program_.instructions.size());
   const auto threads = index(pool_->threads());
