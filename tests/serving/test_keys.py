@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import stat
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +115,7 @@ def test_changes_count_at_once_and_broken_ones_not_at_all(
     good = path.read_text()
     with caplog.at_level(logging.ERROR):
         path.write_text("[[key")
+        settle()
         assert keys.find(bob) is not None
         assert keys.find(bob) is not None
     assert len(caplog.records) == 1, "once a change, not once a request"
@@ -120,7 +124,67 @@ def test_changes_count_at_once_and_broken_ones_not_at_all(
     assert found is not None
     assert found.name == "robert"
     path.write_text("")
+    settle()
     assert keys.find(bob) is None
+
+
+def settle() -> None:
+    """What an editor wrote is believed once it has been left alone."""
+    time.sleep(0.3)
+
+
+def test_half_a_file_gives_nobody_more_rights(tmp_path: Path) -> None:
+    """A prefix of a file may be sound TOML: the last key without its limits."""
+    path = tmp_path / "keys.toml"
+    token = add_key(path, entry("alice", models=("m",), max_streams=2))
+    keys = KeyFile(path)
+    whole = path.read_bytes()
+    cuts = [at for at in range(len(whole)) if whole[at : at + 1] == b"\n"]
+    wider = 0
+    for at in cuts:
+        path.write_bytes(whole[:at])
+        with contextlib.suppress(UsageError):
+            wider += any(not key.models for key in read_keys(path))
+        found = keys.find(token)
+        assert found is not None
+        assert (found.models, found.max_streams) == (("m",), 2)
+        path.write_bytes(whole)
+        assert keys.find(token) == found
+    assert wider, "a cut that would have given the key more rights"
+
+
+def test_a_change_of_equal_size_and_time_counts(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    token = add_key(path, entry("alice"))
+    keys = KeyFile(path)
+    assert keys.find(token) is not None
+    before = path.stat()
+    text = path.read_text()
+    old = hashlib.sha256(token.encode()).hexdigest()
+    path.write_text(text.replace(old, "0" * 64))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert keys.find(token) is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such modes")
+def test_a_file_that_others_may_write_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys.toml"
+    token = add_key(path, entry("alice"))
+    keys = KeyFile(path)
+    assert not caplog.records
+    path.chmod(0o666)
+    for _ in range(3):
+        assert keys.find(token) is not None
+    assert [r.getMessage() for r in caplog.records] == [
+        f"the keys file {path} may be written by other users (mode 0666), who could let anybody "
+        "in; take that right away: chmod 600"
+    ]
+    caplog.clear()
+    KeyFile(path)
+    assert len(caplog.records) == 1
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,11 +14,13 @@ import json
 import logging
 import os
 import secrets
+import sys
 import tempfile
+import time
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 from filelock import FileLock
@@ -28,6 +30,10 @@ from sartor.errors import SartorError, UsageError
 logger = logging.getLogger(__name__)
 _PREFIX = "sk-sartor-"  # lets scanners for leaked secrets recognise one
 _HEADER = "# API keys of `sartor serve --keys`; written by `sartor keys`, may be edited by hand.\n"
+
+_END = "\n# end of keys\n"  # the last line of a file that is whole
+_QUIET_SECONDS = 0.25
+_SETTLED_SECONDS = 2.0  # the coarsest times that file systems keep
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -77,11 +83,20 @@ class _Entries(msgspec.Struct, forbid_unknown_fields=True):
 
 def read_keys(path: Path) -> tuple[ApiKey, ...]:
     """The keys of a file. SartorError where it cannot be read, UsageError where it is wrong."""
+    return _parse_keys(path, _read(path))
+
+
+def _read(path: Path) -> bytes:
     try:
-        # parse_float=float is the default; the text is decoded as UTF-8, as TOML demands.
-        keys = msgspec.convert(tomllib.loads(path.read_text("utf-8")), _Entries).key
+        return path.read_bytes()
     except OSError as error:
         raise SartorError(f"the keys file {path} cannot be read: {error.strerror}") from None
+
+
+def _parse_keys(path: Path, content: bytes) -> tuple[ApiKey, ...]:
+    try:
+        # parse_float=float is the default; the text is decoded as UTF-8, as TOML demands.
+        keys = msgspec.convert(tomllib.loads(content.decode("utf-8")), _Entries).key
     except (ValueError, msgspec.ValidationError) as error:
         raise UsageError(f"the keys file {path} is wrong: {error}") from None
     for what, values in (
@@ -93,17 +108,34 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
     return keys
 
 
+class _Stamp(NamedTuple):
+    """What tells one state of the file from another without reading it."""
+
+    changed_ns: int
+    modified_ns: int
+    size: int
+    inode: int
+    device: int
+    mode: int
+
+
 class KeyFile:
     """The keys of a file as it is now: a change counts from the next request on.
 
-    A file that has become wrong or unreadable changes nothing, and the log says so; one without
-    keys lets nobody in. Raises like :func:`read_keys` when opened.
+    ``sartor keys`` replaces the file as a whole. What an editor writes in place is believed once it
+    has been left alone for a moment: half of a file may be a sound one that lacks the limits of its
+    last key. A file that has become wrong or unreadable changes nothing, and the log says so; one
+    without keys lets nobody in. Raises like :func:`read_keys` when opened.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen = self._stamp()
-        self._keys = read_keys(path)
+        self._settled = False  # no further change could have the times that were seen
+        self._young: tuple[_Stamp | None, float] = (None, 0.0)
+        self._seen = self._look()
+        self._content = _read(path)
+        self._keys = _parse_keys(path, self._content)
+        self._check_mode()
 
     def find(self, token: str) -> ApiKey | None:
         """The entry of a key, or None. Takes the same time whichever entry it is, if any."""
@@ -115,21 +147,61 @@ class KeyFile:
         return found
 
     def _current(self) -> tuple[ApiKey, ...]:
-        stamp = self._stamp()
-        if stamp != self._seen:
-            self._seen = stamp
-            try:
-                self._keys = read_keys(self._path)
-            except SartorError as error:
+        stamp = self._look()
+        if stamp == self._seen and self._settled:
+            return self._keys
+        try:
+            content = _read(self._path)
+            if content != self._content:
+                if not self._is_whole(content, stamp):
+                    return self._keys
+                self._content = content
+                self._keys = _parse_keys(self._path, content)
+        except SartorError as error:
+            # A wrong content is parsed once; a file that is gone is looked for at each request.
+            if isinstance(error, UsageError) or stamp != self._seen:
                 logger.error("%s; the keys from before stay in force", error)
+        moded = stamp is not None and (self._seen is None or stamp.mode != self._seen.mode)
+        self._seen = stamp
+        self._settled = stamp is not None and _age(stamp) > _SETTLED_SECONDS
+        if moded:
+            self._check_mode()
         return self._keys
 
-    def _stamp(self) -> tuple[int, int, int] | None:
+    def _is_whole(self, content: bytes, stamp: _Stamp | None) -> bool:
+        """Whether nobody is writing to the file any more."""
+        if stamp is None or content.endswith(_END.encode()):
+            return True
+        if _age(stamp) > _QUIET_SECONDS:
+            return True
+        # Where the clock that wrote the times is ahead of this one, their age says nothing.
+        before, since = self._young
+        if stamp == before:
+            return time.monotonic() - since > _QUIET_SECONDS
+        self._young = (stamp, time.monotonic())
+        return False
+
+    def _check_mode(self) -> None:
+        if self._seen is not None and self._seen.mode & 0o022 and sys.platform != "win32":
+            logger.warning(
+                "the keys file %s may be written by other users (mode %04o), who could let anybody "
+                "in; take that right away: chmod 600",
+                self._path,
+                self._seen.mode & 0o777,
+            )
+
+    def _look(self) -> _Stamp | None:
         try:
             stat = self._path.stat()
         except OSError:
             return None
-        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+        times = stat.st_ctime_ns, stat.st_mtime_ns
+        return _Stamp(*times, stat.st_size, stat.st_ino, stat.st_dev, stat.st_mode)
+
+
+def _age(stamp: _Stamp) -> float:
+    """Seconds since the last change, by the clock that wrote the file's times."""
+    return (time.time_ns() - max(stamp.changed_ns, stamp.modified_ns)) / 1e9
 
 
 def add_key(path: Path, make: Callable[[str], ApiKey]) -> str:
@@ -164,7 +236,7 @@ def _locked(path: Path) -> FileLock:
 
 def _write(path: Path, keys: Sequence[ApiKey]) -> None:
     """As a whole or not at all, and for the owner's eyes only."""
-    text = _HEADER + "".join(_table(key) for key in keys)
+    text = _HEADER + "".join(_table(key) for key in keys) + _END
     try:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600
         try:
