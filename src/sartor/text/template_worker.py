@@ -1,0 +1,104 @@
+"""The process that renders chat templates: its limits, and its loop over messages."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import struct
+import sys
+from typing import BinaryIO
+
+from sartor.errors import FormatError, SartorError
+from sartor.text.template_sandbox import Program
+
+_HEAD = struct.Struct("<I")
+
+
+def main() -> None:
+    """Reads limits and templates, then messages ``[number, variables]``, each answered with
+    ``["text" | "usage" | "format", text]``, until standard input ends."""
+    inbox, outbox = sys.stdin.buffer, sys.stdout.buffer
+    first = _read(inbox)
+    if first is None:
+        return
+    (cpu_seconds, memory_bytes, output_chars), sources = json.loads(first)
+    limited = _limit(memory_bytes)
+    programs: dict[int, Program] = {}
+    _write(outbox, b"ready")
+    while (message := _read(inbox)) is not None:
+        if limited:
+            _allow(cpu_seconds)
+        answer = _answer(message, sources, programs, output_chars)
+        if limited:
+            _allow(0.0)
+        _write(outbox, answer)
+
+
+def _answer(
+    message: bytes, sources: list[str], programs: dict[int, Program], output_chars: int
+) -> bytes:
+    try:
+        number, variables = json.loads(message)
+        if number not in programs:
+            programs[number] = Program(sources[number])
+        text = programs[number].render(variables)
+        if len(text) > output_chars:
+            found = ["usage", f"the chat template was stopped: it writes {len(text):,} characters"]
+        else:
+            found = ["text", text]
+        return json.dumps(found).encode()
+    except SartorError as error:
+        found = ["format" if isinstance(error, FormatError) else "usage", str(error)[:2000]]
+    except (MemoryError, RecursionError):
+        found = ["usage", "the chat template was stopped: it needs too much memory"]
+    except Exception as error:
+        found = ["usage", f"the chat template failed: {type(error).__name__}: {error}"[:2000]]
+    return json.dumps(found).encode()
+
+
+def _limit(memory_bytes: int) -> bool:
+    """Takes from this process what a template does not need; False where the system cannot."""
+    try:
+        import resource
+        import signal
+    except ImportError:  # Windows: the parent's clock alone ends it
+        return False
+    import time
+
+    # What is read at first use is read now: later no file can be opened.
+    import jinja2.debug  # noqa: F401 - for a template that fails
+
+    time.localtime()
+    Program(r"{{ 'a\n' | tojson }}{{ strftime_now('%c') }}").render({})
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process in the midst of any call
+    for kind, most in (
+        ("RLIMIT_AS", memory_bytes),
+        ("RLIMIT_CORE", 0),
+        ("RLIMIT_FSIZE", 0),
+        ("RLIMIT_NOFILE", 3),
+        ("RLIMIT_NPROC", 0),
+    ):
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            resource.setrlimit(getattr(resource, kind), (most, most))
+    return True
+
+
+def _allow(cpu_seconds: float) -> None:
+    """Ends the process after so much more processor time; 0 takes that back."""
+    import signal
+
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+
+
+def _write(stream: BinaryIO, message: bytes) -> None:
+    stream.write(_HEAD.pack(len(message)) + message)
+    stream.flush()
+
+
+def _read(stream: BinaryIO) -> bytes | None:
+    head = stream.read(_HEAD.size)
+    if len(head) < _HEAD.size:
+        return None
+    (length,) = _HEAD.unpack(head)
+    body = stream.read(length)
+    return body if len(body) == length else None
