@@ -22,9 +22,39 @@ from sartor.serving.limits import ServerLimits
 from sartor.serving.streaming import BODY_WRITER
 
 _SWEEP_SECONDS = 0.5
+_HEAD_BYTES = 16 << 10
 _SEND_BUFFER_BYTES = 1 << 18
 """What the system may keep of an answer that a client does not take. Left alone it grows to
 megabytes a connection, and a client that reads nothing is noticed only once they are full."""
+
+
+class StrictConnection(h11.Connection):
+    """HTTP/1.1 without what two readers may take in two ways (RFC 9112, sections 2.2 and 6.1).
+
+    A proxy before this server may end a head or a body elsewhere than h11 does, and take what
+    follows for a request of somebody else's.
+    """
+
+    def next_event(self) -> Any:
+        if self.their_state is h11.IDLE:
+            _check_line_ends(self.trailing_data[0])
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            names = [name for name, _ in event.headers]
+            if b"transfer-encoding" in names:
+                if b"content-length" in names:
+                    raise h11.RemoteProtocolError("Content-Length beside Transfer-Encoding")
+                if event.http_version < b"1.1":
+                    raise h11.RemoteProtocolError("Transfer-Encoding in HTTP/1.0")
+        return event
+
+
+def _check_line_ends(received: bytes) -> None:
+    """Raises RemoteProtocolError where a line of a head ends with LF alone."""
+    end = received.find(b"\r\n\r\n")
+    head = received if end < 0 else received[:end]
+    if head.count(b"\n") != head.count(b"\r\n"):
+        raise h11.RemoteProtocolError("a line of the head ends with LF, and not with CR LF")
 
 
 class CycleWriter:
@@ -55,6 +85,7 @@ class BoundedProtocol(H11Protocol):
 
     def __init__(self, limits: ServerLimits, **uvicorn: Any) -> None:
         super().__init__(**uvicorn)
+        self.conn = StrictConnection(h11.SERVER, _HEAD_BYTES)
         self._limits = limits
         self._since: float | None = None
         self._answered: object = None
