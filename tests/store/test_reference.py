@@ -97,7 +97,7 @@ def test_local_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_catalogue_is_sound() -> None:
     catalogue = default_catalogue()
-    assert len(catalogue.entries) == 13
+    assert len(catalogue.entries) == 14
     assert {e.architecture for e in catalogue.entries.values()} == {
         *("llama", "qwen2", "qwen3", "gemma3", "qwen3_moe", "gpt_oss", "bert")
     }

@@ -52,7 +52,19 @@ def write_manifest(folder: Path, name: str, fetched: Fetched, license_: str | No
             for f in fetched.files
         ],
     }
-    with open(folder / MANIFEST, "w", encoding="utf-8") as out:
+    _write(folder / MANIFEST, content)
+
+
+def rename_manifest(folder: Path, name: str) -> None:
+    """Give the model in ``folder`` another name."""
+    content = json.loads((folder / MANIFEST).read_bytes())
+    part = folder / f"{MANIFEST}.part"
+    _write(part, {**content, "name": name})
+    os.replace(part, folder / MANIFEST)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    with open(path, "w", encoding="utf-8") as out:
         json.dump(content, out, indent=1)
         out.flush()
         os.fsync(out.fileno())

