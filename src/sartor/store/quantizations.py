@@ -36,7 +36,7 @@ _QUANT = re.compile(
     r"(?P<kind>I?Q\d(?:_(?:K|KS|KSS|KT|KL|0|1|4|8|NL|XXS|XS|S|M|L|XL|R4|R8))+|TQ\d_\d|MXFP4(?:_MOE)?"
     r"|NVFP4|BF16|FP?16|FP?32)(?![A-Z0-9])"
 )
-_UNREAD = re.compile(r"(UD-)?(IQ(?!4_(NL|XS)$).*|TQ.*|NVFP4|Q\d_\d_\d.*|Q\d_K[ST].*|.*_R\d)")
+_UNREAD = re.compile(r"(UD-)?(IQ(?!4_(NL|XS)$).*|Q1_.*|TQ.*|NVFP4|Q\d_\d_\d.*|Q\d_K[ST].*|.*_R\d)")
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 
 

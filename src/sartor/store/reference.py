@@ -100,7 +100,9 @@ def parse_bare(text: str) -> ModelRef | None:
         return None
     file = found["file"]
     # Three words and more are a file of a repository, unless the path begins here.
-    if file is not None and (not file.lower().endswith(".gguf") or Path(rest.split("/")[0]).is_dir()):
+    if file is not None and (
+        not file.lower().endswith(".gguf") or Path(rest.split("/")[0]).is_dir()
+    ):
         return None
     return _hub_ref("hf", rest, text)
 
@@ -113,6 +115,8 @@ def _hub_ref(kind: Literal["hf", "modelscope"], rest: str, text: str) -> ModelRe
             f"{kind}:org/name:Q4_K_M, {kind}:org/name@revision or {kind}:org/name/file.gguf"
         )
     file = found["file"]
+    if file is not None and re.search(r"(?i)\.gguf:", file):
+        raise UsageError(f"{text!r} names a file and a weight type; leave one of them away")
     if file is not None and not is_safe_relative(file):
         raise UsageError(f"{text!r} names a file outside of its repository")
     if file is not None and not file.lower().endswith(".gguf"):

@@ -66,7 +66,9 @@ def choose_files(
         offered = offers(known)
         return [*choose(offered, where, prefer=prefer, quant=quant, room=room, say=say).files]
     if quant is not None:
-        raise UsageError(f"{where} has no GGUF files of which one could be {quant}; leave that away")
+        raise UsageError(
+            f"{where} has no GGUF files of which one could be {quant}; leave that away"
+        )
     top = [n for n in everything if "/" not in n]
     weights = [n for n in top if n.endswith(".safetensors") and not n.startswith("adapter")]
     # Some repositories carry the same weights twice, once as `consolidated*`.
