@@ -64,7 +64,7 @@ def test_without_links_there_are_copies(hub: Hub, monkeypatch: pytest.MonkeyPatc
     assert first.path.read_bytes() == second.path.read_bytes() == GGUF
     assert inode(first.path) != inode(second.path)
     assert store.remove("o/a") >= len(GGUF)
-    leftover = [p for p in (store.root / "models").rglob("*.link")]
+    leftover = list((store.root / "models").rglob("*.link"))
     assert leftover == []
 
 

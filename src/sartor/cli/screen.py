@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 _CONTROL = {code: None for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
 
 
+def plain(text: str) -> str:
+    """One line without control characters: a file's texts must not steer the terminal."""
+    return text.translate(_CONTROL).replace("\n", " ").replace("\t", " ")
+
+
 def print_json(value: object) -> None:
     """One JSON object on standard output."""
     print(json.dumps(_finite(value), indent=2))
@@ -46,6 +51,7 @@ def write_text(text: str) -> None:
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Aligned columns; the first row is the header."""
+    rows = [[plain(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
@@ -55,7 +61,7 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     """Names and values, one pair a line."""
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
-        print(f"{name.ljust(width)}  {value}".rstrip())
+        print(f"{name.ljust(width)}  {plain(value)}".rstrip())
 
 
 def arithmetic(activation: str, kv: str, head_bits: int) -> str:
@@ -107,9 +113,10 @@ class PullProgress:
         self._task: TaskID | None = None
 
     def notice(self, text: str) -> None:
-        say(text)
+        say(plain(text))
 
     def begin(self, file: str, total: int | None) -> None:
+        file = plain(file)
         if sys.stderr is None or not sys.stderr.isatty():
             say(f"{file}{f' ({size(total)})' if total else ''}")
             return

@@ -98,6 +98,20 @@ def read_manifest(folder: Path) -> StoredModel | None:
         return None
 
 
+def is_damaged(folder: Path) -> bool:
+    """Whether this is no model any more: files are missing or cut. One that a later version of
+    Sartor wrote is not damaged."""
+    try:
+        version = json.loads((folder / MANIFEST).read_bytes())["version"]
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    except (ValueError, KeyError, TypeError):
+        return True
+    return version == _VERSION and read_manifest(folder) is None
+
+
 def _digest(files: tuple[FileRecord, ...]) -> str:
     if len(files) == 1:
         return f"sha256:{files[0].sha256}"

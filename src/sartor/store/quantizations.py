@@ -60,7 +60,7 @@ def is_read(quant: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One model of a repository: a file, or the files of a split set. ``size`` in bytes, if told."""
+    """One model of a repository: a file, or those of a split set. ``size`` in bytes, if told."""
 
     label: str
     files: tuple[str, ...]

@@ -27,10 +27,12 @@ from sartor.store.catalogue import (
     parse_ref,
 )
 from sartor.store.equal import EqualFiles, bytes_on_disk
+from sartor.store.leftovers import Leftover
 from sartor.store.local import find_weights
 from sartor.store.manifest import (
     FILES,
     StoredModel,
+    is_damaged,
     read_manifest,
     rename_manifest,
     write_manifest,
@@ -343,18 +345,75 @@ class ModelStore:
         shutil.rmtree(trash, ignore_errors=True)
         return freed
 
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """Interrupted downloads that are a day old, models that are damaged, and locks of nothing.
+        What a process works on just now is none of them."""
+        found = []
+        for folder in self._stale_downloads():
+            why = "an interrupted pull, more than a day old"
+            if folder.name.startswith(_TRASH):
+                why = "an interrupted removal"
+            found.append(Leftover("download", folder, bytes_on_disk(folder), why))
+        for folder in self._children("models"):
+            if is_damaged(folder) and not self._is_locked(folder.name):
+                why = "a damaged model, which is pulled again when it is needed"
+                found.append(Leftover("model", folder, bytes_on_disk(folder), why))
+        locks = self.root / "locks"
+        for lock in sorted(locks.glob("*.lock")) if locks.is_dir() else ():
+            if _is_old(lock) and self._is_idle(lock) and not self._is_locked(lock.stem):
+                found.append(Leftover("lock", lock, 0, "the lock of a model that is not here"))
+        return tuple(found)
+
+    def discard(self, leftover: Leftover) -> int:
+        """Remove one of :meth:`leftovers`, unless it has come into use; returns the bytes freed."""
+        path = leftover.path
+        if leftover.kind == "lock":
+            with contextlib.suppress(SartorError), self._lock(path.stem, None, Silent()):
+                if self._is_idle(path):
+                    path.unlink(missing_ok=True)
+            return 0
+        if path.name.startswith(_TRASH):
+            shutil.rmtree(path, ignore_errors=True)
+            return leftover.nbytes
+        with contextlib.suppress(SartorError), self._lock(path.name, None, Silent()):
+            if leftover.kind == "download" or is_damaged(path):
+                return self._discard(path)
+        return 0
+
     def _sweep(self) -> int:
         """Delete what interrupted pulls left behind long ago and nobody works on."""
-        freed = 0
+        return sum(
+            self.discard(Leftover("download", folder, bytes_on_disk(folder), ""))
+            for folder in self._stale_downloads()
+        )
+
+    def _stale_downloads(self) -> Iterator[Path]:
         for folder in self._children("staging"):
-            if folder.name.startswith(_TRASH):  # its deletion was interrupted
-                shutil.rmtree(folder, ignore_errors=True)
-                continue
-            if time.time() - folder.stat().st_mtime < _STALE_SECONDS:
-                continue
-            with contextlib.suppress(SartorError), self._lock(folder.name, None, Silent()):
-                freed += self._discard(folder)
-        return freed
+            interrupted = folder.name.startswith(_TRASH)  # its deletion was
+            if interrupted or (_is_old(folder) and not self._is_locked(folder.name)):
+                yield folder
+
+    def _is_idle(self, lock: Path) -> bool:
+        """Whether a lock file is of no model that is here or on its way."""
+        places = (self._model(lock.stem), self._staging(lock.stem))
+        return not any(place.exists() for place in places)
+
+    def _is_locked(self, key: str) -> bool:
+        if not (self.root / "locks" / f"{key}.lock").exists():
+            return False
+        try:
+            with self._lock(key, None, Silent()):
+                return False
+        except SartorError:
+            return True
+
+
+def _is_old(path: Path) -> bool:
+    """Whether nobody has touched a file or folder for a day; not where it has just gone."""
+    try:
+        return time.time() - path.stat().st_mtime >= _STALE_SECONDS
+    except OSError:
+        return False
 
 
 def _comes_from(stored: StoredModel, sources: Iterable[Source]) -> bool:

@@ -1,0 +1,103 @@
+"""``sartor clean``: what the model store keeps and nobody needs any more."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sartor.cli.options import Json
+from sartor.cli.screen import print_json, print_table, say, size
+
+if TYPE_CHECKING:
+    from sartor.store.leftovers import Leftover
+
+_KINDS = {
+    "download": "unfinished download",
+    "model": "damaged model",
+    "lock": "lock",
+    "packed": "packed weights",
+    "tuned": "kernel timings",
+}
+
+
+def clean(
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove it without asking.")] = False,
+    all_packed: Annotated[
+        bool,
+        typer.Option(
+            "--all-packed",
+            help="Packed weights of models that are here too; their next start makes them again.",
+        ),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Show what can go: old downloads, packed weights of models that are gone, and the like.
+
+    It is removed after a question in a terminal, or with --yes; else nothing is.
+    """
+    from sartor.engine.housekeeping import PackedFolder, discard, leftovers
+    from sartor.store import ModelStore
+
+    store = ModelStore()
+    found = leftovers(store, all_packed=all_packed)
+    total = sum(leftover.nbytes for leftover in found)
+    if not json:
+        _show(found, total, PackedFolder(store.root).nbytes)
+    agreed = bool(found) and (yes or (not json and _agrees(total)))
+    freed = [discard(store, leftover) if agreed else 0 for leftover in found]
+    if json:
+        print_json(
+            {
+                "leftovers": [
+                    {
+                        "kind": leftover.kind,
+                        "path": str(leftover.path),
+                        "size_bytes": leftover.nbytes,
+                        "why": leftover.why,
+                        "removed": agreed and not leftover.path.exists(),
+                    }
+                    for leftover in found
+                ],
+                "size_bytes": total,
+                "freed_bytes": sum(freed),
+            }
+        )
+    elif agreed:
+        print(f"{size(sum(freed))} freed")
+        kept = [leftover.path for leftover in found if leftover.path.exists()]
+        for path in kept:
+            say(f"{path} is in use and was left")
+    elif found:
+        say("nothing was removed; --yes removes it")
+
+
+def _show(found: list[Leftover], total: int, packed: int) -> None:
+    if not found:
+        print("there is nothing to clean")
+        if packed:
+            say(
+                f"packed weights of models that are in use: {size(packed)}; `sartor clean "
+                "--all-packed` shows them too"
+            )
+        return
+    rows = [["SIZE", "WHAT", "WHY"]]
+    by_reason: dict[tuple[str, str], list[Leftover]] = {}
+    for leftover in found:
+        by_reason.setdefault((leftover.kind, leftover.why), []).append(leftover)
+    for (kind, why), group in by_reason.items():
+        count = f", {len(group)} of them" if len(group) > 1 else ""
+        rows.append([size(sum(one.nbytes for one in group)), f"{_KINDS[kind]}{count}", why])
+    print_table(rows)
+    print(f"{size(total)} in all")
+
+
+def _agrees(total: int) -> bool:
+    """Asks the person at the terminal; False where there is none."""
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    if not all(stream is not None and stream.isatty() for stream in streams):
+        return False
+    sys.stderr.write(f"remove this and free {size(total)}? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
