@@ -75,7 +75,7 @@ def test_rm_takes_the_packed_weights_along(capsys: Capture, tiny: Path, home: Pa
     used = sum(file.stat().st_size for file in mine)
     (listed,) = run_json(capsys, "list")["models"]
     assert listed["packed_bytes"] == used > 0
-    code, out, err = run(capsys, "list")
+    _, out, err = run(capsys, "list")
     assert "PACKED" in out
     assert "`sartor clean`" in err
     size = path.stat().st_size
@@ -120,6 +120,7 @@ def test_rm_leaves_what_an_equal_model_uses(capsys: Capture, tiny: Path, home: P
 def test_clean_shows_and_removes_only_when_told(
     capsys: Capture, tiny: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert "\n  clean " in run(capsys, "--help")[1]
     assert run(capsys, "clean")[:2] == (0, "there is nothing to clean\n")
     put(home, "smollm2:135m", tiny)
     answer(capsys, "smollm2:135m")

@@ -45,7 +45,8 @@ def clean(
     total = sum(leftover.nbytes for leftover in found)
     if not json:
         _show(found, total, PackedFolder(store.root).nbytes)
-    agreed = bool(found) and (yes or (not json and _agrees(total)))
+    answer = None if yes or json or not found else _ask(total)
+    agreed = bool(found) and (yes or answer is True)
     freed = [discard(store, leftover) if agreed else 0 for leftover in found]
     if json:
         print_json(
@@ -70,7 +71,7 @@ def clean(
         for path in kept:
             say(f"{path} is in use and was left")
     elif found:
-        say("nothing was removed; --yes removes it")
+        say("nothing was removed" + ("; --yes removes it" if answer is None else ""))
 
 
 def _show(found: list[Leftover], total: int, packed: int) -> None:
@@ -93,11 +94,11 @@ def _show(found: list[Leftover], total: int, packed: int) -> None:
     print(f"{size(total)} in all")
 
 
-def _agrees(total: int) -> bool:
-    """Asks the person at the terminal; False where there is none."""
+def _ask(total: int) -> bool | None:
+    """What the person at the terminal says; None where there is no terminal."""
     streams = (sys.stdin, sys.stdout, sys.stderr)
     if not all(stream is not None and stream.isatty() for stream in streams):
-        return False
+        return None
     sys.stderr.write(f"remove this and free {size(total)}? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")

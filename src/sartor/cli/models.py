@@ -65,11 +65,13 @@ def list_models(
             ]
         )
     if everything:
-        rows += [[e.name, "-", "-", e.license, "not here; sartor pull gets it"] for e in others]
+        rows += [[e.name, "-", "-", e.license, "catalogue"] for e in others]
     if len(rows) == 1:
         say("no model is here yet; `sartor list --all` shows the catalogue, `sartor pull` gets one")
     else:
-        print_table(rows)
+        print_table(rows, cut=True)
+    if everything and others:
+        say("what is from the catalogue is not here; `sartor pull NAME` gets it")
     if packed.nbytes:
         say(f"packed weights, all: {size(packed.nbytes)}; `sartor clean` shows what can go")
 
@@ -111,14 +113,17 @@ def remove(models: Models, json: Json = False) -> None:
         print_json({"removed": removed})
         return
     for one in removed:
-        packed = one["packed_bytes"]
+        packed, shared = one["packed_bytes"], one["shared_bytes"]
         of_which = f" ({size(packed)} of it packed weights)" if packed else ""
         print(f"removed {one['name']}, {size(one['freed_bytes'])} freed{of_which}")
+        if shared:
+            say(f"{size(shared)} stay: another model has the same files")
 
 
 def _remove(store: ModelStore, model: str) -> dict[str, Any]:
     from sartor.engine.housekeeping import remove_file
     from sartor.errors import SartorError
+    from sartor.store.equal import shared_bytes
 
     packed = _packed_folder(store)
     made = []
@@ -129,9 +134,15 @@ def _remove(store: ModelStore, model: str) -> dict[str, Any]:
     if stored is not None and stored.pulled_at is not None and packed.paths():
         others = [other.path for other in store.list() if other.name != stored.name]
         made = packed.made_from(stored.path, keep=others)
+    shared = shared_bytes(stored.path) if stored is not None else 0
     freed = store.remove(model)
     of_packed = sum(map(remove_file, made))
-    return {"name": model, "freed_bytes": freed + of_packed, "packed_bytes": of_packed}
+    return {
+        "name": model,
+        "freed_bytes": freed + of_packed,
+        "packed_bytes": of_packed,
+        "shared_bytes": shared,
+    }
 
 
 def _packed_folder(store: ModelStore) -> PackedFolder:

@@ -47,8 +47,15 @@ class PackedFolder:
         return sum(map(file_bytes, self.paths()))
 
     def bytes_of(self, source: Path) -> int:
-        """Of the files that were made from the checkpoint at ``source``."""
-        return sum(file.nbytes for file in self.files if file.source == source)
+        """Of the files that were made from the checkpoint at ``source``, or from an equal one that
+        has gone."""
+        orphans = [f for f in self.files if f.source is not None and not f.source.exists()]
+        mine = identity_of(source) if orphans else None
+        return sum(
+            file.nbytes
+            for file in self.files
+            if file.source == source or (file in orphans and file.identity == mine)
+        )
 
     def made_from(self, source: Path, keep: Iterable[Path] = ()) -> list[Path]:
         """Files that were made from the checkpoint at ``source``, also before it was changed; but

@@ -67,6 +67,13 @@ class EqualFiles:
         return True
 
 
+def shared_bytes(path: Path) -> int:
+    """Bytes of a model's file or folder that others have too."""
+    files = [path] if path.is_file() else list(path.rglob("*"))
+    found = [file.stat() for file in files if file.is_file()]
+    return sum(status.st_size for status in found if status.st_nlink > 1)
+
+
 def bytes_on_disk(folder: Path) -> int:
     """What deleting ``folder`` frees: files that other models share do not count, and those that it
     has twice count once."""
