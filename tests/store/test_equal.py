@@ -109,6 +109,7 @@ def test_a_name_that_leads_elsewhere_now(hub: Hub, recorder: Recorder, tmp_path:
     # It keeps working, offline too, with a line that says what it is.
     assert new.ensure("m", recorder).path == base.path
     assert "is what is called m-base now" in recorder.notices[0]
+    assert (new.show("m").now_called, new.show("m-base").now_called) == ("m-base", None)
     with pytest.raises(SartorError):
         new.pull("m")
     assert new.resolve("m") == base

@@ -171,6 +171,7 @@ def _shown(
         ],
         "file": facts and {**dataclasses.asdict(facts), "path": str(facts.path)},
         "problem": problem,
+        "now_called": known.now_called,
     }
 
 
@@ -187,6 +188,9 @@ def _known_facts(known: Description) -> list[tuple[str, str]]:
         ]
         if entry.note:
             facts.append(("note", entry.note))
+    if known.now_called is not None:
+        what = f"what is stored is {known.now_called}; sartor pull {known.name} gets today's model"
+        facts.append(("note", what))
     if stored is None or stored.pulled_at is not None:
         facts += [("source", _source(source)) for source in known.sources]
     facts += _stored_facts(stored) if stored else [("stored", f"no; sartor pull {known.name}")]

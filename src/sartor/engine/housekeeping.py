@@ -149,6 +149,8 @@ def _packed(store: ModelStore, packed: PackedFolder, everything: bool) -> Iterat
         why = ""
         if file is None:
             why = "damaged, or of another version of Sartor"
+        elif file.layout is None:  # another backend's, which knows when it is stale
+            continue
         elif file.layout != LAYOUT_VERSION:
             why = "of another version of Sartor"
         elif file.identity is None or file.source is None:

@@ -51,11 +51,13 @@ def read_page(text: str) -> Page | None:
     if scheme and scheme[1].lower() == "hf":  # as huggingface_hub's file system writes it
         text = f"hf.co/{text[scheme.end() :]}"
         scheme = None
-    address = urlsplit(text if scheme else f"//{text}")
     try:
-        host = (address.netloc.rpartition("@")[2]).lower().removeprefix("www.")
-    except ValueError:
-        return None
+        address = urlsplit(text if scheme else f"//{text}")
+    except ValueError as error:  # brackets of an IPv6 address that is none
+        if scheme is None:
+            return None
+        raise UsageError(f"{text}: no address ({error}); check it") from error
+    host = address.netloc.rpartition("@")[2].lower().removeprefix("www.")
     hub = _hosts().get(host)
     if hub is None:
         if scheme is None:
@@ -65,13 +67,15 @@ def read_page(text: str) -> Page | None:
             "download the file and give its path"
         )
     steps = [step for step in address.path.split("/") if step]
+    if steps[:2] == ["api", "models"]:
+        steps = steps[1:]
     if steps and steps[0] == "models":
         steps = steps[1:]
     if steps and steps[0] in _OTHER:
         raise UsageError(f"{text}: shows {steps[0]}, not a model; give the model's own page")
     if len(steps) < 2:
         raise UsageError(f"{text}: names no model; a model's page is {host}/org/name")
-    name, _, quant = steps[1].partition(":")
+    name, _, quant = steps[1].removesuffix(".git").partition(":")
     page = _inside(hub, f"{steps[0]}/{name}", steps[2:], parse_qs(address.query))
     if quant and page.path is None:
         return Page(hub, page.repository, page.revision, None, quant)

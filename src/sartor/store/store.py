@@ -60,12 +60,17 @@ def sartor_home() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What ``show`` knows of a model; ``entry`` is None for one outside of the catalogue."""
+    """What ``show`` knows of a model; ``entry`` is None for one outside of the catalogue.
+
+    ``now_called``: what is stored is the model of this other name, under which an earlier Sartor
+    pulled it; None where it is what its name says.
+    """
 
     name: str
     sources: tuple[Source, ...]
     entry: CatalogueEntry | None
     stored: StoredModel | None
+    now_called: str | None = None
 
 
 class ModelStore:
@@ -174,7 +179,9 @@ class ModelStore:
         """What is known of a model, and whether it is here."""
         parsed = parse_ref(ref, self.catalogue)
         entry = self.catalogue[parsed.name] if parsed.kind == "catalogue" else None
-        return Description(str(parsed), self._sources(parsed), entry, self.resolve(ref))
+        stored = self.resolve(ref)
+        now_called = self._now_called(stored) if stored else None
+        return Description(str(parsed), self._sources(parsed), entry, stored, now_called)
 
     def remove(self, ref: str) -> int:
         """Delete a model and stale downloads; returns the bytes freed: files that another model
@@ -183,6 +190,8 @@ class ModelStore:
         Raises UsageError where the model is not in the store, SartorError where a process is
         pulling it just now.
         """
+        import difflib
+
         parsed = self._parse_stored(ref)
         if parsed.kind == "path":
             raise UsageError(
@@ -191,7 +200,9 @@ class ModelStore:
         with self._lock(parsed.key, None, Silent()):
             places = [self._model(parsed.key), self._staging(parsed.key)]
             if not any(p.exists() for p in places):
-                raise UsageError(f"{parsed} is not in the store; `sartor list` shows what is")
+                near = difflib.get_close_matches(str(parsed), [m.name for m in self.list()], n=3)
+                hint = f"did you mean {', '.join(near)}?" if near else "`sartor list` shows what is"
+                raise UsageError(f"{parsed} is not in the store; {hint}")
             freed = sum(self._discard(p) for p in places)
         return freed + self._sweep()
 
