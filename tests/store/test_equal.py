@@ -10,7 +10,7 @@ from store_standins import GGUF, Hub, Recorder, build_wheel
 
 from sartor.errors import SartorError
 from sartor.store import Catalogue, ModelStore
-from sartor.store.equal import bytes_on_disk
+from sartor.store.equal import EqualFiles, bytes_on_disk
 
 
 def inode(path: Path) -> int:
@@ -88,6 +88,21 @@ def test_an_interrupted_pull_never_writes_into_a_shared_file(hub: Hub) -> None:
     hub.repos["o/b"]["model.safetensors"] = GGUF[:-5]  # another revision in the meantime
     assert store.pull("o/b").path.joinpath("model.safetensors").read_bytes() == GGUF[:-5]
     assert first.path.read_bytes() == GGUF
+
+
+def test_copies_of_earlier_versions_become_links(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repos["o/a"] = hub.repos["o/b"] = {"a.gguf": GGUF}
+    store = ModelStore()
+    with monkeypatch.context() as patch:
+        patch.setattr(EqualFiles, "share", lambda *arguments: False)
+        first, second = store.pull("o/a"), store.pull("o/b")
+    assert inode(first.path) != inode(second.path)
+    (copy,) = store.leftovers()
+    assert (copy.kind, copy.nbytes) == ("copy", len(GGUF))
+    assert store.discard(copy) == len(GGUF)
+    assert inode(first.path) == inode(second.path)
+    assert store.leftovers() == ()
+    assert [model.name for model in store.list()] == ["hf:o/a", "hf:o/b"]
 
 
 def test_a_name_that_leads_elsewhere_now(hub: Hub, recorder: Recorder, tmp_path: Path) -> None:

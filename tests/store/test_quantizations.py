@@ -129,7 +129,7 @@ def test_pulled_by_type(hub: Hub, recorder: Recorder, kind: str) -> None:
     store = ModelStore(memory_bytes=len(GGUF))
     model = store.pull(f"{kind}:o/m", recorder)
     assert model.size_bytes == 900  # the other does not fit
-    assert any("Q4_0 (0 MB) is taken" in notice for notice in recorder.notices)
+    assert any("Q4_0 (1 kB) is taken" in notice for notice in recorder.notices)
     other = store.pull(f"{kind}:o/m:q8_0", recorder)
     assert (other.name, other.size_bytes) == (f"{kind}:o/m:Q8_0", len(GGUF))
     assert {m.name for m in store.list()} == {f"{kind}:o/m", f"{kind}:o/m:Q8_0"}

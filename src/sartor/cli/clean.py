@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _KINDS = {
     "download": "unfinished download",
     "model": "damaged model",
+    "copy": "second copy",
     "lock": "lock",
     "packed": "packed weights",
     "tuned": "kernel timings",
@@ -33,9 +34,10 @@ def clean(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Show what can go: old downloads, packed weights of models that are gone, and the like.
+    """Show what is of no more use, and remove it.
 
-    It is removed after a question in a terminal, or with --yes; else nothing is.
+    That is: old unfinished downloads, packed weights of models that are gone, and the like. In a
+    terminal you are asked before anything is removed; elsewhere only --yes removes it.
     """
     from sartor.engine.housekeeping import PackedFolder, discard, leftovers
     from sartor.store import ModelStore
@@ -57,9 +59,9 @@ def clean(
                         "path": str(leftover.path),
                         "size_bytes": leftover.nbytes,
                         "why": leftover.why,
-                        "removed": agreed and not leftover.path.exists(),
+                        "removed": agreed and (count > 0 or not leftover.path.exists()),
                     }
-                    for leftover in found
+                    for leftover, count in zip(found, freed, strict=True)
                 ],
                 "size_bytes": total,
                 "freed_bytes": sum(freed),
@@ -67,9 +69,9 @@ def clean(
         )
     elif agreed:
         print(f"{size(sum(freed))} freed")
-        kept = [leftover.path for leftover in found if leftover.path.exists()]
-        for path in kept:
-            say(f"{path} is in use and was left")
+        for leftover, count in zip(found, freed, strict=True):
+            if not count and leftover.path.exists():
+                say(f"{leftover.path} could not be removed, or has come into use")
     elif found:
         say("nothing was removed" + ("; --yes removes it" if answer is None else ""))
 

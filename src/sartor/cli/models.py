@@ -77,7 +77,10 @@ def list_models(
 
 
 def show(model: Model, json: Json = False) -> None:
-    """Show what is known of a model: from the catalogue, and from its files where they are here."""
+    """Show what a model is, and whether it fits this machine.
+
+    What the catalogue knows, and what the model's files say of themselves where they are here.
+    """
     from sartor.errors import SartorError
     from sartor.store import ModelStore
 

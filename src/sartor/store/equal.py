@@ -36,21 +36,40 @@ class EqualFiles:
                     known.setdefault(file["sha256"], []).append((file["size"], place))
         return known
 
-    def find(self, sha256: str, size: int) -> Path | None:
+    def find(self, sha256: str, size: int, other_than: Path | None = None) -> Path | None:
         """A file of the store with these contents: they are hashed again, as a manifest tells what
         they were when it was written."""
         if size < _SMALL:
             return None
         for stated, path in self._known.get(sha256.lower(), ()):
             with contextlib.suppress(OSError):
+                if other_than is not None and other_than.exists() and path.samefile(other_than):
+                    continue
                 if stated == size == path.stat().st_size and _digest(path) == sha256.lower():
                     return path
         return None
 
+    def copies(self) -> list[tuple[Path, str, int]]:
+        """Files that are stated to be equal to one before them, and lie on the disk once more, each
+        with its digest and size: of models that came before files were shared."""
+        found = []
+        for sha256, places in self._known.items():
+            inodes: set[tuple[int, int]] = set()
+            for size, path in places:
+                with contextlib.suppress(OSError):
+                    status = path.stat()
+                    inode = status.st_dev, status.st_ino
+                    if size < _SMALL or status.st_size != size:
+                        continue
+                    if inodes and inode not in inodes:
+                        found.append((path, sha256, size))
+                    inodes.add(inode)
+        return found
+
     def share(self, path: Path, sha256: str, size: int) -> bool:
         """Puts a link to an equal file in the place of ``path``, which may not be there yet;
         whether there was one and the file system allows it."""
-        equal = self.find(sha256, size)
+        equal = self.find(sha256, size, other_than=path)
         if equal is None:
             return False
         part = path.with_name(f"{path.name}.{os.getpid()}.link")

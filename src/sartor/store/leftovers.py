@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-LeftoverKind = Literal["download", "model", "lock", "packed", "tuned"]
+LeftoverKind = Literal["download", "model", "copy", "lock", "packed", "tuned"]
 
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A file or folder that can go. ``nbytes`` is what that frees; ``why`` is for people."""
+    """A file or folder that can go. ``nbytes`` is what that frees; ``why`` is for people.
+
+    In the place of a ``copy`` comes a link to the file that it equals.
+    """
 
     kind: LeftoverKind
     path: Path

