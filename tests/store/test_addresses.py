@@ -124,3 +124,13 @@ def test_misspelled_names(typed: str, meant: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_ref(typed)
     assert meant in str(caught.value)
+
+
+def test_a_path_object_is_never_a_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sartor.engine.llm import LLM
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="check the path"):
+        LLM(Path("org/name"))
