@@ -82,7 +82,7 @@ class LLM:
 
         plan = (plan or ExecutionPlan()).replace(**plan_fields)
         if isinstance(model, Path):  # also where nothing is there: no repository "org/name"
-            model = os.path.abspath(os.path.expanduser(model))
+            model = str(Path(os.path.expanduser(model)).absolute())
         stored = ModelStore().ensure(model)
         self._open(load(stored.path, plan, stored.name, sartor_home() / "packed"))
         for name, path in (adapters or {}).items():
