@@ -187,6 +187,35 @@ def test_clean_shows_and_removes_only_when_told(
     assert packed(home) == kept
 
 
+@pytest.mark.parametrize(("answered", "stays"), [("y", False), ("n", True), ("", True)])
+def test_clean_asks_in_a_terminal(
+    capsys: Capture, home: Path, monkeypatch: pytest.MonkeyPatch, answered: str, stays: bool
+) -> None:
+    file = home / "packed" / "damaged.packed"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x" * 100)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{answered}\n" if answered else ""))
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    code, out, err = run(capsys, "clean")
+    assert code == 0
+    assert "remove this and free 100 B?" in err
+    assert file.exists() == stays
+    assert ("100 B freed" in out) != stays
+
+
+def test_narrow_terminals(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sartor.cli import screen
+
+    monkeypatch.setattr(screen, "_columns", lambda: 30)
+    screen.print_facts([("name", "some words that do not fit into one line"), ("x", "y")])
+    assert capsys.readouterr().out.splitlines() == [
+        *("name  some words that do not", "      fit into one line", "x     y"),
+    ]
+    screen.print_table([["A", "B"], ["1" * 20, "2" * 20]], cut=True)
+    assert max(map(len, capsys.readouterr().out.splitlines())) == 30
+
+
 def test_clean_leaves_what_a_process_works_on(capsys: Capture, home: Path) -> None:
     from filelock import FileLock
 

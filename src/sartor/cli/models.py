@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sartor.cli.options import Json, Model, Models
-from sartor.cli.screen import PullProgress, print_facts, print_json, print_table, say, size
+from sartor.cli.screen import PullProgress, plain, print_facts, print_json, print_table, say, size
 
 if TYPE_CHECKING:
     from sartor.engine.describe import ModelFacts
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 
 def pull(models: Models, json: Json = False) -> None:
-    """Bring models to this machine."""
+    """Bring models to this machine.
+
+    Of a repository that offers several weight types, Q4_K_M is taken if it fits the memory that is
+    free, else the best one that fits; org/name:Q8_0 names another.
+    """
     from sartor.store import ModelStore
 
     store, progress = ModelStore(), PullProgress()
@@ -27,7 +31,7 @@ def pull(models: Models, json: Json = False) -> None:
         print_json({"models": [_stored(model, packed) for model in pulled]})
         return
     for model in pulled:
-        print(f"{model.name}  {size(model.size_bytes)}  {model.path}")
+        print(plain(f"{model.name}  {size(model.size_bytes)}  {model.path}"))
 
 
 def list_models(
@@ -107,7 +111,7 @@ def show(model: Model, json: Json = False) -> None:
 
 
 def remove(models: Models, json: Json = False) -> None:
-    """Remove models from this machine, with the packed weights that were made of them."""
+    """Remove models and their packed weights from this machine."""
     from sartor.store import ModelStore
 
     store = ModelStore()
