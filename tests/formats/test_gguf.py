@@ -170,6 +170,55 @@ def test_a_split_set_reads_as_one(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "m-00001-of-00002.gguf")
 
 
+def write_split(folder: Path, count: int, suffix: str = "gguf") -> list[Path]:
+    """A split set as llama-gguf-split writes it: only the first file has metadata of the model."""
+    tensors = list(tiny_tensors().items())
+    files = []
+    for number in range(count):
+        path = folder / f"m-{number + 1:05}-of-{count:05}.{suffix}"
+        writer = gguf.GGUFWriter(path, "llama")
+        if number:
+            writer.kv_data[0].clear()
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", count)
+        writer.add_int32("split.tensors.count", len(tensors))
+        for name, (data, kind) in tensors[number::count]:
+            writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType[kind])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        files.append(path)
+    return files
+
+
+@pytest.mark.parametrize("suffix", ["gguf", "GGUF"])
+def test_a_later_file_of_a_split_set_names_the_first(tmp_path: Path, suffix: str) -> None:
+    files = write_split(tmp_path, 3, suffix)
+    assert len(open_checkpoint(files[0]).names()) == len(tiny_tensors())
+    for number in (2, 3):
+        with pytest.raises(UsageError, match=f"file {number} of 3 .* give file 1: {files[0]}"):
+            open_checkpoint(files[number - 1])
+        with pytest.raises(UsageError, match=f"file {number} of 3 .* give file 1: {files[0]}"):
+            GgufCheckpoint(files[number - 1])
+    renamed = files[1].rename(tmp_path / "other.gguf")
+    with pytest.raises(UnsupportedError, match="file 2 of 3 of a split model, but is not named"):
+        open_checkpoint(renamed)
+
+
+def test_all_missing_files_of_a_split_set_are_named(tmp_path: Path) -> None:
+    files = write_split(tmp_path, 4)
+    files[1].unlink()
+    files[3].unlink()
+    with pytest.raises(
+        FormatError, match=r"m-00002-of-00004\.gguf and m-00004-of-00004\.gguf: miss"
+    ):
+        open_checkpoint(files[0])
+    files[0].unlink()
+    with pytest.raises(FormatError, match=r"m-00001-of-00004\.gguf: this first file .* is missing"):
+        open_checkpoint(files[2])
+
+
 def test_a_renamed_split_file_is_refused(tmp_path: Path) -> None:
     path = write_gguf(
         tmp_path / "one.gguf", tiny_tensors(), extra=lambda w: w.add_uint16("split.count", 2)

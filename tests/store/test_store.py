@@ -125,6 +125,8 @@ def test_list_and_remove(hub: Hub) -> None:
         store.remove("hf:o/a")
     for ref in ("hf:o/b", "hf:o/a"):
         store.pull(ref)
+    with pytest.raises(UsageError, match="did you mean hf:o/"):
+        store.remove("o/c")
     assert [m.name for m in store.list()] == ["hf:o/a", "hf:o/b"]
     old, new = (store.root / "staging" / n for n in ("old", "new"))
     for folder in (old, new, store.root / "staging" / "trash-1"):

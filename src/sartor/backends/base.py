@@ -30,6 +30,15 @@ class WeightSource(Protocol):
         """Cheap and stable: changes when the checkpoint changes; keys the packed file."""
 
 
+@runtime_checkable
+class Located(Protocol):
+    """A source of weights that knows where on this machine they come from: a packed file then tells
+    whose it is."""
+
+    @property
+    def path(self) -> Path: ...
+
+
 class PackedWeights(Protocol):
     """Weights as the kernels stream them. Shared by every executable made from them."""
 

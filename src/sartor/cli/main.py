@@ -76,7 +76,9 @@ def _fail(message: str, code: int, debug: bool) -> int:
             import traceback
 
             traceback.print_exc()
-        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        from sartor.cli.screen import plain  # a file's own texts may be in the message
+
+        print(f"error: {plain(' '.join(message.split()))}", file=sys.stderr, flush=True)
     except OSError:
         _forget_output()
     return code

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
 
 # A model may write escape sequences; in a terminal they would do more than show.
 _CONTROL = {code: None for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
+
+
+def plain(text: str) -> str:
+    """One line without control characters: a file's texts must not steer the terminal."""
+    return text.translate(_CONTROL).replace("\n", " ").replace("\t", " ")
 
 
 def print_json(value: object) -> None:
@@ -44,18 +51,35 @@ def write_text(text: str) -> None:
     sys.stdout.flush()
 
 
-def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns; the first row is the header."""
+def _columns() -> int | None:
+    """The width of the terminal that standard output is; None for a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def print_table(rows: Sequence[Sequence[str]], *, cut: bool = False) -> None:
+    """Aligned columns; the first row is the header. ``cut`` ends lines where the terminal does."""
+    rows = [[plain(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    width = _columns() if cut else None
     for row in rows:
-        print("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
+        line = "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        if width is not None and len(line) > width:
+            line = line[: width - 1] + "\u2026"
+        print(line)
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:
-    """Names and values, one pair a line."""
+    """Names and values, one pair a line; long values go on below themselves in a terminal."""
     width = max(len(name) for name, _ in facts)
+    columns = _columns()
     for name, value in facts:
-        print(f"{name.ljust(width)}  {value}".rstrip())
+        lines = [plain(value)]
+        if columns is not None and len(lines[0]) > columns - width - 2:
+            room = max(columns - width - 2, 16)
+            lines = textwrap.wrap(lines[0], room, break_long_words=False, break_on_hyphens=False)
+        for line in lines or [""]:
+            print(f"{name.ljust(width)}  {line}".rstrip())
+            name = ""
 
 
 def arithmetic(activation: str, kv: str, head_bits: int) -> str:
@@ -107,9 +131,10 @@ class PullProgress:
         self._task: TaskID | None = None
 
     def notice(self, text: str) -> None:
-        say(text)
+        say(plain(text))
 
     def begin(self, file: str, total: int | None) -> None:
+        file = plain(file)
         if sys.stderr is None or not sys.stderr.isatty():
             say(f"{file}{f' ({size(total)})' if total else ''}")
             return

@@ -8,12 +8,14 @@ head gets a copy.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from sartor.backends.base import WeightSource
 from sartor.errors import UnsupportedError
 from sartor.graph import Program
 from sartor.graph.passes import head_weight, untie_head
 from sartor.models import Model
+from sartor.models.model import WeightSource as ModelSource
 from sartor.ops.requantize import GROUP, REQUANTIZER_VERSION, requantize
 from sartor.ops.weights import (
     AffineFormat,
@@ -29,7 +31,7 @@ from sartor.ops.weights import (
 class HeadSource:
     """The weights of ``source``, and ``name``: its weight ``origin`` in ``bits`` bits."""
 
-    source: WeightSource
+    source: ModelSource
     name: str
     origin: str
     bits: int
@@ -39,8 +41,13 @@ class HeadSource:
             return self.source.weight(name)
         return requantize(self.source.weight(self.origin), self.bits, name)
 
+    @property
+    def path(self) -> Path:
+        return self.source.path
+
     def identity(self) -> str:
-        """Another one than the source's: packed files of both may lie side by side."""
+        """Another one than the source's, which it begins with: packed files of both may lie side by
+        side."""
         recipe = f"affine{self.bits}g{GROUP}o version {REQUANTIZER_VERSION}"
         return f"{self.source.identity()} {self.name} as {recipe}"
 

@@ -81,7 +81,9 @@ class LLM:
         from sartor.store import ModelStore, sartor_home
 
         plan = (plan or ExecutionPlan()).replace(**plan_fields)
-        stored = ModelStore().ensure(str(model))
+        if isinstance(model, Path):  # also where nothing is there: no repository "org/name"
+            model = str(Path(os.path.expanduser(model)).absolute())
+        stored = ModelStore().ensure(model)
         self._open(load(stored.path, plan, stored.name, sartor_home() / "packed"))
         for name, path in (adapters or {}).items():
             self.load_adapter(name, path)

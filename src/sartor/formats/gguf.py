@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -37,8 +36,9 @@ from sartor.formats.files import (
 from sartor.formats.gguf_blocks import GGUF_TYPES, REMOVED_TYPES, GgufType, decode_blocks
 from sartor.formats.gguf_strings import Starts, find_strings, read_pairs, read_strings
 from sartor.ops.weights import DenseFormat, Weight, WeightFormat
+from sartor.store.local import GGUF_MAGIC, listed, split_set
 
-MAGIC = b"GGUF"
+MAGIC = GGUF_MAGIC
 DEFAULT_ALIGNMENT = 32
 
 _U32 = struct.Struct("<I")
@@ -64,7 +64,6 @@ _MAX_KEY = 65535  # the format's own limit
 _MAX_STRING = 64 << 20  # no single metadata string is near this; a damaged length is
 _SMALLEST_PAIR = 8 + 1 + 4 + 1
 _SMALLEST_TENSOR = 8 + 1 + 4 + 8 + 4 + 8
-_SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
 @dataclass(frozen=True)
@@ -359,6 +358,8 @@ class GgufCheckpoint:
         first = read_header(MappedFile.open(path))
         self.path = path
         self.metadata: Mapping[str, object] = first.metadata
+        # Before anything that only the first file of a set has.
+        rest = _rest_of_split(first)
         architecture = self.metadata.get("general.architecture")
         if not isinstance(architecture, str) or not architecture:
             raise FormatError(
@@ -366,7 +367,7 @@ class GgufCheckpoint:
                 "the file is damaged or holds no model"
             )
         self.architecture = architecture
-        self._files = [first, *_rest_of_split(first)]
+        self._files = [first, *rest]
         self._tensors: dict[str, tuple[TensorInfo, GgufFile]] = {}
         for part in self._files:
             for tensor in part.tensors:
@@ -473,24 +474,29 @@ def _rest_of_split(first: GgufFile) -> list[GgufFile]:
     number = _integer(first.metadata, "split.no", 0, path)
     if count in (0, 1) and number == 0:
         return []
-    name = _SPLIT_NAME.fullmatch(path.name)
-    if name is None:
+    files = split_set(path)
+    if not files:
         raise UnsupportedError(
-            f"{path}: is part of a split model (split.count {count}), but is not named like "
-            "name-00001-of-00002.gguf; restore the names of its files"
+            f"{path}: is file {number + 1} of {count} of a split model, but is not named like "
+            "name-00001-of-00002.gguf; restore the names of its files and give the first"
         )
     if number != 0:
         raise UsageError(
-            f"{path}: is not the first file of a split model; open "
-            f"{name['stem']}-00001-of-{name['count']}.gguf"
+            f"{path}: file {number + 1} of {count} of a split model; give file 1: {files[0]}"
         )
-    if count != int(name["count"]):
-        raise FormatError(f"{path}: key 'split.count' is {count}, its name says {name['count']}")
+    if count != len(files):
+        raise FormatError(
+            f"{path}: key 'split.count' is {count}, its name says {len(files)}; "
+            "restore the names of its files"
+        )
+    missing = [file for file in files if not file.exists()]
+    if missing:
+        others = f" and {listed(file.name for file in missing[1:])}" if missing[1:] else ""
+        raise FormatError(
+            f"{missing[0]}{others}: missing of the {count} files of this split model; fetch them"
+        )
     rest = []
-    for index in range(1, int(name["count"])):
-        sibling = path.with_name(f"{name['stem']}-{index + 1:05}-of-{name['count']}.gguf")
-        if not sibling.exists():
-            raise FormatError(f"{sibling}: this file of the split model is missing; fetch it")
+    for index, sibling in enumerate(files[1:], 1):
         part = read_header(MappedFile.open(sibling))
         number = _integer(part.metadata, "split.no", 0, sibling)
         if number != index:

@@ -254,6 +254,49 @@ class PackedFile:
         return raw.view(_DTYPES[entry.dtype]).reshape(entry.shape)
 
 
+@dataclass(frozen=True)
+class PackedFacts:
+    """What a packed file tells of itself.
+
+    ``identity`` is that of the checkpoint that it was made from and ``source`` where that lay;
+    None in files of versions before 0.2, which do not say it. ``layout`` is the backend's.
+    """
+
+    path: Path
+    nbytes: int
+    layout: object
+    identity: str | None
+    source: Path | None
+
+
+def packed_facts(path: Path) -> PackedFacts:
+    """Reads the header alone, and does not count as a use of the file. Errors: as
+    :meth:`PackedFile.open`."""
+    file = MappedFile.open(path)
+    meta = _read_header(file)[0].meta
+    origin = meta.get("source")
+    known = origin if isinstance(origin, dict) else {}
+    identity, source = known.get("identity"), known.get("path")
+    return PackedFacts(
+        path,
+        file.size,
+        meta.get("layout"),
+        # What a backend's source adds to the checkpoint's identity stands behind it.
+        identity.split(" ", 1)[0] if isinstance(identity, str) else None,
+        Path(source) if isinstance(source, str) else None,
+    )
+
+
+def abandoned_parts(folder: Path) -> list[Path]:
+    """What crashed writers left behind: unfinished files that are an hour old."""
+    now, found = time.time(), []
+    for path in sorted(folder.glob(f".*{SUFFIX}.*{_TEMPORARY}")):
+        with contextlib.suppress(FileNotFoundError):
+            if now - path.stat().st_mtime > _ABANDONED_SECONDS:
+                found.append(path)
+    return found
+
+
 def _read_header(file: MappedFile) -> tuple[_Header, str]:
     def damaged(reason: str) -> FormatError:
         return FormatError(f"{file.path}: {reason}; remove the file to pack it again")
@@ -317,11 +360,8 @@ def collect_garbage(folder: Path, quota_bytes: int, keep: Collection[Path] = ())
         removed.append(path)
         return True
 
-    now = time.time()
-    for path in sorted(folder.glob(f".*{SUFFIX}.*{_TEMPORARY}")):
-        with contextlib.suppress(FileNotFoundError):
-            if now - path.stat().st_mtime > _ABANDONED_SECONDS:
-                remove(path)
+    for path in abandoned_parts(folder):
+        remove(path)
     found = []
     for path in folder.glob(f"*{SUFFIX}"):
         with contextlib.suppress(FileNotFoundError):

@@ -29,6 +29,7 @@ from sartor.formats.files import (
 )
 from sartor.formats.quantized import Quantized, Tensors, quantized_weights
 from sartor.ops.weights import FloatName, Weight, WeightFormat
+from sartor.store.local import WHOLE
 
 INDEX_NAME = "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000  # the format's own limit
@@ -269,7 +270,9 @@ def _open_shards(
 ) -> tuple[dict[Path, MappedFile], dict[str, TensorInfo], dict[Path, int]]:
     """Mapped shards, tensors by name, and header lengths."""
     index = folder / INDEX_NAME
-    wanted = _read_index(index) if index.exists() else None
+    # As transformers does: an index counts only where there is no whole file. Those that stay
+    # behind when shards are put together are stale, empty or cut short.
+    wanted = _read_index(index) if index.exists() and not (folder / WHOLE).exists() else None
     paths = (
         sorted({folder / shard for shard in wanted.values()})
         if wanted is not None
@@ -310,7 +313,7 @@ def _read_index(index: Path) -> dict[str, str]:
 
 
 def _single_file(folder: Path) -> Path:
-    standard = folder / "model.safetensors"
+    standard = folder / WHOLE
     if standard.exists():
         return standard
     found = sorted(folder.glob("*.safetensors"))

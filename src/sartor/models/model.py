@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from sartor.errors import FormatError
 from sartor.formats import Checkpoint
@@ -70,6 +71,11 @@ class WeightSource:
                         f"{checkpoint.path}: tensor {tensor} has shape {list(shape)}, its "
                         f"configuration needs {list(wanted)}"
                     )
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint's file or folder."""
+        return self._checkpoint.path
 
     def place(self, name: str) -> TensorPlace:
         """Where a weight of the program lies in the checkpoint."""

@@ -109,6 +109,8 @@ def download(
     part = target.with_name(f"{target.name}.{remote.identity}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
     resumed = part.exists() and part.stat().st_size > 0
+    if target.exists() and target.stat().st_nlink > 1:
+        target.unlink()  # another model's file too: nothing may write into it
     if target.exists():
         # Whole already, from an earlier interrupted pull; checked again like any part.
         os.replace(target, part)

@@ -7,13 +7,14 @@ honours Range.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from sartor.store.download import (
     Patience,
@@ -22,9 +23,10 @@ from sartor.store.download import (
     explain_status,
     session,
 )
+from sartor.store.equal import EqualFiles, bytes_on_disk
 from sartor.store.progress import Progress
 from sartor.store.reference import ModelRef, is_safe_relative
-from sartor.store.source import Fetched, SourceError, choose_files, shards_of
+from sartor.store.source import Fetched, FileRecord, SourceError, choose_files, shards_of
 
 MODELSCOPE_ENDPOINT = "https://www.modelscope.cn"
 _FIRST_BYTE_RESERVE = 1.5  # seconds of the patience that listing leaves to the first file
@@ -40,8 +42,16 @@ class Repository:
     license: str | None = None
 
 
-def fetch_hub(ref: ModelRef, prefer: Sequence[str], folder: Path, progress: Progress) -> Fetched:
-    """Bring the files that make the model ``ref`` into ``folder``.
+def fetch_hub(
+    ref: ModelRef,
+    prefer: Sequence[str],
+    folder: Path,
+    progress: Progress,
+    equal: EqualFiles,
+    room: Callable[[], int | None],
+) -> Fetched:
+    """Bring the files that make the model ``ref`` into ``folder``; those that ``equal`` has are not
+    fetched again. ``room`` gives the bytes of memory that are available.
 
     Raises SourceError where the hub cannot be reached or has no such model, OSError(ENOSPC)
     where it does not fit the disk.
@@ -55,17 +65,40 @@ def fetch_hub(ref: ModelRef, prefer: Sequence[str], folder: Path, progress: Prog
     except Exception as error:  # whatever the HTTP client and the hub's library raise
         raise SourceError(f"{ref} cannot be reached ({_first_line(error)})") from error
     if ref.file is None:
-        names = choose_files(repository.files, prefer, str(ref))
+        names = choose_files(
+            repository.files,
+            prefer,
+            str(dataclasses.replace(ref, quant=None)),
+            sizes={name: file.size for name, file in repository.files.items()},
+            quant=ref.quant,
+            room=room,
+            say=progress.notice,
+        )
     else:
         names = shards_of(ref.file, repository.files)
         if ref.file not in repository.files:
             raise SourceError(f"{ref}: the repository has no file {ref.file}")
     chosen = [repository.files[name] for name in names]
-    _require_space(chosen, folder)
-    records = tuple(download(f, folder, repository.headers, progress, patience) for f in chosen)
-    file = f"/{ref.file or names[0]}" if names[0].endswith(".gguf") else ""
+    shared = {file.path: record for file in chosen if (record := _shared(file, folder, equal))}
+    for path in shared:
+        progress.notice(f"{path} is here already, as a file of another model")
+    _require_space([file for file in chosen if file.path not in shared], folder)
+    records = tuple(
+        shared.get(f.path) or download(f, folder, repository.headers, progress, patience)
+        for f in chosen
+    )
+    file = f"/{ref.file or names[0]}" if names[0].lower().endswith(".gguf") else ""
     origin = f"{ref.kind}:{ref.name}@{repository.revision}{file}"
     return Fetched(origin, records, repository.license)
+
+
+def _shared(remote: RemoteFile, folder: Path, equal: EqualFiles) -> FileRecord | None:
+    """The file as a link to an equal one of the store; None where there is none."""
+    if remote.sha256 is None or remote.size is None:
+        return None
+    if not equal.share(folder / remote.path, remote.sha256, remote.size):
+        return None
+    return FileRecord(remote.path, remote.size, remote.sha256.lower(), True)
 
 
 def _huggingface(ref: ModelRef) -> Repository:
@@ -75,7 +108,7 @@ def _huggingface(ref: ModelRef) -> Repository:
     endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")
     try:
         info = HfApi(endpoint=endpoint).model_info(
-            ref.name, revision=ref.revision, files_metadata=True, timeout=10
+            ref.name, revision=_revision(ref), files_metadata=True, timeout=10
         )
     except RevisionNotFoundError as error:
         raise SourceError(f"{ref}: the repository has no revision {ref.revision}") from error
@@ -83,7 +116,7 @@ def _huggingface(ref: ModelRef) -> Repository:
         status = error.response.status_code
         hint = " (HF_TOKEN)" if status in (401, 403) else ""
         raise SourceError(f"{ref}: {explain_status(status)}{hint}") from error
-    revision = info.sha or ref.revision or "main"
+    revision = info.sha or _revision(ref) or "main"
     files = {}
     for sibling in info.siblings or []:
         name = sibling.rfilename
@@ -108,7 +141,7 @@ def _modelscope(ref: ModelRef) -> Repository:
         endpoint = f"https://{endpoint}"
     token = os.environ.get("MODELSCOPE_API_TOKEN")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    revision = ref.revision or "master"
+    revision = _revision(ref) or "master"
     base = f"{endpoint}/api/v1/models/{ref.name}/repo"
     response = session().get(
         f"{base}/files?Revision={quote(revision)}&Recursive=true",
@@ -130,8 +163,13 @@ def _modelscope(ref: ModelRef) -> Repository:
     return Repository(revision, files, headers)
 
 
+def _revision(ref: ModelRef) -> str | None:
+    """As the hub knows it: a reference writes "/" as %2F."""
+    return unquote(ref.revision) if ref.revision else None
+
+
 def _require_space(files: Sequence[RemoteFile], folder: Path) -> None:
-    present = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    present = bytes_on_disk(folder)
     needed = sum(f.size or 0 for f in files) - present
     free = shutil.disk_usage(folder).free
     if needed > free:

@@ -52,7 +52,19 @@ def write_manifest(folder: Path, name: str, fetched: Fetched, license_: str | No
             for f in fetched.files
         ],
     }
-    with open(folder / MANIFEST, "w", encoding="utf-8") as out:
+    _write(folder / MANIFEST, content)
+
+
+def rename_manifest(folder: Path, name: str) -> None:
+    """Give the model in ``folder`` another name."""
+    content = json.loads((folder / MANIFEST).read_bytes())
+    part = folder / f"{MANIFEST}.part"
+    _write(part, {**content, "name": name})
+    os.replace(part, folder / MANIFEST)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    with open(path, "w", encoding="utf-8") as out:
         json.dump(content, out, indent=1)
         out.flush()
         os.fsync(out.fileno())
@@ -84,6 +96,20 @@ def read_manifest(folder: Path) -> StoredModel | None:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def is_damaged(folder: Path) -> bool:
+    """Whether this is no model any more: files are missing or cut. One that a later version of
+    Sartor wrote is not damaged."""
+    try:
+        version = json.loads((folder / MANIFEST).read_bytes())["version"]
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    except (ValueError, KeyError, TypeError):
+        return True
+    return version == _VERSION and read_manifest(folder) is None
 
 
 def _digest(files: tuple[FileRecord, ...]) -> str:

