@@ -135,9 +135,7 @@ class _StoppedError(Exception):
 
 def _paths() -> list[str]:
     """Where the process finds Python's own library, this package, and what it imports."""
-    import sartor
-
-    found = [str(Path(sartor.__file__).parents[1])]
+    found = [str(Path(__file__).parents[2])]
     for name in ("jinja2", "markupsafe"):
         spec = find_spec(name)
         if spec is None or spec.origin is None:
