@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
+import resource
 import shutil
 import socket
 import sys
@@ -181,3 +183,97 @@ def test_pip_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(SartorError, match="the disk is full"):
         store.pull("pypi:tiny-llm")
     assert not list((store.root / "staging").iterdir())
+
+
+def bomb(links: Path, member: str, size: int) -> None:
+    """A wheel with a member that unpacks to far more than it takes."""
+    path = build_wheel(links, "bomb", {"bomb/m.gguf": GGUF})
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    filler = members.get(member, b"") + b"a" * size
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, data in {**members, member: filler}.items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize(
+    ("member", "reason"),
+    [
+        ("bomb-1.0.dist-info/METADATA", "would unpack"),
+        ("bomb-1.0.dist-info/RECORD", "would unpack"),
+        ("bomb/n.gguf", "would unpack"),
+        ("bomb/SHA256SUMS", "would unpack"),
+    ],
+)
+@pytest.mark.usefixtures("instant_pip")
+def test_what_unpacks_to_far_more_is_refused(links: Path, member: str, reason: str) -> None:
+    bomb(links, member, 100 << 20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(SartorError, match=reason):
+        ModelStore().pull("pypi:bomb==1.0")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+
+
+@pytest.mark.parametrize("size", [2 << 20, 40 << 20])
+@pytest.mark.usefixtures("instant_pip")
+def test_long_metadata_is_not_read(links: Path, size: int) -> None:
+    bomb(links, "bomb-1.0.dist-info/METADATA", size)
+    with pytest.raises(SartorError, match="has more than 1,048,576 bytes"):
+        ModelStore().pull("pypi:bomb==1.0")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are Linux'")
+def test_pip_has_a_limit_of_memory(links: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pip_download, "_MEMORY_BYTES", 256 << 20)
+    bomb(links, "bomb-1.0.dist-info/METADATA", 300 << 20)
+    with pytest.raises(SartorError, match="pip needed more than 256 MiB"):
+        ModelStore().pull("pypi:bomb==1.0")
+
+
+@pytest.mark.parametrize(
+    ("part", "content"),
+    [
+        ("RECORD", b"a,sha256=abcde,1\n"),
+        ("RECORD", b'"' + b"x" * 200_000 + b"\n"),
+        ("RECORD", b"\xff\xfe\n"),
+        ("RECORD", b"bomb/m.gguf,sha256=abc,\n"),
+        ("METADATA", b""),
+        ("METADATA", b"Name: bomb\n"),
+        ("METADATA", b"\xff"),
+        ("METADATA", b"\0" * 1000),
+    ],
+)
+@pytest.mark.usefixtures("instant_pip")
+def test_malformed_metadata_is_one_line(links: Path, part: str, content: bytes) -> None:
+    path = build_wheel(links, "bomb", {"bomb/m.gguf": GGUF})
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members[f"bomb-1.0.dist-info/{part}"] = content
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    with pytest.raises(SartorError, match=r"is no sound wheel|differs from its RECORD") as error:
+        ModelStore().pull("pypi:bomb==1.0")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("instant_pip")
+def test_damaged_wheels_are_one_error(links: Path) -> None:
+    """Bytes changed anywhere: an error of ours, or nothing that matters."""
+    path = build_wheel(links, "bomb", {"bomb/m.gguf": GGUF + bytes(200)})
+    original = path.read_bytes()
+    rng = random.Random(0)
+    refused = 0
+    for _ in range(300):
+        data = bytearray(original)
+        for _ in range(rng.randrange(1, 4)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        path.write_bytes(data[: rng.choice([len(data), rng.randrange(len(data))])])
+        store = ModelStore()
+        try:
+            store.pull("pypi:bomb==1.0")
+        except SartorError:
+            refused += 1
+        else:
+            store.remove("pypi:bomb==1.0")
+    assert refused > 100

