@@ -81,7 +81,9 @@ def test_many_prompts_with_parameters_each(llm: LLM) -> None:
 
 
 def test_choices_and_logprobs(llm: LLM) -> None:
-    params = SamplingParams(seed=3, n=3, max_tokens=5, logprobs=2, ignore_eos=True)
+    params = SamplingParams(
+        temperature=1, top_p=1, seed=3, n=3, max_tokens=5, logprobs=2, ignore_eos=True
+    )
     (output,) = llm.generate("abc", params)
     assert len({choice.tokens for choice in output.choices}) == 3
     assert all(len(choice.logprobs) == 5 for choice in output.choices)
@@ -89,7 +91,7 @@ def test_choices_and_logprobs(llm: LLM) -> None:
 
 
 def test_without_a_seed_answers_differ(llm: LLM) -> None:
-    params = SamplingParams(max_tokens=8, ignore_eos=True)
+    params = SamplingParams(temperature=1, top_p=1, max_tokens=8, ignore_eos=True)
     assert len({llm.generate("abc", params)[0].tokens for _ in range(4)}) == 4
 
 
