@@ -62,7 +62,7 @@ def serve(
     port          0 takes a free one; the ready line names it
     cache         folder of packed weights; None keeps none
     adapters      LoRA adapters of the (only) model, by the names that requests use
-    presets       served under their names beside the models; those that presets name are served too
+    presets       served under their names beside the models; one that names a model needs that one
     adapter_folder  where adapters lie that clients may load; None lets them load none
     max_requests  prompts that may be unfinished at once; further ones get status 429
     max_wait      seconds that a request may wait for its first token, by estimate; one that would
@@ -77,8 +77,7 @@ def serve(
     second one stops at once. Raises SartorError where a model cannot be found or read, or the port
     is taken.
     """
-    presets_models = [preset.model for preset in presets if preset.model]
-    if not models and not presets_models:
+    if not models:
         raise UsageError("serve: name at least one model, for example smollm2:135m")
     plan = plan or ExecutionPlan()
     limits = limits or ServerLimits()
@@ -86,16 +85,16 @@ def serve(
     key_file = None if keys is None else KeyFile(keys)
     store = store or ModelStore()
     served: dict[str, ServedModel] = {}
-    for index, reference in enumerate([*models, *presets_models]):
+    for reference in models:
         stored = store.ensure(reference, progress)
-        if stored.name not in served:
-            served[stored.name] = open_served_model(stored.name, stored.path, plan, cache)
-        elif index < len(models):
+        if stored.name in served:
             raise UsageError(f"serve: the model {stored.name} is named twice; name it once")
+        model = open_served_model(stored.name, stored.path, plan, cache)
         # What the user typed works in requests too: "./m.gguf", or a name without its tag.
-        served[stored.name].aliases |= {reference}
+        model.aliases = frozenset({reference})
+        served[stored.name] = model
     _add_adapters(served, adapters or {})
-    _add_presets(served, presets)
+    _add_presets(served, presets, store)
     if adapter_folder is not None and not adapter_folder.is_dir():
         raise UsageError(f"serve: the adapter folder {adapter_folder} does not exist")
     with (
@@ -152,19 +151,25 @@ def _add_adapters(served: Mapping[str, ServedModel], adapters: Mapping[str, Path
         model.adapters[name] = AdapterSpec(name, str(path.resolve()))
 
 
-def _add_presets(served: Mapping[str, ServedModel], presets: Sequence[Preset]) -> None:
+def _add_presets(
+    served: Mapping[str, ServedModel], presets: Sequence[Preset], store: ModelStore
+) -> None:
     for preset in presets:
         where = f"serve: the preset {preset.name}"
         if (taken := lookup(served, preset.name)) is not None:
             what = "preset" if taken.preset else "adapter" if taken.adapter else "model"
             raise UsageError(f"{where} has the name of another {what} here; rename it")
-        if not preset.model and len(served) > 1:
+        if preset.model:
+            stored = store.resolve(preset.model)
+            if stored is None or stored.name not in served:
+                raise UsageError(f"{where} is for {preset.model}; name that model too")
+            model = served[stored.name]
+        elif len(served) == 1:
+            (model,) = served.values()
+        else:
             raise UsageError(
                 f"{where} names no model, and {len(served)} are served; write model = ... into it"
             )
-        found = lookup(served, preset.model or next(iter(served)))
-        assert found is not None
-        model = found.model
         if model.makes != "text":
             raise UsageError(f"{where} is for models that write text; {model.name} makes vectors")
         if preset.chats and model.template is None:
