@@ -110,13 +110,9 @@ def all_commands() -> Any:
 class _Context(typer.Context):
     """Settings are defaults for the options of a call, but not those that ``--help`` shows."""
 
-    def lookup_default(self, name: str, call: Any = True) -> Any:
-        settings = self.default_map
-        self.default_map = settings if call else None
-        try:
-            return super().lookup_default(name, call)
-        finally:
-            self.default_map = settings
+    def get_help(self) -> str:
+        self.default_map = None
+        return super().get_help()
 
 
 def dispatch(arguments: list[str]) -> int:

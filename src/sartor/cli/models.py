@@ -59,10 +59,13 @@ def list_models(
 
 def show(model: Model, json: Json = False) -> None:
     """Show what is known of a model."""
+    from sartor.cli.sampling import sampling_of, sampling_values
+    from sartor.graph import describe_sampling
     from sartor.store import ModelStore
 
     known = ModelStore().show(model)
     entry, stored = known.entry, known.stored
+    sampling = sampling_of(stored.path) if stored is not None else None
     if json:
         catalogue = entry and {
             "title": entry.title,
@@ -80,6 +83,7 @@ def show(model: Model, json: Json = False) -> None:
                     {"ref": str(source.ref), "verified": source.verified}
                     for source in known.sources
                 ],
+                "sampling": None if sampling is None else sampling_values(sampling),
             }
         )
         return
@@ -95,7 +99,11 @@ def show(model: Model, json: Json = False) -> None:
             facts.append(("note", entry.note))
     facts += [("source", _source(source)) for source in known.sources]
     facts += _stored_facts(stored) if stored else [("stored", f"no; sartor pull {known.name}")]
+    if sampling is not None:
+        facts.append(("sampling", describe_sampling(sampling)))
     print_facts(facts)
+    for note in sampling.notes if sampling is not None else ():
+        say(f"note: {note}")
 
 
 def remove(models: Models, json: Json = False) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sartor.engine.llm import LLM
     from sartor.engine.load import LoadedModel
     from sartor.engine.request import Chunk
-    from sartor.graph import SamplingDefaults, SamplingParams
+    from sartor.graph import SamplingParams
     from sartor.plan import ExecutionPlan
 
 
@@ -173,7 +173,9 @@ def run(
         chunks = _answer(llm, loaded, prompt, params, system, raw, name, way.template)
         answer = follow(chunks, _ignore if json else write_text)
     if json:
-        print_json(_report(loaded, answer) | {"sampling": _sampling(layers)})
+        from sartor.cli.sampling import sampling_values
+
+        print_json(_report(loaded, answer) | {"sampling": sampling_values(*layers)})
         return
     if not answer.text.endswith("\n"):
         write_text("\n")
@@ -229,15 +231,6 @@ def _report(loaded: LoadedModel, answer: Answer) -> dict[str, Any]:
         "decode_seconds": answer.decode_seconds,
         "prompt_tokens_per_second": answer.prompt_rate,
         "decode_tokens_per_second": answer.decode_rate,
-    }
-
-
-def _sampling(layers: Sequence[SamplingDefaults]) -> dict[str, Any]:
-    from sartor.graph import sampling_in_effect
-
-    return {
-        name: {"value": value, "from": origin}
-        for name, (value, origin) in sampling_in_effect(*layers).items()
     }
 
 
