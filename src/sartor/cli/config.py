@@ -97,7 +97,7 @@ def show(
     settled = settle(settings, root)
     rows = _rows(settings, root)
     presets, problems = _presets(settings)
-    problems = [text for _, text in settled.problems] + problems
+    problems = list(dict.fromkeys([text for _, text in settled.problems] + problems))
     if json:
         print_json(
             {

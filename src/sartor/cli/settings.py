@@ -359,7 +359,7 @@ def _one(option: Option, value: Any, source: Source) -> Any:
 def _wrong(option: Option, value: Any, source: Source) -> UsageError:
     wanted, _ = _KINDS.get(option.kind, ("a string", ()))
     wanted = "a list of strings" if option.parameter.multiple else wanted
-    shown = repr(value)
+    shown = str(value).lower() if isinstance(value, bool) else repr(value)
     shown = shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
     return UsageError(f"{source.of(option.key)} is {shown}; it must be {wanted}")
 
