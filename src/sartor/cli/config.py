@@ -153,22 +153,17 @@ def _rows(settings: Settings, root: Any) -> list[_Row]:
 
 
 def _print_rows(rows: list[_Row]) -> None:
-    """As a table; what a terminal has no room for is left out, from the right."""
+    """As a table; a narrow terminal gets no column of commands, and cut values."""
     table = [["KEY", "VALUE", "FROM", "COMMANDS"]]
     table += [[r.key, _plain(r.value), r.shown, ", ".join(r.commands)] for r in rows]
     if sys.stdout.isatty():
         room = shutil.get_terminal_size().columns
-        taken = sum(max(len(row[column]) for row in table) + 2 for column in range(3))
-        if room - taken < _NARROW:
-            table = [row[:3] for row in table]
-            room += 2
-            taken = sum(max(len(row[column]) for row in table) + 2 for column in (0, 2))
-        table = [
-            [*row[:-1], _cut(row[-1], room - taken)]
-            if len(row) == 4
-            else [row[0], _cut(row[1], room - taken), row[2]]
-            for row in table
-        ]
+        key, value, origin = (max(len(row[column]) for row in table) + 2 for column in range(3))
+        wide = room - key - value - origin
+        if wide >= _NARROW:
+            table = [[*row[:3], _cut(row[3], wide)] for row in table]
+        else:
+            table = [[row[0], _cut(row[1], room - key - origin), row[2]] for row in table]
     print_table(table)
 
 
