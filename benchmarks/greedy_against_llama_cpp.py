@@ -61,7 +61,11 @@ def compare(llm: LLM, prompts: Sequence[Sequence[int]], other: list[list[int]]) 
     results = []
     for text, prompt, expected in zip(PROMPTS, prompts, other, strict=True):
         params = SamplingParams(
-            temperature=0, max_tokens=len(expected), ignore_eos=True, logprobs=2
+            temperature=0,
+            repetition_penalty=1,
+            max_tokens=len(expected),
+            ignore_eos=True,
+            logprobs=2,
         )
         (choice,) = llm.generate(list(prompt), params)[0].choices
         pairs = zip(choice.tokens, expected, strict=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -39,7 +39,8 @@ class Case:
     history: int = 0
 
 
-PENALTIES = SamplingParams(repetition_penalty=1.1, presence_penalty=0.2, frequency_penalty=0.1)
+PLAIN = SamplingParams(temperature=1, top_p=1)
+PENALTIES = replace(PLAIN, repetition_penalty=1.1, presence_penalty=0.2, frequency_penalty=0.1)
 TOGETHER = SamplingParams(
     temperature=0.8,
     top_k=40,
@@ -53,13 +54,13 @@ CASES = (
     Case("all together, history 1,000", TOGETHER, history=1000),
     Case("all together, history 1,000, flat", TOGETHER, "flat", 1000),
     Case("greedy", SamplingParams(temperature=0)),
-    Case("temperature 0.8", SamplingParams(temperature=0.8)),
-    Case("temperature 0.8, flat", SamplingParams(temperature=0.8), "flat"),
-    Case("top-p 0.95", SamplingParams(top_p=0.95)),
-    Case("top-p 0.95, flat", SamplingParams(top_p=0.95), "flat"),
-    Case("top-k 40", SamplingParams(top_k=40)),
-    Case("top-k 40, flat", SamplingParams(top_k=40), "flat"),
-    Case("min-p 0.05", SamplingParams(min_p=0.05)),
+    Case("temperature 0.8", replace(PLAIN, temperature=0.8)),
+    Case("temperature 0.8, flat", replace(PLAIN, temperature=0.8), "flat"),
+    Case("top-p 0.95", replace(PLAIN, top_p=0.95)),
+    Case("top-p 0.95, flat", replace(PLAIN, top_p=0.95), "flat"),
+    Case("top-k 40", replace(PLAIN, top_k=40)),
+    Case("top-k 40, flat", replace(PLAIN, top_k=40), "flat"),
+    Case("min-p 0.05", replace(PLAIN, min_p=0.05)),
     Case("greedy, logprobs 20", SamplingParams(temperature=0, logprobs=20)),
     Case("penalties, history 1,000", PENALTIES, history=1000),
     Case("penalties, history 100,000", PENALTIES, history=100_000),

@@ -317,6 +317,6 @@ def test_show_of_a_folder(capsys: Capture, tmp_path: Path) -> None:
     save_file({"w": np.zeros((4, 8), np.float16)}, tmp_path / "model.safetensors")
     file = run_json(capsys, "show", tmp_path)["file"]
     assert (file["kind"], file["layers"]) == ("safetensors", 3)
-    assert file["sampling"] == {"temperature": 0.6}
+    assert file["sampling"]["temperature"] == 0.6
     assert file["formats"] == [{"format": "fp16", "tensors": 1, "parameters": 32, "bytes": 64}]
     assert file["tokenizer"]["problem"]

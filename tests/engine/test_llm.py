@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from pathlib import Path
@@ -17,9 +18,9 @@ from sartor.backends.registry import load_backend
 from sartor.engine.llm import Output
 from sartor.engine.load import LoadedModel, _check, load
 from sartor.engine.prompt import MixedPrompt, Prompt
-from sartor.engine.request import Chunk
+from sartor.engine.request import Chunk, Request
 from sartor.errors import CapacityError, SartorError, UnsupportedError, UsageError
-from sartor.graph import Capabilities
+from sartor.graph import Capabilities, SamplingDefaults
 from sartor.models import Model
 from sartor.plan import ExecutionPlan
 from sartor.text.template import ChatTemplate
@@ -81,7 +82,9 @@ def test_many_prompts_with_parameters_each(llm: LLM) -> None:
 
 
 def test_choices_and_logprobs(llm: LLM) -> None:
-    params = SamplingParams(seed=3, n=3, max_tokens=5, logprobs=2, ignore_eos=True)
+    params = SamplingParams(
+        temperature=1, top_p=1, seed=3, n=3, max_tokens=5, logprobs=2, ignore_eos=True
+    )
     (output,) = llm.generate("abc", params)
     assert len({choice.tokens for choice in output.choices}) == 3
     assert all(len(choice.logprobs) == 5 for choice in output.choices)
@@ -89,8 +92,32 @@ def test_choices_and_logprobs(llm: LLM) -> None:
 
 
 def test_without_a_seed_answers_differ(llm: LLM) -> None:
-    params = SamplingParams(max_tokens=8, ignore_eos=True)
+    params = SamplingParams(temperature=1, top_p=1, max_tokens=8, ignore_eos=True)
     assert len({llm.generate("abc", params)[0].tokens for _ in range(4)}) == 4
+
+
+def test_what_parameters_leave_open_is_the_model_s_own(llm: LLM) -> None:
+    own = SamplingDefaults(temperature=0, repetition_penalty=1.5, origin="test")
+    model = LLM.from_loaded(dataclasses.replace(loaded(), sampling=own))
+    assert model.sampling is own
+    seen: list[SamplingParams] = []
+    add = model._engine.add
+
+    def note(request: Request) -> None:
+        seen.append(request.params)
+        add(request)
+
+    model._engine.add = note  # type: ignore[method-assign]
+    model.generate("abc", SamplingParams(max_tokens=2, min_p=0.5))
+    model.chat([{"role": "user", "content": "hi"}], SamplingParams(max_tokens=2, temperature=1))
+    list(model.stream("abc", SamplingParams(max_tokens=1)))
+    for params in seen:
+        assert (params.top_p, params.repetition_penalty) == (0.95, 1.5)
+    assert [params.temperature for params in seen] == [0, 1, 0]
+    assert seen[0].min_p == 0.5
+    # Greedy by the model's own choice: two runs without a seed are alike.
+    open_ = SamplingParams(max_tokens=8, ignore_eos=True)
+    assert model.generate("abc", open_)[0].tokens == model.generate("abc", open_)[0].tokens
 
 
 def test_streams_fold_to_the_answer(llm: LLM) -> None:

@@ -8,8 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sartor.engine.request import Request
 from sartor.errors import UsageError
-from sartor.graph import SAMPLING_ROW, Batch, Ragged, SamplingParams
+from sartor.graph import (
+    SAMPLING_ROW,
+    Batch,
+    Ragged,
+    SamplingDefaults,
+    SamplingParams,
+    describe_sampling,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,6 +26,9 @@ from sartor.graph import SAMPLING_ROW, Batch, Ragged, SamplingParams
         {"temperature": -0.1},
         {"temperature": float("nan")},
         {"temperature": True},
+        {"temperature": 10**400},
+        {"top_k": 7.5},
+        {"max_tokens": 2.5},
         {"top_p": 1.1},
         {"min_p": -1},
         {"top_k": -1},
@@ -47,6 +58,39 @@ def test_row_of_parameters() -> None:
     assert SamplingParams().row(seed=0, choice=0, prompt_length=0)[0]["logprobs"] == -1
     assert params.needs_history
     assert not SamplingParams().needs_history
+
+
+def test_what_is_left_open_is_of_the_first_layer_that_says_it() -> None:
+    preset = SamplingDefaults(temperature=0.2, origin="preset x")
+    own = SamplingDefaults(temperature=0.9, top_k=20, origin="file")
+    asked = SamplingParams(top_p=0.5, seed=7)
+    found = asked.resolved(preset, own)
+    assert (found.temperature, found.top_p, found.top_k) == (0.2, 0.5, 20)
+    assert (found.min_p, found.repetition_penalty, found.seed) == (0.0, 1.0, 7)
+    assert found.resolved(own) is found
+    assert (SamplingParams().resolved().temperature, SamplingParams().resolved().top_p) == (
+        0.7,
+        0.95,
+    )
+    # 0 and 1 are values, not absence.
+    plain = SamplingParams(temperature=0, top_k=0, top_p=1).resolved(own)
+    assert (plain.temperature, plain.top_k, plain.top_p) == (0, 0, 1)
+    row = SamplingParams(temperature=1).row(seed=0, choice=0, prompt_length=0)[0]
+    assert (row["temperature"], row["top_k"]) == (1, 0)
+    assert row["top_p"] == np.float32(0.95)
+
+
+def test_sampling_is_told_in_one_line() -> None:
+    assert describe_sampling() == "temperature 0.7, top-p 0.95 (default)"
+    own = SamplingDefaults(temperature=0.6, repetition_penalty=1.1, origin="file")
+    assert describe_sampling(own) == (
+        "temperature 0.6, repetition penalty 1.1 (file); top-p 0.95 (default)"
+    )
+
+
+def test_a_request_has_no_open_values() -> None:
+    params = Request("a", (1,), SamplingParams(min_p=0.1), seed=1).params
+    assert (params.temperature, params.top_p, params.min_p) == (0.7, 0.95, 0.1)
 
 
 COPY = np.array([[0, 1], [0, 2]], np.int32)

@@ -22,7 +22,9 @@ from openai import OpenAI
 _SCRIPT = """
 import json, sys
 from pathlib import Path
+from sartor.engine.preset import Preset
 from sartor.errors import SartorError
+from sartor.graph import SamplingDefaults
 from sartor.plan import ExecutionPlan
 from sartor.serving.lifecycle import Timing
 from sartor.serving.limits import ServerLimits
@@ -37,6 +39,10 @@ if "limits" in more:
     more["limits"] = ServerLimits(**more["limits"])
 if "adapters" in more:
     more["adapters"] = {name: Path(path) for name, path in more["adapters"].items()}
+if "presets" in more:
+    more["presets"] = [
+        Preset(**{**p, "sampling": SamplingDefaults(**p.get("sampling", {}))}) for p in more["presets"]
+    ]
 if "telemetry" in more:
     more["telemetry"] = Telemetry(**more["telemetry"])
 try:

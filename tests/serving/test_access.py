@@ -291,12 +291,14 @@ def test_a_request_can_only_step_back(guarded: Guarded) -> None:
 
 def test_the_engine_is_told_who_asks() -> None:
     body = CompletionRequest(model="m", prompt="x", priority=2, cache_salt="s")
-    prepared = Prepared(body, "m", "", SamplingParams(seed=1), ((1,), (2,)))
+    prepared = Prepared(body, "m", "m", "", SamplingParams(seed=1), ((1,), (2,)))
     key = ApiKey(name="alice", sha256="", share=3.0, priority=5)
     for request in make_requests(prepared, key):
         assert (request.tenant, request.share, request.priority) == ("alice", 3.0, 3)
         assert request.salt == "key alice\ns"
-    plain = Prepared(CompletionRequest(model="m", prompt="x"), "m", "", SamplingParams(), ((1,),))
+    plain = Prepared(
+        CompletionRequest(model="m", prompt="x"), "m", "m", "", SamplingParams(), ((1,),)
+    )
     (request,) = make_requests(plain, ANYONE)
     assert (request.tenant, request.share, request.priority, request.salt) == ("", 1.0, 0, "")
 

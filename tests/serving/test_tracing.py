@@ -43,7 +43,10 @@ def spans_of(record: RequestRecord) -> dict[str, Any]:
 
 def asked_record() -> RequestRecord:
     record = finished_record()
-    record.asked, record.params = "polite", SamplingParams(max_tokens=5, temperature=0.5, seed=7)
+    record.asked, record.params = (
+        "polite",
+        SamplingParams(max_tokens=5, temperature=0.5, top_p=1.0, seed=7),
+    )
     return record
 
 
@@ -100,7 +103,7 @@ def test_all_names_are_those_of_the_conventions() -> None:
     record = asked_record()
     record.params = SamplingParams(
         n=2, seed=1, max_tokens=2, top_k=3, frequency_penalty=1, presence_penalty=1
-    )
+    ).resolved()
     used = {name for name in attributes(record) if name.startswith("gen_ai.")}
     assert len(used) == 18
     assert used <= known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,17 @@ def byte_tokens() -> list[str]:
 
 
 def write_tiny_model(
-    path: Path, *, context: int = 2048, template: str | None = TEMPLATE, quantize: bool = False
+    path: Path,
+    *,
+    context: int = 2048,
+    template: str | None = TEMPLATE,
+    quantize: bool = False,
+    sampling: Mapping[str, float] | None = None,
 ) -> Path:
     """Writes a llama of one layer with 259 tokens to ``path`` and returns it.
 
     Everything is float32; ``quantize`` stores the embedding, which is the head too, as Q8_0.
+    ``sampling`` are keys behind ``general.sampling.``.
     """
     rng = np.random.default_rng(0)
     tokens = [*byte_tokens(), "<|im_start|>", "<|im_end|>", "he"]
@@ -40,6 +47,9 @@ def write_tiny_model(
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
     writer.add_rope_dimension_count(HIDDEN // HEADS)
+    for name, value in (sampling or {}).items():
+        add_value = writer.add_int32 if isinstance(value, int) else writer.add_float32
+        add_value(f"general.sampling.{name}", value)
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from sartor.cli.answer import follow
 from sartor.cli.screen import say, write_text
@@ -17,8 +18,16 @@ if TYPE_CHECKING:
 _HELP = "/clear forgets the conversation, /exit or Ctrl-D ends, Ctrl-C stops an answer"
 
 
-def chat(llm: LLM, name: str, params: SamplingParams, system: str | None, adapter: str) -> None:
-    """Reads lines and answers them until the end of the input."""
+def chat(
+    llm: LLM,
+    name: str,
+    params: SamplingParams,
+    system: str | None,
+    adapter: str,
+    template: Mapping[str, Any],
+) -> None:
+    """Reads lines and answers them until the end of the input. ``template`` has variables of the
+    chat template."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - line editing and history for input()
     opening = [] if system is None else [{"role": "system", "content": system}]
@@ -44,7 +53,8 @@ def chat(llm: LLM, name: str, params: SamplingParams, system: str | None, adapte
             write_text(text)
 
         try:
-            answer = follow(llm.chat(messages, params, stream=True, adapter=adapter), show)
+            chunks = llm.chat(messages, params, stream=True, adapter=adapter, **template)
+            answer = follow(chunks, show)
         except KeyboardInterrupt:
             write_text("\n")
             say("(stopped)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeGuard
 
 import typer
 
@@ -108,6 +108,8 @@ def show(model: Model, json: Json = False) -> None:
             print_facts([("problem", problem)])
         if facts is not None:
             _print_file(facts)
+            for note in facts.notes:
+                say(f"note: {note}")
 
 
 def remove(models: Models, json: Json = False) -> None:
@@ -158,9 +160,16 @@ def _packed_folder(store: ModelStore) -> PackedFolder:
     return PackedFolder(store.root)
 
 
+def _writes_text(facts: ModelFacts | None) -> TypeGuard[ModelFacts]:
+    """Whether it does, or may: of one that is not run it is not known."""
+    return facts is not None and facts.makes != "embeddings"
+
+
 def _shown(
     known: Description, facts: ModelFacts | None, problem: str | None, packed: PackedFolder
 ) -> dict[str, Any]:
+    from sartor.cli.sampling import sampling_values
+
     entry, stored = known.entry, known.stored
     return {
         "name": known.name,
@@ -177,6 +186,7 @@ def _shown(
             {"ref": str(source.ref), "verified": source.verified} for source in known.sources
         ],
         "file": facts and {**dataclasses.asdict(facts), "path": str(facts.path)},
+        "sampling": sampling_values(facts.sampling) if _writes_text(facts) else None,
         "problem": problem,
         "now_called": known.now_called,
     }
@@ -244,9 +254,10 @@ def _model_facts(facts: ModelFacts) -> list[tuple[str, str]]:
         shown.remove(("chat template", "no: it continues text"))
     if facts.license:
         shown.append(("license in file", facts.license))
-    if facts.sampling:
-        settings = ", ".join(f"{name} {value}" for name, value in facts.sampling.items())
-        shown.append(("sampling in file", settings))
+    if _writes_text(facts):
+        from sartor.graph import describe_sampling
+
+        shown.append(("sampling", describe_sampling(facts.sampling)))
     return [*shown, ("memory", _memory(facts))]
 
 

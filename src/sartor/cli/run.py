@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sartor.cli import options
+from sartor.cli import options, presets
 from sartor.cli.answer import Answer, follow
 from sartor.cli.screen import PullProgress, Waiting, print_json, say, write_text
+from sartor.cli.settings import settings_of
 
 if TYPE_CHECKING:
     from sartor.engine.llm import LLM
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 
 def run(
+    call: typer.Context,
     model: options.Model,
     prompt: Annotated[
         str | None,
@@ -31,15 +33,48 @@ def run(
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it is: no chat template.")
     ] = False,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.7,
-    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens of this total.")] = 0.95,
-    top_k: Annotated[int, typer.Option(help="Keep so many likeliest tokens; 0 keeps all.")] = 0,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="System prompt and sampling of this name in sartor.toml.",
+            show_default=False,
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            help="0 always takes the likeliest token.", show_default="the model's own, else 0.7"
+        ),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Keep the likeliest tokens of this total.",
+            show_default="the model's own, else 0.95",
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            help="Keep so many likeliest tokens; 0 keeps all.",
+            show_default="the model's own, else 0",
+        ),
+    ] = None,
     min_p: Annotated[
-        float, typer.Option(help="Drop tokens below this share of the likeliest one.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            help="Drop tokens below this share of the likeliest one.",
+            show_default="the model's own, else 0",
+        ),
+    ] = None,
     repetition_penalty: Annotated[
-        float, typer.Option(help="Above 1: tokens that were there already get less likely.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            help="Above 1: tokens that were there already get less likely.",
+            show_default="the model's own, else 1",
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Equal seeds give equal answers.", show_default=False)
     ] = None,
@@ -66,8 +101,12 @@ def run(
 
     The answer goes to standard output while it is made; the speed follows on standard error.
     """
+    from sartor.engine.preset import Preset
     from sartor.errors import UsageError
 
+    model, found = presets.chosen(settings_of(call), model, preset)
+    way = found or Preset("")
+    system = way.system if system is None else system
     if raw and system is not None:
         raise UsageError("run: --raw writes no chat, so it has no place for --system; drop one")
     if prompt is None and not sys.stdin.isatty():
@@ -77,14 +116,17 @@ def run(
     if prompt is None and (json or raw):
         option = "--json" if json else "--raw"
         raise UsageError(f"run: {option} needs a PROMPT; a chat has none")
-    from sartor.graph import SamplingParams
+    from sartor.graph import SamplingParams, describe_sampling
 
+    sampling = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+    }
+    given, filed = presets.asked(call, sampling)
     params = SamplingParams(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
         seed=seed,
         max_tokens=max_tokens,
         stop=tuple(stop or ()),
@@ -109,6 +151,10 @@ def run(
                 f"run: {loaded.name} makes vectors of texts and writes none; use LLM.embed in "
                 "Python, or /v1/embeddings of `sartor serve`"
             )
+        layers = (given, way.sampling, filed, loaded.sampling)
+        params = params.resolved(*layers)
+        for note in loaded.sampling.notes:
+            say(f"note: {note}")
         name = ""
         if adapter is not None:
             name = "adapter"  # a folder may have no name of its own: "."
@@ -120,12 +166,16 @@ def run(
         if prompt is None:
             from sartor.cli.chat import chat
 
-            chat(llm, loaded.name, params, system, name)
+            if any(layer.said() for layer in layers):
+                say(f"sampling: {describe_sampling(*layers)}")
+            chat(llm, loaded.name, params, system, name, way.template)
             return
-        chunks = _answer(llm, loaded, prompt, params, system, raw, name)
+        chunks = _answer(llm, loaded, prompt, params, system, raw, name, way.template)
         answer = follow(chunks, _ignore if json else write_text)
     if json:
-        print_json(_report(loaded, answer))
+        from sartor.cli.sampling import sampling_values
+
+        print_json(_report(loaded, answer) | {"sampling": sampling_values(*layers)})
         return
     if not answer.text.endswith("\n"):
         write_text("\n")
@@ -157,6 +207,7 @@ def _answer(
     system: str | None,
     raw: bool,
     adapter: str,
+    template: Mapping[str, Any],
 ) -> Iterator[Chunk]:
     """The chat template where there is one; a model without continues the text."""
     if raw or loaded.template is None:
@@ -164,7 +215,7 @@ def _answer(
     messages = [{"role": "user", "content": prompt}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
-    return llm.chat(messages, params, stream=True, adapter=adapter)
+    return llm.chat(messages, params, stream=True, adapter=adapter, **template)
 
 
 def _report(loaded: LoadedModel, answer: Answer) -> dict[str, Any]:

@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from sartor.cli import options
+from sartor.cli import options, presets
 from sartor.cli.screen import PullProgress
+from sartor.cli.settings import settings_of
 from sartor.serving.limits import ServerLimits
 
 
 def serve(
+    call: typer.Context,
     models: Annotated[
         list[str],
         typer.Argument(metavar="MODEL...", help="Models to serve.", show_default=False),
@@ -44,6 +46,12 @@ def serve(
     adapter: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=FOLDER", help="A LoRA adapter that requests name as the model."),
+    ] = None,
+    preset: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="A preset of sartor.toml that requests name as the model."
+        ),
     ] = None,
     adapter_folder: Annotated[
         Path | None,
@@ -105,6 +113,7 @@ def serve(
     from sartor.serving.telemetry import Telemetry
     from sartor.store import sartor_home
 
+    models, named = presets.served(settings_of(call), models, preset or ())
     plan = options.make_plan(
         threads=threads,
         context=context,
@@ -127,6 +136,7 @@ def serve(
         max_wait=max_wait,
         adapters=options.adapters(adapter),
         adapter_folder=adapter_folder,
+        presets=named,
         memory_bytes=options.size(memory) if memory else None,
         telemetry=Telemetry(log, log_file, log_client, otel),
         keys=keys,

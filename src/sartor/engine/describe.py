@@ -11,9 +11,10 @@ from typing import Any, Literal
 from sartor.engine.load import load_text
 from sartor.errors import SartorError
 from sartor.formats import Checkpoint, open_checkpoint
+from sartor.graph import SamplingDefaults
 from sartor.graph.program import Program, RecurrentStateSpec
 from sartor.hardware import memory
-from sartor.models import load_model
+from sartor.models import load_model, own_sampling
 from sartor.store.quantizations import PACKING
 from sartor.text.tokenizer import Tokenizer
 
@@ -22,11 +23,6 @@ STATE_TOKENS = 2048
 shorter."""
 
 _STATE_FORMAT = "bf16"  # as plans have it by default
-_SAMPLING = (
-    *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty"),
-    *("presence_penalty", "frequency_penalty", "max_new_tokens"),
-)
-_GGUF_SAMPLING = "general.sampling."
 _GGUF_NAMES = {"unk": "unknown_token_id", "pad": "padding_token_id"}
 
 
@@ -79,8 +75,8 @@ class ModelFacts:
     """``problem`` says why Sartor does not run it (transformers may); None where it does.
 
     ``layers``, ``width`` (features of a token between layers), ``context_length`` (tokens) and the
-    like are None where the checkpoint does not say. ``sampling`` are the model's own settings,
-    under the names that its files use.
+    like are None where the checkpoint does not say. ``sampling`` are the model's own settings;
+    ``notes`` are lines for people: what is wrong and not used.
     """
 
     path: Path
@@ -101,8 +97,9 @@ class ModelFacts:
     chat_template: bool
     tokenizer: TokenizerFacts
     license: str | None
-    sampling: Mapping[str, object]
+    sampling: SamplingDefaults
     memory: MemoryFacts
+    notes: tuple[str, ...]
 
 
 def describe(path: Path) -> ModelFacts:
@@ -126,6 +123,7 @@ def _facts(checkpoint: Checkpoint) -> ModelFacts:
     context = config.integer("context_length", "max_position_embeddings", "n_positions")
     if program is not None:
         context = model.context_length
+    sampling = own_sampling(checkpoint)
     return ModelFacts(
         path=checkpoint.path,
         kind=checkpoint.kind,
@@ -145,8 +143,9 @@ def _facts(checkpoint: Checkpoint) -> ModelFacts:
         chat_template=template,
         tokenizer=tokenizer,
         license=_string(checkpoint.metadata.get("general.license")),
-        sampling=_sampling(checkpoint),
+        sampling=sampling,
         memory=_memory(size, program, context),
+        notes=sampling.notes,
     )
 
 
@@ -226,15 +225,6 @@ def _special(checkpoint: Checkpoint, tokenizer: Tokenizer) -> tuple[SpecialToken
     return tuple(found)
 
 
-def _sampling(checkpoint: Checkpoint) -> Mapping[str, object]:
-    """The model's own settings, as its files write them."""
-    if checkpoint.kind == "gguf":
-        keys = [key for key in checkpoint.metadata if key.startswith(_GGUF_SAMPLING)]
-        return {key.removeprefix(_GGUF_SAMPLING): _plain(checkpoint.metadata[key]) for key in keys}
-    settings = _side_file(checkpoint.path / "generation_config.json")
-    return {key: settings[key] for key in _SAMPLING if settings.get(key) is not None}
-
-
 def _side_file(path: Path) -> Mapping[str, Any]:
     """A small JSON file of a folder; empty where it is not there or not sound."""
     from sartor.formats.safetensors import read_json
@@ -242,11 +232,6 @@ def _side_file(path: Path) -> Mapping[str, Any]:
     with contextlib.suppress(SartorError):
         return read_json(path)
     return {}
-
-
-def _plain(value: object) -> object:
-    """A value as JSON has them."""
-    return value if isinstance(value, str | int | float | bool) else str(value)
 
 
 def _string(value: object) -> str | None:

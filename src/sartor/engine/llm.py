@@ -22,7 +22,7 @@ from sartor.engine.prompt import Prompt, encode_prompt, prompt_list
 from sartor.engine.request import Chunk, FinishReason, Request, TokenLogprob
 from sartor.errors import SartorError, UsageError
 from sartor.graph.batch import F32
-from sartor.graph.sampling import SamplingParams
+from sartor.graph.sampling import SamplingDefaults, SamplingParams
 from sartor.plan import ExecutionPlan
 from sartor.text.tokenizer import Tokenizer
 
@@ -116,6 +116,11 @@ class LLM:
     def context_length(self) -> int:
         """Longest prompt + output, in tokens."""
         return self._engine.context_length
+
+    @property
+    def sampling(self) -> SamplingDefaults:
+        """The model's own values for what ``SamplingParams`` leave open."""
+        return self._loaded.sampling
 
     def close(self) -> None:
         """Frees state and weights; the object cannot be used any more."""
@@ -272,7 +277,12 @@ class LLM:
         seed = _random_seed() if params.seed is None else params.seed
         ids, segments = encode_prompt(self.tokenizer, prompt)
         return Request(
-            f"llm-{next(self._ids)}", ids, params, seed, adapter=adapter, segments=segments
+            f"llm-{next(self._ids)}",
+            ids,
+            params.resolved(self._loaded.sampling),
+            seed,
+            adapter=adapter,
+            segments=segments,
         )
 
     def _chunks(self, requests: Sequence[Request]) -> Generator[Chunk, None, None]:

@@ -18,7 +18,7 @@ from sartor.engine.engine import Engine
 from sartor.engine.head import requantize_head
 from sartor.engine.sizing import MEMORY_SHARE, size_state
 from sartor.errors import UnsupportedError
-from sartor.graph import Capabilities, Program
+from sartor.graph import UNSAID, Capabilities, Program, SamplingDefaults
 from sartor.hardware import memory
 from sartor.plan import ExecutionPlan
 
@@ -38,7 +38,8 @@ class LoadedModel:
     ``bits_per_weight``: all that is packed, scales and offsets too, over the checkpoint's weights.
     ``model`` and ``identity`` are the checkpoint's; the executable's program may differ where the
     plan has the head quantised again. ``note`` is one line for people where it does not run as
-    models usually do (see ``engine/fallback``).
+    models usually do (see ``engine/fallback``). ``sampling`` is what the checkpoint says of how to
+    draw tokens, for requests that say nothing themselves.
     """
 
     name: str
@@ -52,6 +53,7 @@ class LoadedModel:
     bits_per_weight: float
     identity: str
     note: str = ""
+    sampling: SamplingDefaults = UNSAID
 
     @property
     def writes_text(self) -> bool:
@@ -93,7 +95,7 @@ def _load(
     started: float,
 ) -> LoadedModel:
     from sartor.formats import open_checkpoint
-    from sartor.models import UnknownArchitectureError, load_model
+    from sartor.models import UnknownArchitectureError, load_model, own_sampling
 
     checkpoint = open_checkpoint(path)
     try:
@@ -127,6 +129,7 @@ def _load(
         # A head of its own is no further weight of the model, but more bits for the same ones.
         bits_per_weight=weights.bits_per_weight * program.size / model.program.size,
         identity=checkpoint.identity(),
+        sampling=own_sampling(checkpoint),
     )
 
 
@@ -153,6 +156,7 @@ def _load_fallback(
 ) -> LoadedModel:
     """A model that no file of ``sartor.models`` describes."""
     from sartor.engine.fallback.model import CAPABILITIES, open_fallback
+    from sartor.models import own_sampling
 
     model, executable = open_fallback(checkpoint, unknown, plan, taps)
     tokenizer, template = load_text(checkpoint)
@@ -168,6 +172,7 @@ def _load_fallback(
         bits_per_weight=executable.bits_per_weight,
         identity=checkpoint.identity(),
         note=model.note,
+        sampling=own_sampling(checkpoint),
     )
 
 

@@ -35,6 +35,8 @@ class Request:
     Together with the model and the plan it fixes the answer, so ``seed`` is a number even
     where ``params.seed`` is None: the caller draws it, and a replay reuses it.
 
+    params     without open values: what the maker of the request left to the model's own values
+               (:meth:`SamplingParams.resolved`) gets the defaults here
     emitted    per choice, tokens that an earlier run generated already: they are taken as they
                are and not reported again (replay after a worker died); empty for a fresh request
     salt       requests share cached prefixes only with requests of the same salt
@@ -60,6 +62,7 @@ class Request:
     segments: tuple[EmbeddingSegment, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "params", self.params.resolved())
         if not self.prompt:
             raise UsageError(f"request {self.id}: the prompt has no tokens; give at least one")
         if not 0 < self.share < math.inf:

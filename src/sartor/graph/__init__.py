@@ -15,11 +15,20 @@ from sartor.graph.program import (
     Value,
     WeightSpec,
 )
-from sartor.graph.sampling import SamplingParams
+from sartor.graph.sampling import (
+    SAMPLING_LIMITS,
+    UNSAID,
+    SamplingDefaults,
+    SamplingParams,
+    describe_sampling,
+    sampling_in_effect,
+)
 from sartor.graph.work import ProgramWork, StepShape
 
 __all__ = [
+    "SAMPLING_LIMITS",
     "SAMPLING_ROW",
+    "UNSAID",
     "Batch",
     "Builder",
     "Capabilities",
@@ -31,6 +40,7 @@ __all__ = [
     "ProgramWork",
     "Ragged",
     "RecurrentStateSpec",
+    "SamplingDefaults",
     "SamplingParams",
     "StateGroup",
     "StateSpec",
@@ -38,4 +48,6 @@ __all__ = [
     "StepShape",
     "Value",
     "WeightSpec",
+    "describe_sampling",
+    "sampling_in_effect",
 ]

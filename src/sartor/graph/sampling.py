@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -16,10 +16,98 @@ MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_CHOICES = 128
 
+SAMPLING_LIMITS: Mapping[str, tuple[float, float]] = {
+    "temperature": (0, 100),
+    "top_p": (0, 1),
+    "top_k": (0, 2**31 - 1),
+    "min_p": (0, 1),
+    "repetition_penalty": (0.01, 100),
+}
+"""What a model may have values of its own for, and the least and largest of each."""
+
+
+def check_sampling(name: str, value: object) -> None:
+    """Raises UsageError where ``value`` is none that the parameter of that name may have."""
+    _within(name, value, *SAMPLING_LIMITS[name])
+
+
+_SHOWN = 80
+_WHOLE = frozenset({"top_k", "n", "logprobs", "max_tokens", "seed"})
+
+
+def _within(name: str, value: object, low: float, high: float) -> None:
+    kinds = int if name in _WHOLE else int | float
+    number = isinstance(value, kinds) and not isinstance(value, bool)
+    if not (number and low <= value <= high):  # type: ignore[operator]  # NaN is in no range
+        what = "a whole number" if name in _WHOLE else "a number"
+        shown = repr(value)
+        shown = shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
+        raise UsageError(f"{name} is {shown}; it must be {what} from {low} to {high}")
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """What is taken where a request says nothing: a model's own values, or those of a preset.
+
+    None: nothing is said here either. ``origin`` says where the values are from, for people, and
+    ``notes`` has a line for each value there that could not be taken.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    origin: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, value in self.said().items():
+            check_sampling(name, value)
+
+    def said(self) -> dict[str, float]:
+        """The values that there are, by name."""
+        values = {name: getattr(self, name) for name in SAMPLING_LIMITS}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+UNSAID = SamplingDefaults()
+DEFAULT_SAMPLING = SamplingDefaults(
+    temperature=0.7, top_p=0.95, top_k=0, min_p=0.0, repetition_penalty=1.0, origin="default"
+)
+"""What is taken where neither the request nor the model says anything."""
+
+_NEUTRAL = {"top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1}
+
+
+def sampling_in_effect(*layers: SamplingDefaults) -> dict[str, tuple[float, str]]:
+    """Value and origin by name: of the first layer that says something, else of the default."""
+    found: dict[str, tuple[float, str]] = {}
+    for layer in (DEFAULT_SAMPLING, *reversed(layers)):
+        found |= {name: (value, layer.origin) for name, value in layer.said().items()}
+    return found
+
+
+def describe_sampling(*layers: SamplingDefaults) -> str:
+    """One line for people: the temperature, whatever else changes something, and where from."""
+    found = sampling_in_effect(*layers)
+    by_origin: dict[str, list[str]] = {}
+    for name in SAMPLING_LIMITS:
+        value, origin = found[name]
+        if name == "temperature" or value != _NEUTRAL[name]:
+            shown = f"{name.replace('_', ' ' if name == 'repetition_penalty' else '-')} {value:g}"
+            by_origin.setdefault(origin, []).append(shown)
+    return "; ".join(f"{', '.join(values)} ({origin})" for origin, values in by_origin.items())
+
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """Parameters of one request; the defaults are plain sampling from the model.
+    """Parameters of one request.
+
+    None stands, in the first five, for the model's own value (``generation_config.json``, or the
+    sampling keys of a GGUF file), and where it has none for :data:`DEFAULT_SAMPLING`: temperature
+    0.7, top_p 0.95, nothing else. ``SamplingParams(temperature=1, top_p=1)`` is plain sampling
+    from a model without values of its own.
 
     temperature         0 is greedy; top_k 0 and top_p 1 keep every token
     min_p               drops tokens below this share of the likeliest one (arXiv:2407.01082)
@@ -35,11 +123,11 @@ class SamplingParams:
     ignore_eos          go on past the model's end-of-text tokens
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
@@ -52,13 +140,12 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        _within("temperature", self.temperature, 0, 100)
-        _within("top_p", self.top_p, 0, 1)
-        _within("min_p", self.min_p, 0, 1)
-        _within("repetition_penalty", self.repetition_penalty, 0.01, 100)
+        for name in SAMPLING_LIMITS:
+            value = getattr(self, name)
+            if value is not None:
+                check_sampling(name, value)
         _within("presence_penalty", self.presence_penalty, -100, 100)
         _within("frequency_penalty", self.frequency_penalty, -100, 100)
-        _within("top_k", self.top_k, 0, 2**31 - 1)
         _within("n", self.n, 1, MAX_CHOICES)
         if self.logprobs is not None:
             _within("logprobs", self.logprobs, 0, MAX_LOGPROBS)
@@ -73,15 +160,28 @@ class SamplingParams:
                 raise UsageError(f"logit_bias: {token!r} is not a token id")
             _within(f"logit_bias[{token}]", value, -100, 100)
 
+    def resolved(self, *layers: SamplingDefaults) -> SamplingParams:
+        """The same without None in the first five: what is given, else what the first of the
+        ``layers`` says (a preset's, the model's own), else the default. The engine sees no others,
+        so that a replay draws by the same values."""
+        missing = [name for name in SAMPLING_LIMITS if getattr(self, name) is None]
+        if not missing:
+            return self
+        found = sampling_in_effect(*layers)
+        return dataclasses.replace(self, **{name: found[name][0] for name in missing})  # type: ignore[arg-type]
+
     @property
     def needs_history(self) -> bool:
         return bool(
-            self.repetition_penalty != 1.0 or self.presence_penalty or self.frequency_penalty
+            self.repetition_penalty not in (None, 1)
+            or self.presence_penalty
+            or self.frequency_penalty
         )
 
     def row(self, *, seed: int, choice: int, prompt_length: int) -> npt.NDArray[np.void]:
         """The step's view of these parameters: one :data:`SAMPLING_ROW`; position is 0."""
         row = np.zeros(1, SAMPLING_ROW)
+        whole = self.resolved()
         for name in (
             "temperature",
             "top_p",
@@ -91,15 +191,9 @@ class SamplingParams:
             "frequency_penalty",
             "top_k",
         ):
-            row[name] = getattr(self, name)
+            row[name] = getattr(whole, name)
         row["choice"] = choice
         row["seed"] = seed & (2**64 - 1)
         row["prompt_length"] = prompt_length
         row["logprobs"] = -1 if self.logprobs is None else self.logprobs
         return row
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not low <= value <= high:
-        raise UsageError(f"{name} is {value!r}; it must be a number from {low} to {high}")

@@ -8,6 +8,7 @@ from sartor.models.registry import (
     architecture_of,
     architectures,
 )
+from sartor.models.sampling import own_sampling
 
 __all__ = [
     "Architecture",
@@ -19,4 +20,5 @@ __all__ = [
     "architecture_of",
     "architectures",
     "load_model",
+    "own_sampling",
 ]

@@ -12,9 +12,11 @@ import msgspec
 
 from sartor.engine.fallback.model import describe_fallback
 from sartor.engine.load import load_text
+from sartor.engine.preset import Preset
 from sartor.errors import UsageError
 from sartor.formats import open_checkpoint
-from sartor.models import UnknownArchitectureError, load_model
+from sartor.graph import UNSAID, SamplingDefaults
+from sartor.models import UnknownArchitectureError, load_model, own_sampling
 from sartor.plan import ExecutionPlan
 from sartor.serving.errors import context_exceeded, invalid
 from sartor.serving.messages import AdapterSpec, ModelSpec
@@ -31,7 +33,8 @@ class ServedModel:
 
     ``created`` is the time of its file in Unix seconds; ``fingerprint`` changes with the model
     and with what can change its answers in the plan. ``makes`` is what its answers are,
-    ``adapters`` are those that requests may name in its place.
+    ``adapters`` and ``presets`` are those that requests may name in its place. ``sampling`` is what
+    the checkpoint says of how to draw tokens.
     """
 
     name: str
@@ -45,6 +48,8 @@ class ServedModel:
     makes: Makes = "text"
     adapters: dict[str, AdapterSpec] = field(default_factory=dict)
     aliases: frozenset[str] = frozenset()
+    sampling: SamplingDefaults = UNSAID
+    presets: dict[str, Preset] = field(default_factory=dict)
 
     def hosted(self, retired: Sequence[AdapterSpec] = ()) -> ModelSpec:
         """What a worker has to load: the model with its adapters, and with those that only
@@ -105,6 +110,7 @@ def open_served_model(
         except UnknownArchitectureError as unknown:
             context, vocab_size = describe_fallback(checkpoint, unknown, plan)
         tokenizer, template = load_text(checkpoint)
+        sampling = own_sampling(checkpoint)
         identity = f"{checkpoint.identity()} {plan.numerics()}"
     finally:
         checkpoint.close()
@@ -118,4 +124,5 @@ def open_served_model(
         fingerprint="fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12],
         created=int(path.stat().st_mtime),
         makes=makes,
+        sampling=sampling,
     )

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
+from sartor.engine.preset import Preset
 from sartor.plan import ExecutionPlan
 from sartor.serving.errors import ApiError, unavailable
 from sartor.serving.frontend import ServedModel, open_served_model
@@ -41,6 +42,7 @@ class _Facts:
     context_length: int
     aliases: frozenset[str]
     adapters: dict[str, Any]
+    presets: dict[str, Preset]
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ def _facts(model: ServedModel) -> _Facts:
         model.context_length,
         model.aliases,
         dict(model.adapters),
+        dict(model.presets),
     )
 
 
@@ -177,6 +180,7 @@ class _House:
             model = self._models[name]
             model.context_length = fact.context_length
             model.aliases, model.adapters = fact.aliases, fact.adapters
+            model.presets = fact.presets
         return self._models
 
 

@@ -32,9 +32,14 @@ def add_adapter_routes(router: APIRouter, gateway: Gateway, intake: Intake) -> N
                     "base_model_name",
                 )
             base = next(iter(gateway.models))
-        model, adapter = find_model(gateway.models, base, view_of(request, intake.limits), "text")
-        if adapter:
-            raise invalid(f"base_model_name: {base!r} is an adapter itself", "base_model_name")
+        found = find_model(gateway.models, base, view_of(request, intake.limits), "text")
+        if found.adapter or found.preset:
+            what = "an adapter itself" if found.adapter else "a preset"
+            raise invalid(
+                f"base_model_name: {base!r} is {what}; name its model, {found.model.name}",
+                "base_model_name",
+            )
+        model = found.model
         await gateway.adapters.load(model, body.lora_name, body.lora_path)
         return JSONAnswer({"object": "adapter", "id": body.lora_name, "parent": model.name})
 

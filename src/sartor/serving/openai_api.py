@@ -16,11 +16,11 @@ from sartor.serving.access import Visit
 from sartor.serving.answer import Answer, Delta
 from sartor.serving.answer_events import AnswerEvents
 from sartor.serving.errors import timed_out
-from sartor.serving.frontend import ServedModel
 from sartor.serving.gateway import Gateway
 from sartor.serving.intake import Intake
 from sartor.serving.keys import ApiKey
 from sartor.serving.limits import ServerLimits
+from sartor.serving.names import ServedName, served_names
 from sartor.serving.openai_format import ChatShape, CompletionShape, Json, Shape, fold
 from sartor.serving.openai_responses import (
     ChatCompletion,
@@ -56,7 +56,7 @@ def add_openai_routes(router: APIRouter, gateway: Gateway, intake: Intake) -> No
         prepared = await intake.prepared(request, ChatRequest, view_of(request, intake.limits))
         model = gateway.models[prepared.model]
         shape = ChatShape(
-            prepared.adapter or model.name,
+            prepared.name,
             model.fingerprint,
             logprobs=prepared.params.logprobs is not None,
             stream=bool(prepared.body.stream),
@@ -73,7 +73,7 @@ def add_openai_routes(router: APIRouter, gateway: Gateway, intake: Intake) -> No
         )
         model = gateway.models[prepared.model]
         shape = CompletionShape(
-            prepared.adapter or model.name,
+            prepared.name,
             model.fingerprint,
             n=prepared.params.n,
             logprobs=prepared.params.logprobs is not None,
@@ -84,18 +84,13 @@ def add_openai_routes(router: APIRouter, gateway: Gateway, intake: Intake) -> No
     @router.get("/v1/models", openapi_extra=operation(ModelList))
     async def models(request: Request) -> Response:
         view = view_of(request, intake.limits)
-        cards = [
-            _card(model, adapter)
-            for model in gateway.models.values()
-            for adapter in ("", *model.adapters)
-            if view.shows(adapter or model.name)
-        ]
+        cards = [_card(s) for s in served_names(gateway.models) if view.shows(s.name)]
         return JSONAnswer({"object": "list", "data": cards})
 
     @router.get("/v1/models/{name:path}", openapi_extra=operation(ModelCard, in_path="name"))
     async def model(request: Request) -> Response:
         view = view_of(request, intake.limits)
-        return JSONAnswer(_card(*find_model(gateway.models, request.path_params["name"], view)))
+        return JSONAnswer(_card(find_model(gateway.models, request.path_params["name"], view)))
 
     @router.get("/health", openapi_extra=operation(Health, others={503: Health}))
     async def health(_: Request) -> Response:
@@ -120,15 +115,16 @@ def view_of(request: Request, limits: ServerLimits) -> View:
     return View(limits, frozenset(key.models) if key.models else None)
 
 
-def _card(model: ServedModel, adapter: str = "") -> Json:
+def _card(served: ServedName) -> Json:
+    model = served.model
     return {
-        "id": adapter or model.name,
+        "id": served.name,
         "object": "model",
         "created": model.created,
         "owned_by": "sartor",
         "context_length": model.context_length,
         "makes": model.makes,
-        **({"parent": model.name} if adapter else {}),
+        **({"parent": model.name} if served.name != model.name else {}),
     }
 
 

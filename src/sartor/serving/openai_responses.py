@@ -151,7 +151,7 @@ class EmbeddingList(Shape):
 
 
 class ModelCard(Shape):
-    """``parent`` is there for an adapter."""
+    """``parent`` is there for an adapter or a preset."""
 
     id: str
     object: Literal["model"]

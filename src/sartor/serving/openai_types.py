@@ -20,7 +20,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
-from sartor.graph.sampling import MAX_CHOICES, MAX_LOGPROBS, MAX_STOP_STRINGS
+from sartor.graph.sampling import (
+    MAX_CHOICES,
+    MAX_LOGPROBS,
+    MAX_STOP_STRINGS,
+    sampling_in_effect,
+)
 
 DEFAULT_COMPLETION_TOKENS = 16
 """``max_tokens`` of /v1/completions where none is given, as in the OpenAI API."""
@@ -116,6 +121,16 @@ def _false(value: bool) -> bool:
 Off = Annotated[bool, AfterValidator(_false), Field(json_schema_extra={"const": False})]
 
 
+def _open(name: str) -> Any:
+    """A parameter that a model may have a value of its own for."""
+    default = sampling_in_effect()[name][0]
+    return Field(
+        None,
+        description="Where it is left out, or null: the value of the preset that is asked for, "
+        f"else the model's own, else {default:g}.",
+    )
+
+
 class Strict(BaseModel):
     # Strict: "0.5" is not a number and 1 is not true. NaN and infinity are no JSON numbers.
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -138,12 +153,15 @@ class Generation(Strict):
 
     No-ops: ``user``, ``metadata``, ``store``, ``service_tier``, ``safety_identifier``,
     ``prompt_cache_key``, ``prompt_cache_retention`` (prefixes are cached in any case).
+
+    What a request leaves open of ``temperature``, ``top_p``, ``top_k``, ``min_p`` and
+    ``repetition_penalty`` is the preset's, else the model's own, else the default.
     """
 
     model: str
     max_tokens: Tokens | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = _open("temperature")
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = _open("top_p")
     n: Choices | None = None
     stop: StopString | StopStrings | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1), WHOLE] | None = None
@@ -153,9 +171,11 @@ class Generation(Strict):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), WHOLE] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), WHOLE] | None = _open("top_k")
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = _open("min_p")
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = _open(
+        "repetition_penalty"
+    )
     ignore_eos: bool | None = None
     stop_token_ids: Annotated[list[int], Field(max_length=256, fail_fast=True)] | None = None
     priority: Later | None = None

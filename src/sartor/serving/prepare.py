@@ -10,11 +10,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
+from sartor.engine.preset import Preset
 from sartor.errors import UsageError
 from sartor.graph import SamplingParams
 from sartor.serving.errors import ApiError, invalid, model_not_found, unsupported
 from sartor.serving.frontend import Makes, ServedModel
 from sartor.serving.limits import ServerLimits
+from sartor.serving.names import ServedName, lookup, served_names
 from sartor.serving.openai_types import (
     DEFAULT_COMPLETION_TOKENS,
     ChatRequest,
@@ -33,11 +35,12 @@ class Prepared(Generic[B]):
     """A request that is ready for the engine.
 
     ``body`` is the typed request without its texts, which have become ``prompts``; ``echoes`` are
-    the texts to put before the answers to each prompt, where the request wants that. ``adapter``
-    is empty for the model as it is.
+    the texts to put before the answers to each prompt, where the request wants that. ``name`` is
+    the model as answers name it; ``adapter`` is empty for the model as it is.
     """
 
     body: B
+    name: str
     model: str
     adapter: str
     params: SamplingParams
@@ -66,48 +69,36 @@ def prepare(kind: type[B], raw: bytes, models: Models, view: View) -> Prepared[B
     return _embeddings(body, models, view)
 
 
-def lookup(models: Models, name: str) -> tuple[ServedModel, str] | None:
-    """The model of that name, alias or adapter, and the adapter's name where it is one."""
-    for model in models.values():
-        if name == model.name or name in model.aliases:
-            return model, ""
-    for model in models.values():
-        if name in model.adapters:
-            return model, name
-    return None
-
-
-def find_model(
-    models: Models, name: str, view: View, makes: Makes | None = None
-) -> tuple[ServedModel, str]:
-    """The model that a request names, and the adapter where the name is one's ("" else).
-
-    Raises ApiError 404, and 400 where the model makes other things.
-    """
+def find_model(models: Models, name: str, view: View, makes: Makes | None = None) -> ServedName:
+    """What a request names. Raises ApiError 404, and 400 where the model makes other things."""
     found = lookup(models, name) if view.shows(name) else None
     if found is None:
-        known = [n for model in models.values() for n in (model.name, *model.adapters)]
+        known = [served.name for served in served_names(models)]
         raise model_not_found(name, [n for n in known if view.shows(n)])
-    if makes not in (None, found[0].makes):
+    made = found.model.makes
+    if makes not in (None, made):
         route = "/v1/embeddings" if makes == "text" else "/v1/chat/completions"
-        raise invalid(f"the model {name} makes {found[0].makes}, not {makes}; use {route}", "model")
+        raise invalid(f"the model {name} makes {made}, not {makes}; use {route}", "model")
     return found
 
 
 def _chat(body: ChatRequest, models: Models, view: View) -> Prepared[ChatRequest]:
-    model, adapter = find_model(models, body.model, view, "text")
-    params = sampling_params(body, model, view.limits)
+    found = find_model(models, body.model, view, "text")
+    model, preset = found.model, found.preset or Preset("")
+    params = sampling_params(body, found, view.limits)
     text = model.chat_text(
-        [message.plain() for message in body.messages], body.chat_template_kwargs or {}
+        preset.opened([message.plain() for message in body.messages]),
+        {**preset.template, **(body.chat_template_kwargs or {})},
     )
     prompt = _encode(text, "messages", model, view.limits, special=False)
     lean = body.model_copy(update={"messages": [], **_HEAVY, "chat_template_kwargs": None})
-    return Prepared(lean, model.name, adapter, params, (prompt,))
+    return Prepared(lean, found.name, model.name, found.adapter, params, (prompt,))
 
 
 def _completion(body: CompletionRequest, models: Models, view: View) -> Prepared[CompletionRequest]:
-    model, adapter = find_model(models, body.model, view, "text")
-    params = sampling_params(body, model, view.limits)
+    found = find_model(models, body.model, view, "text")
+    model = found.model
+    params = sampling_params(body, found, view.limits)
     given = _each(body.prompt, "prompt")
     prompts = _encode_all(given, "prompt", model, view.limits)
     echoes = tuple(
@@ -115,14 +106,14 @@ def _completion(body: CompletionRequest, models: Models, view: View) -> Prepared
         for prompt in (given if body.echo else ())
     )
     lean = body.model_copy(update={"prompt": "", **_HEAVY})
-    return Prepared(lean, model.name, adapter, params, prompts, echoes)
+    return Prepared(lean, found.name, model.name, found.adapter, params, prompts, echoes)
 
 
 def _embeddings(body: EmbeddingRequest, models: Models, view: View) -> Prepared[EmbeddingRequest]:
-    model, _ = find_model(models, body.model, view, "embeddings")
+    model = find_model(models, body.model, view, "embeddings").model
     prompts = _encode_all(_each(body.input, "input"), "input", model, view.limits)
     lean = body.model_copy(update={"input": ""})
-    return Prepared(lean, model.name, "", SamplingParams(seed=0), prompts)
+    return Prepared(lean, model.name, model.name, "", SamplingParams(seed=0), prompts)
 
 
 _HEAVY = {"metadata": None, "logit_bias": None, "stop": None, "stop_token_ids": None}
@@ -130,9 +121,10 @@ _HEAVY = {"metadata": None, "logit_bias": None, "stop": None, "stop_token_ids": 
 
 
 def sampling_params(
-    body: ChatRequest | CompletionRequest, model: ServedModel, limits: ServerLimits
+    body: ChatRequest | CompletionRequest, served: ServedName, limits: ServerLimits
 ) -> SamplingParams:
-    """The request's parameters as the engine takes them. Raises ApiError 400."""
+    """The request's parameters as the engine takes them; what it leaves open is the preset's, the
+    model's own, or the default. Raises ApiError 400."""
     if body.stream_options is not None and not body.stream:
         raise invalid("stream_options: only allowed where stream is true", "stream_options")
     max_tokens = body.max_tokens
@@ -153,6 +145,7 @@ def sampling_params(
         max_tokens = max_tokens or DEFAULT_COMPLETION_TOKENS
         if body.echo and logprobs is not None:
             raise unsupported("echo", "with logprobs it asks for log probabilities of the prompt")
+    model = served.model
     bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
     model.check_tokens(tuple(bias), "logit_bias")
     stops = tuple(body.stop_token_ids or ())
@@ -168,7 +161,7 @@ def sampling_params(
         "seed": body.seed,
         "ignore_eos": body.ignore_eos,
     }
-    top_k = 0 if body.top_k in (None, -1) else body.top_k  # -1 is vLLM's spelling of "all"
+    top_k = 0 if body.top_k == -1 else body.top_k  # -1 is vLLM's spelling of "all"
     stop = body.stop or ()
     try:
         return SamplingParams(
@@ -177,9 +170,9 @@ def sampling_params(
             logit_bias=bias,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             stop_token_ids=stops,
-            top_k=top_k or 0,
+            top_k=top_k,
             **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
-        )
+        ).resolved(*served.sampling)
     except UsageError as error:
         raise invalid(str(error)) from None
 

@@ -15,7 +15,9 @@ from types import FrameType
 
 import uvicorn
 
+from sartor.engine.preset import Preset
 from sartor.errors import UsageError
+from sartor.graph import describe_sampling
 from sartor.plan import ExecutionPlan
 from sartor.serving.addresses import is_public, listen, room_for, url
 from sartor.serving.app import create_app
@@ -27,6 +29,7 @@ from sartor.serving.keys import KeyFile
 from sartor.serving.lifecycle import Timing
 from sartor.serving.limits import ServerLimits
 from sartor.serving.messages import AdapterSpec
+from sartor.serving.names import lookup, served_names
 from sartor.serving.telemetry import Sink, Telemetry
 from sartor.store.progress import Progress
 from sartor.store.store import ModelStore
@@ -44,6 +47,7 @@ def serve(
     timing: Timing | None = None,
     adapters: Mapping[str, Path] | None = None,
     adapter_folder: Path | None = None,
+    presets: Sequence[Preset] = (),
     telemetry: Telemetry | None = None,
     memory_bytes: int | None = None,
     limits: ServerLimits | None = None,
@@ -58,6 +62,7 @@ def serve(
     port          0 takes a free one; the ready line names it
     cache         folder of packed weights; None keeps none
     adapters      LoRA adapters of the (only) model, by the names that requests use
+    presets       served under their names beside the models; one that names a model needs that one
     adapter_folder  where adapters lie that clients may load; None lets them load none
     max_requests  prompts that may be unfinished at once; further ones get status 429
     max_wait      seconds that a request may wait for its first token, by estimate; one that would
@@ -89,6 +94,7 @@ def serve(
         model.aliases = frozenset({reference})
         served[stored.name] = model
     _add_adapters(served, adapters or {})
+    _add_presets(served, presets, store)
     if adapter_folder is not None and not adapter_folder.is_dir():
         raise UsageError(f"serve: the adapter folder {adapter_folder} does not exist")
     with (
@@ -138,11 +144,40 @@ def _add_adapters(served: Mapping[str, ServedModel], adapters: Mapping[str, Path
         raise UsageError("serve: adapters are for one model; serve it alone")
     (model, *_) = served.values()
     for name, path in adapters.items():
-        if name in served:
+        if lookup(served, name) is not None:
             raise UsageError(f"serve: the adapter {name} has the name of the model; rename it")
         if not path.is_dir():
             raise UsageError(f"serve: the adapter {name}: {path} is no folder")
         model.adapters[name] = AdapterSpec(name, str(path.resolve()))
+
+
+def _add_presets(
+    served: Mapping[str, ServedModel], presets: Sequence[Preset], store: ModelStore
+) -> None:
+    for preset in presets:
+        where = f"serve: the preset {preset.name}"
+        if (taken := lookup(served, preset.name)) is not None:
+            what = "preset" if taken.preset else "adapter" if taken.adapter else "model"
+            raise UsageError(f"{where} has the name of another {what} here; rename it")
+        if preset.model:
+            stored = store.resolve(preset.model)
+            if stored is None or stored.name not in served:
+                raise UsageError(f"{where} is for {preset.model}; name that model too")
+            model = served[stored.name]
+        elif len(served) == 1:
+            (model,) = served.values()
+        else:
+            raise UsageError(
+                f"{where} names no model, and {len(served)} are served; write model = ... into it"
+            )
+        if model.makes != "text":
+            raise UsageError(f"{where} is for models that write text; {model.name} makes vectors")
+        if preset.chats and model.template is None:
+            raise UsageError(
+                f"{where} has a system prompt or template variables, but {model.name} has no chat "
+                "template"
+            )
+        model.presets[preset.name] = preset
 
 
 async def _serve(
@@ -186,6 +221,13 @@ async def _serve(
 async def _announce(gateway: Gateway, address: str) -> None:
     names = ", ".join(gateway.models)
     print(f"Loading {names} ...", file=sys.stderr, flush=True)
+    for served in served_names(gateway.models):
+        if served.model.makes == "text" and not served.adapter:
+            if served.preset is None:
+                for note in served.model.sampling.notes:
+                    print(f"note: {note}", file=sys.stderr)
+            sampling = describe_sampling(*served.sampling)
+            print(f"{served.name} samples with {sampling}", file=sys.stderr, flush=True)
     await gateway.settled()
     working = [name for name in gateway.models if gateway.problem(name) is None]
     for name in gateway.models:

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sartor.errors import UnsupportedError, UsageError
 from sartor.serving.errors import internal
 from sartor.serving.gateway import Gateway
-from sartor.serving.prepare import lookup
+from sartor.serving.names import lookup
 from sartor.serving.request_log import LogFormat, RequestLog
 from sartor.serving.request_record import RequestRecord
 from sartor.serving.tracing import Tracing, otlp_provider, wanted_by_environment
@@ -109,7 +109,7 @@ class Observer:
         route: Any = scope.get("route")
         record.route = getattr(route, "path", record.route)
         if not record.model and (found := lookup(self._gateway.models, record.asked)):
-            record.model = found[0].name
+            record.model = found.model.name
         for sink in self._sinks:
             try:
                 sink(record)
