@@ -171,7 +171,7 @@ def template_from_folder(folder: Path) -> ChatTemplate | None:
     Looks, in the order of transformers, into ``chat_template.jinja``, ``chat_template.json`` and
     ``tokenizer_config.json`` (one template, or a list of named ones: "default", "tool_use").
     """
-    from sartor.text.folder import read_json, special_token
+    from sartor.text.folder_files import read_json, special_token
 
     folder = Path(folder)
     found: object = None
