@@ -161,7 +161,7 @@ def test_what_an_answer_needs_is_still_an_error(byte_level: dict[str, object]) -
 
 
 def test_without_any_end_it_says_so(byte_level: dict[str, Any]) -> None:
-    tokens = [t.replace("|", "!") for t in byte_level["tokenizer.ggml.tokens"]]
+    tokens = [t.replace("<|", "<!") for t in byte_level["tokenizer.ggml.tokens"]]
     notes: list[str] = []
     metadata = {**byte_level, "tokenizer.ggml.eos_token_id": 10**6}
     metadata["tokenizer.ggml.tokens"] = tokens
