@@ -63,6 +63,11 @@ def show(model: Model, json: Json = False) -> None:
 
     known = ModelStore().show(model)
     entry, stored = known.entry, known.stored
+    notes: tuple[str, ...] = ()
+    if stored is not None:
+        from sartor.engine.load import read_notes
+
+        notes = read_notes(stored.path)
     if json:
         catalogue = entry and {
             "title": entry.title,
@@ -80,6 +85,7 @@ def show(model: Model, json: Json = False) -> None:
                     {"ref": str(source.ref), "verified": source.verified}
                     for source in known.sources
                 ],
+                "notes": list(notes),
             }
         )
         return
@@ -95,6 +101,7 @@ def show(model: Model, json: Json = False) -> None:
             facts.append(("note", entry.note))
     facts += [("source", _source(source)) for source in known.sources]
     facts += _stored_facts(stored) if stored else [("stored", f"no; sartor pull {known.name}")]
+    facts += [("note", note) for note in notes]
     print_facts(facts)
 
 

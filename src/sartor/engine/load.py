@@ -6,7 +6,7 @@ import gc
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from sartor.engine.encoder import Encoder
 from sartor.engine.engine import Engine
 from sartor.engine.head import requantize_head
 from sartor.engine.sizing import MEMORY_SHARE, size_state
-from sartor.errors import UnsupportedError
+from sartor.errors import SartorError, UnsupportedError
 from sartor.graph import Capabilities, Program
 from sartor.hardware import memory
 from sartor.plan import ExecutionPlan
@@ -37,8 +37,9 @@ class LoadedModel:
     ``plan`` has every "auto" replaced; ``capabilities`` are those of what runs it;
     ``bits_per_weight``: all that is packed, scales and offsets too, over the checkpoint's weights.
     ``model`` and ``identity`` are the checkpoint's; the executable's program may differ where the
-    plan has the head quantised again. ``note`` is one line for people where it does not run as
-    models usually do (see ``engine/fallback``).
+    plan has the head quantised again. ``notes`` are lines for people: where it does not run as
+    models usually do (see ``engine/fallback``), what was assumed, and what of the checkpoint is
+    wrong and not used.
     """
 
     name: str
@@ -51,7 +52,7 @@ class LoadedModel:
     load_seconds: float
     bits_per_weight: float
     identity: str
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def writes_text(self) -> bool:
@@ -101,8 +102,9 @@ def _load(
     except UnknownArchitectureError as unknown:
         return _load_fallback(checkpoint, unknown, plan, name, taps, started)
     # A large vocabulary takes as long as the weights, and packing leaves the interpreter free.
+    notes: list[str] = []
     with ThreadPoolExecutor(1) as pool:
-        text = pool.submit(load_text, checkpoint)
+        text = pool.submit(load_text, checkpoint, notes)
         backend, device = choose(plan.backend, plan.device)
         plan = plan.replace(backend=backend.name, device=device.name)
         capabilities = backend.capabilities(device.name)
@@ -127,6 +129,7 @@ def _load(
         # A head of its own is no further weight of the model, but more bits for the same ones.
         bits_per_weight=weights.bits_per_weight * program.size / model.program.size,
         identity=checkpoint.identity(),
+        notes=(*model.notes, *notes),
     )
 
 
@@ -155,7 +158,8 @@ def _load_fallback(
     from sartor.engine.fallback.model import CAPABILITIES, open_fallback
 
     model, executable = open_fallback(checkpoint, unknown, plan, taps)
-    tokenizer, template = load_text(checkpoint)
+    notes: list[str] = []
+    tokenizer, template = load_text(checkpoint, notes)
     return LoadedModel(
         name=name,
         model=model,
@@ -167,7 +171,7 @@ def _load_fallback(
         load_seconds=time.perf_counter() - started,
         bits_per_weight=executable.bits_per_weight,
         identity=checkpoint.identity(),
-        note=model.note,
+        notes=(model.note, *notes),
     )
 
 
@@ -204,15 +208,40 @@ def make_encoder(loaded: LoadedModel) -> Encoder:
     return Encoder(executable, context_length=loaded.context_length)
 
 
-def load_text(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None]:
-    """The tokenizer of a checkpoint, and its chat template where it has one."""
+def load_text(
+    checkpoint: Checkpoint, notes: list[str] | None = None
+) -> tuple[Tokenizer, ChatTemplate | None]:
+    """The tokenizer of a checkpoint, and its chat template where it has one. ``notes`` gets a line
+    for each thing that is wrong there and not used."""
     from sartor.text.template import template_from_folder, template_from_gguf
     from sartor.text.tokenizer import tokenizer_from_folder, tokenizer_from_gguf
 
     if checkpoint.kind == "gguf":
         metadata = checkpoint.metadata
-        return tokenizer_from_gguf(metadata), template_from_gguf(metadata)
-    return tokenizer_from_folder(checkpoint.path), template_from_folder(checkpoint.path)
+        return tokenizer_from_gguf(metadata, notes), template_from_gguf(metadata, notes)
+    folder = checkpoint.path
+    return tokenizer_from_folder(folder, notes), template_from_folder(folder, notes)
+
+
+def read_notes(path: Path) -> tuple[str, ...]:
+    """The ``notes`` that loading a checkpoint would give, without reading its weights. What is an
+    error at load is no note, and is not raised here."""
+    from sartor.formats import open_checkpoint
+    from sartor.models import load_model
+
+    notes: list[str] = []
+    try:
+        checkpoint = open_checkpoint(path)
+    except SartorError:
+        return ()
+    try:
+        with suppress(SartorError):
+            notes += load_model(checkpoint).notes
+        with suppress(SartorError):
+            load_text(checkpoint, notes)
+    finally:
+        checkpoint.close()
+    return tuple(notes)
 
 
 def _check(capabilities: Capabilities, program: Program, plan: ExecutionPlan) -> None:
