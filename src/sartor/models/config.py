@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sartor.errors import UnsupportedError
 from sartor.ops.rope import RopeSpec
@@ -120,7 +120,7 @@ class ModelConfig:
     latent: LatentConfig | None = None
     pooling: str = ""
     normalize: bool = False
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
