@@ -132,8 +132,9 @@ NEEDS_A_SYSTEM = (
     + PARTS_ONLY["map"]
 )
 NEEDS_TOOLS = (
-    "{% for t in tools %}{{ t.function.name }}{{ t.function.parameters.properties | length }}"
-    "{% endfor %}{% if not tools %}{{ raise_exception('no tools') }}{% endif %}" + PARTS_ONLY["map"]
+    "{% if not tools %}{{ raise_exception('no tools') }}{% endif %}{% for t in tools %}"
+    "{{ t.function.name }}{{ t.function.parameters.properties | length }}{% endfor %}"
+    + PARTS_ONLY["map"]
 )
 THREE = [
     {"role": "system", "content": "S"},

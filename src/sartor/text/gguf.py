@@ -40,6 +40,10 @@ from sartor.text.tokenizer import Tokenizer
 PREFIX = "tokenizer.ggml."
 _STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _NEEDED_KEYS = ("bos_token_id", *_STOP_KEYS)
+_USUAL = {
+    "bos": ("<s>", "<bos>", "<|begin_of_text|>", "<\uff5cbegin\u2581of\u2581sentence\uff5c>"),
+    "eos": ("</s>", "<eos>"),
+}
 
 
 @runtime_checkable
@@ -169,6 +173,30 @@ def build_tokenizer(metadata: Mapping[str, object], notes: list[str] | None = No
     return built
 
 
+def named_token(
+    keys: Keys, tokens: Sequence[str], name: str, types: TokenTypes | None = None
+) -> int | None:
+    """The id that the key of ``name`` ("bos", "eos", ...) gives.
+
+    Where it gives one that is none, the control token with a usual name. SentencePiece files may be
+    from before the keys were mandatory: there also without a key, and last at the usual place.
+    """
+    key = f"{name}_token_id"
+    token = keys.token(key, len(tokens))
+    pieces = keys.text("model", "") == "llama"
+    if token is not None or name not in _USUAL or not (pieces or key in keys):
+        return token
+    if types is None:
+        if "token_type" not in keys:
+            return None
+        types = keys.types(len(tokens))
+        types = with_control(types, misnamed_control(tokens, types))
+    control = ids_of_type(types, TokenType.CONTROL)
+    found = next((i for i in control if tokens[i] in _USUAL[name]), None)
+    place = 1 if name == "bos" else 2
+    return place if found is None and pieces and place in control else found
+
+
 def _byte_level(keys: Keys, tokens: list[str]) -> Tokenizer:
     from tokenizers import AddedToken, models, normalizers
     from tokenizers import Tokenizer as Backend
@@ -214,7 +242,7 @@ def _byte_level(keys: Keys, tokens: list[str]) -> Tokenizer:
         text = tokens[token]
         return text.encode("utf-8", "replace") if token in added else unspell(text)
 
-    bos = keys.token("bos_token_id", len(tokens))
+    bos = named_token(keys, tokens, "bos", types)
     return Tokenizer(
         encoder=TokenizersEncoder(backend),
         bytes_of=bytes_of,
@@ -234,11 +262,7 @@ def _sentencepiece(keys: Keys, tokens: list[str]) -> Tokenizer:
     scores = keys.numbers("scores", size).tolist()  # Python's own are quicker to compare
     _check_distinct(tokens, set(tokens))
     types = _repaired(keys, tokens, types)
-    # SentencePiece's own defaults, for files from before the keys were mandatory.
-    bos = keys.token("bos_token_id", size)
-    bos = _control(tokens, types, ("<s>", "<bos>"), 1) if bos is None else bos
-    eos = keys.token("eos_token_id", size)
-    eos = _control(tokens, types, ("</s>", "<eos>"), 2) if eos is None else eos
+    bos, eos = (named_token(keys, tokens, name, types) for name in ("bos", "eos"))
     takes = surroundings_of(keys, tokens, types)
     charsmap = keys.codes("precompiled_charsmap") if "precompiled_charsmap" in keys else b""
     return sentencepiece_tokenizer(
@@ -422,15 +446,6 @@ def _repaired(
             "control tokens"
         )
     return with_control(types, wrong)
-
-
-def _control(
-    tokens: Sequence[str], types: TokenTypes, names: Sequence[str], default: int
-) -> int | None:
-    """A control token by one of its usual names, or at its usual place."""
-    ids = ids_of_type(types, TokenType.CONTROL)
-    found = next((i for i in ids if tokens[i] in names), None)
-    return default if found is None and default in ids else found
 
 
 def _check_distinct(tokens: Sequence[str], distinct: Collection[str]) -> None:

@@ -243,12 +243,12 @@ def template_from_gguf(
     without any sign of why. Callers refuse chat and offer plain completion. A template that cannot
     be used is one with a ``fault``, and a line in ``notes``.
     """
-    from sartor.text.gguf import Keys
+    from sartor.text.gguf import Keys, named_token
 
     prefix = "tokenizer.chat_template"
-    named: dict[str, object] = {
-        key.removeprefix(prefix + "."): value
-        for key, value in metadata.items()
+    named: dict[str, object] = {  # without a look at values: arrays are decoded when asked for
+        key.removeprefix(prefix + "."): metadata[key]
+        for key in metadata
         if key.startswith(prefix + ".")
     }
     if prefix in metadata:
@@ -258,13 +258,13 @@ def template_from_gguf(
         return None
     tokens = keys.strings("tokens")
     variables = {}
-    for variable, key in (
-        ("bos_token", "bos_token_id"),
-        ("eos_token", "eos_token_id"),
-        ("unk_token", "unknown_token_id"),
-        ("pad_token", "padding_token_id"),
+    for variable, name in (
+        ("bos_token", "bos"),
+        ("eos_token", "eos"),
+        ("unk_token", "unknown"),
+        ("pad_token", "padding"),
     ):
-        token = keys.token(key, len(tokens))
+        token = named_token(keys, tokens, name)
         variables[variable] = "" if token is None else tokens[token]
     return _chosen(named, prefix, variables, keys.notes)
 
