@@ -101,7 +101,7 @@ def executable(loaded: LoadedModel) -> FallbackExecutable:
 
 
 def test_it_says_what_it_is(kind: str, loaded: LoadedModel) -> None:
-    assert "runs through transformers' own code: slower" in loaded.note
+    assert "runs through transformers' own code: slower" in loaded.notes[0]
     path = loaded.executable.kernel_path("logits")
     assert path.startswith("transformers ")
     assert KINDS[kind] in path

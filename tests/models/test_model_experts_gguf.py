@@ -72,6 +72,24 @@ def test_configuration_equals_that_of_the_folder(route: str, tmp_path: Path) -> 
     assert rope[0].interleaved == rope[1].interleaved
 
 
+def test_gpt_oss_says_what_it_assumes_of_yarn(tmp_path: Path) -> None:
+    """No converter writes the key, and other engines cut the ramp to integers."""
+    architecture, case = ROUTES["gpt-oss"]
+    oracle = build(case, {})
+    model = _loaded(write(oracle, architecture, tmp_path / "tiny.gguf"))
+    key = "gpt-oss.rope.scaling.yarn_truncate"
+    assert [f"the file has no {key}: false is assumed" in note for note in model.notes] == [True]
+    for truncate in (False, True):
+        path = tmp_path / f"{truncate}.gguf"
+        write(oracle, architecture, path, lambda w, t=truncate: w.add_bool(key, t))
+        model = _loaded(path)
+        assert model.notes == ()
+        rope = model.config.layers[0].rope
+        assert rope is not None
+        assert rope.truncate is truncate
+    assert _loaded(save(oracle, tmp_path / "folder")).notes == ()  # config.json has the option
+
+
 @pytest.mark.parametrize("family", ["olmoe", "qwen2moe"])
 def test_normalised_weights_of_experts(family: str, backend: str, tmp_path: Path) -> None:
     """Where nothing is said they are not normalised; a file may say that they are."""

@@ -127,6 +127,17 @@ def test_quantised_parts_of_fused_tensors_without_loss(tmp_path: Path) -> None:
     assert np.array_equal(up.data, checkpoint.weight("blk.1.ffn_up.weight").data[80:])
 
 
+def test_a_missing_attention_factor_of_longrope_is_said(tmp_path: Path) -> None:
+    def forget(writer: gguf.GGUFWriter) -> None:
+        _longrope(16)(writer)
+        writer.kv_data[0].pop("phi3.rope.scaling.attn_factor")
+
+    oracle = build(DENSE_CASES["phi3-longrope-long"], {})
+    (note,) = _loaded(write(oracle, "phi3", tmp_path / "without.gguf", forget)).notes
+    assert note.startswith("the file has no phi3.rope.scaling.attn_factor")
+    assert _loaded(write(oracle, "phi3", tmp_path / "with.gguf", _longrope(16))).notes == ()
+
+
 def test_missing_short_factors_are_named(tmp_path: Path) -> None:
     def extra(writer: gguf.GGUFWriter) -> None:
         _longrope(16)(writer)

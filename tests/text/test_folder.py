@@ -99,9 +99,52 @@ def test_configuration_over_post_processor(tmp_path: Path, page: str) -> None:
         generation_config={"eos_token_id": [1, 7]},
     )  # fmt: skip
     ours = tokenizer_from_folder(tmp_path)
-    assert (ours.add_bos, ours.add_eos) == (False, True)
+    assert (ours.add_bos, ours.add_eos) == (True, True)  # the post-processor has the first
     assert ours.eos_ids == {1, 2, 7}
-    assert ours.encode("a", add_special=False) == ours.encode("a")[:-1]
+    assert ours.encode("a", add_special=False) == ours.encode("a")[1:-1]
+
+
+@pytest.mark.parametrize("written", ["$A", "<s> $A", "$A </s>", "<s> $A </s>"])
+@pytest.mark.parametrize("add_bos", ["absent", None, False, True])
+@pytest.mark.parametrize("add_eos", ["absent", None, False, True])
+@pytest.mark.parametrize("kind", ["byte level", "prefix"])
+def test_each_side_is_the_options_or_the_post_processors(
+    tmp_path: Path, page: str, kind: str, written: str, add_bos: object, add_eos: object
+) -> None:
+    from transformers import AutoTokenizer
+
+    backend = byte_level(page) if kind == "byte level" else sentencepiece_like(page, True)
+    backend.post_processor = processors.TemplateProcessing(
+        single=written, pair=f"{written} $B", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    options = {"add_bos_token": add_bos, "add_eos_token": add_eos}
+    config = {k: v for k, v in options.items() if v != "absent"}
+    write(tmp_path, backend, tokenizer_config={"bos_token": "<s>", "eos_token": "</s>", **config})
+    ours = tokenizer_from_folder(tmp_path)
+    ids = ours.encode("Hello world", add_special=False)
+    begin = add_bos if isinstance(add_bos, bool) else "<s>" in written
+    end = add_eos if isinstance(add_eos, bool) else "</s>" in written
+    assert ours.encode("Hello world") == [0] * begin + ids + [1] * end
+    if not isinstance(add_bos, bool) and not isinstance(add_eos, bool):
+        # With tokenizer.json there, transformers 5 reads neither option.
+        oracle = AutoTokenizer.from_pretrained(tmp_path)
+        assert ours.encode("Hello world") == oracle.encode("Hello world")
+
+
+def test_an_option_does_not_take_what_else_the_post_processor_writes(
+    tmp_path: Path, page: str
+) -> None:
+    backend = byte_level(page)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> é! $A", pair="<s> é! $A $B",
+        special_tokens=[("<s>", 0), ("é!", backend.token_to_id("é!"))],
+    )  # fmt: skip
+    names = {"bos_token": "<s>", "eos_token": "</s>"}
+    write(tmp_path, backend, tokenizer_config={**names, "add_bos_token": True})
+    with_bos = tokenizer_from_folder(tmp_path).encode("a")
+    assert with_bos == backend.encode("a").ids
+    write(tmp_path, backend, tokenizer_config={**names, "add_bos_token": False})
+    assert tokenizer_from_folder(tmp_path).encode("a") == with_bos[1:]
 
 
 def test_broken_folders(tmp_path: Path, page: str) -> None:
@@ -110,9 +153,11 @@ def test_broken_folders(tmp_path: Path, page: str) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(FormatError, match=r"cannot read .*tokenizer\.json"):
         tokenizer_from_folder(tmp_path)
-    write(tmp_path, byte_level(page), config={"eos_token_id": 10**6})
-    with pytest.raises(FormatError, match=r"eos_token_id in .*config\.json holds 1000000"):
-        tokenizer_from_folder(tmp_path)
+    write(tmp_path, byte_level(page), config={"eos_token_id": [10**6, -1, 1]})
+    notes: list[str] = []
+    assert tokenizer_from_folder(tmp_path, notes).eos_ids == {1, 2}
+    assert len(notes) == 2
+    assert "eos_token_id in config.json holds 1000000, but the vocabulary has" in notes[0]
     write(tmp_path, byte_level(page), tokenizer_config=[1], config={})
     with pytest.raises(FormatError, match=r"tokenizer_config\.json must hold a JSON object"):
         tokenizer_from_folder(tmp_path)

@@ -158,8 +158,6 @@ def test_bytes_of_tokens(llama: Pair) -> None:
         ({"scores": None}, "tokenizer.ggml.scores is missing"),
         ({"scores": ["a"] * 900}, "tokenizer.ggml.scores must be an array of numbers"),
         ({"token_type": None}, "tokenizer.ggml.token_type is missing"),
-        ({"unknown_token_id": 900}, "tokenizer.ggml.unknown_token_id is 900"),
-        ({"eot_token_id": -1}, "tokenizer.ggml.eot_token_id is -1"),
         ({"precompiled_charsmap": "abc"}, "tokenizer.ggml.precompiled_charsmap must be"),
         ({"precompiled_charsmap": [1, 2]}, "tokenizer.ggml.precompiled_charsmap"),
         ({"add_space_prefix": 7}, "tokenizer.ggml.add_space_prefix must be a boolean"),

@@ -146,13 +146,16 @@ def test_content_parts() -> None:
     )
     assert template(only_lists).render(PARTS) == "[a][b]"
     assert template(only_lists).render([{"role": "user", "content": "xy"}]) == "[xy]"
-    tested = "{% if messages[0].content is string %}T{% else %}" + only_lists + "{% endif %}"
-    assert template(tested).render(CHAT) == "T"
+    tested = (
+        "{% if messages[0].content is string %}{% for m in messages %}{{ m.content }}{% endfor %}"
+        "{% else %}" + only_lists + "{% endif %}"
+    )
+    assert template(tested).render(CHAT[1:2]) == CHAT[1]["content"]
     assert template(tested).render(PARTS) == "[a][b]"
-    assert template("{{ messages[0]['content'][0] }}").render(CHAT) == "B"
     image = [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]
-    with pytest.raises(UsageError, match="message 0 holds a part of type 'image_url'"):
-        template(LLAMA3).render(image)
+    for source in (LLAMA3, GEMMA):  # Gemma's would leave a place for it, but no model here sees
+        with pytest.raises(UsageError, match="message 0 holds a part of type 'image_url'"):
+            template(source).render(image)
 
 
 def test_a_template_may_refuse() -> None:
@@ -215,7 +218,7 @@ def test_syntax_errors_name_the_line() -> None:
     [
         (["hi"], "message 0 must be an object, but is a str"),
         ([{"content": "hi"}], "message 0 needs a role"),
-        ([{"role": "user"}], "fails on these messages|refuses these messages"),
+        ([{"role": "user", "content": 7}], "fails on these messages"),
         ([{"role": "user", "content": object()}], "type object is not JSON data"),
     ],
 )
@@ -239,22 +242,23 @@ def test_dates_and_json() -> None:
 def test_from_gguf() -> None:
     metadata: dict[str, object] = {
         "tokenizer.chat_template": "{{ bos_token }}{{ messages[0].content }}{{ unk_token }}",
-        "tokenizer.chat_template.tool_use": "TOOLS",
+        "tokenizer.chat_template.tool_use": "TOOLS {{ messages[0].content }}",
         "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>"],
         "tokenizer.ggml.bos_token_id": 1,
     }
     found = template_from_gguf(metadata)
     assert found is not None
     assert found.render(CHAT[1:2]) == "<s> Grüße, 世界! 😀 "
-    assert found.render(CHAT, tools=TOOLS) == "TOOLS"
+    assert found.render(CHAT[1:2], tools=TOOLS) == "TOOLS  Grüße, 世界! 😀 "
     assert template_from_gguf({}) is None
-    with pytest.raises(FormatError, match="must be a string"):
-        template_from_gguf({"tokenizer.chat_template": 1})
 
 
 def test_from_folder(tmp_path: Path) -> None:
     assert template_from_folder(tmp_path) is None
     config = tmp_path / "tokenizer_config.json"
+
+    chat = [{"role": "user", "content": "C"}]
+    say = " {{ messages[0].content }}"
 
     def write(chat_template: object) -> None:
         tokens = {"bos_token": {"content": "<B>"}, "eos_token": "<E>"}
@@ -263,21 +267,90 @@ def test_from_folder(tmp_path: Path) -> None:
     def rendered(**options: Any) -> str:
         found = template_from_folder(tmp_path)
         assert found is not None
-        return found.render(CHAT, **options)
+        return found.render(chat, **options)
 
-    write("{{ bos_token }}{{ eos_token }}")
-    assert rendered() == "<B><E>"
-    write([{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}])
-    assert (rendered(), rendered(tools=TOOLS)) == ("D", "T")
-    (tmp_path / "chat_template.json").write_text('{"chat_template": "J"}')
-    assert rendered() == "J"
-    (tmp_path / "chat_template.jinja").write_text("Jinja")
-    assert rendered() == "Jinja"
+    write("{{ bos_token }}{{ eos_token }}" + say)
+    assert rendered() == "<B><E> C"
+    several = {"default": "D" + say, "tool_use": "T" + say}
+    write([{"name": name, "template": source} for name, source in several.items()])
+    assert (rendered(), rendered(tools=TOOLS)) == ("D C", "T C")
+    write(several)
+    assert (rendered(), rendered(tools=TOOLS)) == ("D C", "T C")
+    write({"default": "D" + say})
+    assert (rendered(), rendered(tools=TOOLS)) == ("D C", "D C")
+    more = tmp_path / "additional_chat_templates"
+    more.mkdir()
+    (more / "tool_use.jinja").write_text("A" + say)
+    assert (rendered(), rendered(tools=TOOLS)) == ("D C", "A C")
+    (more / "tool_use.jinja").unlink()
+    for content in ("J" + say, {"default": "J" + say}):
+        (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": content}))
+        assert rendered() == "J C"
+    (tmp_path / "chat_template.jinja").write_text("Jinja" + say)
+    assert rendered() == "Jinja C"
     (tmp_path / "chat_template.jinja").unlink()
     (tmp_path / "chat_template.json").write_text("{")
     with pytest.raises(FormatError, match=r"chat_template\.json"):
         rendered()
-    (tmp_path / "chat_template.json").unlink()
-    write([{"name": "other", "template": "D"}])
-    with pytest.raises(FormatError, match="'default'"):
-        rendered()
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        ([{"name": "rag", "template": "D"}], "has no 'default', only 'rag'"),
+        ({"rag": "D", "x": "y"}, "has no 'default', only 'rag', 'x'"),
+        ("{% for %}", "the chat template has a syntax error in line 1"),
+        ({"default": "a\n{{ b"}, "the chat template has a syntax error in line 2"),
+        (7, "is not text"),
+        ({"default": ["x"]}, "is not text"),
+        ([{"name": "default"}], "is not text"),
+    ],
+)
+@pytest.mark.parametrize("gguf", [False, True])
+def test_a_template_that_cannot_be_used_disables_chat_only(
+    tmp_path: Path, written: Any, reason: str, gguf: bool
+) -> None:
+    notes: list[str] = []
+    if gguf:
+        if isinstance(written, list):
+            written = {t["name"]: t.get("template", 1) for t in written}
+        key = "tokenizer.chat_template"
+        named = written if isinstance(written, dict) else {"default": written}
+        metadata = {key if n == "default" else f"{key}.{n}": t for n, t in named.items()}
+        found = template_from_gguf({**metadata, "tokenizer.ggml.tokens": ["a"]}, notes)
+    else:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": written}))
+        found = template_from_folder(tmp_path, notes)
+    assert found is not None
+    assert reason in found.fault
+    assert notes == [found.fault]
+    with pytest.raises(UsageError, match=r"the model cannot chat: .*; a plain prompt needs no"):
+        found.render(CHAT)
+
+
+@pytest.mark.parametrize("written", ["", "  \n", [], {}, {"default": ""}, None])
+def test_an_empty_template_is_none(tmp_path: Path, written: Any) -> None:
+    notes: list[str] = []
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": written}))
+    assert template_from_folder(tmp_path, notes) is None
+    assert len(notes) == (written is not None)
+    if isinstance(written, str):
+        metadata = {"tokenizer.chat_template": written, "tokenizer.ggml.tokens": ["a"]}
+        assert template_from_gguf(metadata) is None
+
+
+def test_a_template_for_tools_alone(tmp_path: Path) -> None:
+    notes: list[str] = []
+    sources = {"tool_use": "T {{ messages[0].content }}"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": sources}))
+    found = template_from_folder(tmp_path, notes)
+    assert found is not None
+    assert found.render(CHAT[1:2], tools=TOOLS).startswith("T ")
+    with pytest.raises(UsageError, match="has no 'default', only 'tool_use'"):
+        found.render(CHAT[1:2])
+    sources = {"default": "D {{ messages[0].content }}", "tool_use": "{% for %}"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": sources}))
+    found = template_from_folder(tmp_path, notes)
+    assert found is not None
+    assert found.render(CHAT[1:2]).startswith("D ")
+    assert notes[-1].startswith("the template for chats with tools is not used: the chat template")

@@ -87,3 +87,35 @@ def test_gguf_without_control_tokens(oracle: Backend) -> None:
     metadata["tokenizer.ggml.tokens"] = [*tokens, tokens[-1]]
     with pytest.raises(FormatError, match="twice"):
         tokenizer_from_gguf(metadata)
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize("said", [True, False])
+def test_capital_letters(page: str, lines: tuple[str, ...], lowercase: bool, said: bool) -> None:
+    """Files of before the key do not say it; a vocabulary with capital letters needs them."""
+    backend = Backend(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=500, show_progress=False, special_tokens=SPECIAL, continuing_subword_prefix="##"
+    )
+    backend.train_from_iterator([page], trainer)
+    metadata = _metadata(backend)
+    if said:
+        metadata["tokenizer.ggml.normalizer.lowercase"] = lowercase
+    ours = tokenizer_from_gguf(metadata)
+    for line in lines:
+        assert ours.encode(line, add_special=False) == backend.encode(line).ids
+
+
+def test_accents_apart_from_capital_letters(page: str) -> None:
+    backend = Backend(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=500, show_progress=False, special_tokens=SPECIAL, continuing_subword_prefix="##"
+    )
+    backend.train_from_iterator([page], trainer)
+    metadata = {**_metadata(backend), "tokenizer.ggml.normalizer.strip_accents": False}
+    ours = tokenizer_from_gguf(metadata)
+    assert ours.encode(page, add_special=False) == backend.encode(page).ids

@@ -108,8 +108,6 @@ def show(model: Model, json: Json = False) -> None:
             print_facts([("problem", problem)])
         if facts is not None:
             _print_file(facts)
-            for note in facts.notes:
-                say(f"note: {note}")
 
 
 def remove(models: Models, json: Json = False) -> None:
@@ -187,6 +185,7 @@ def _shown(
         ],
         "file": facts and {**dataclasses.asdict(facts), "path": str(facts.path)},
         "sampling": sampling_values(facts.sampling) if _writes_text(facts) else None,
+        "notes": list(facts.notes) if facts else [],
         "problem": problem,
         "now_called": known.now_called,
     }
@@ -258,7 +257,7 @@ def _model_facts(facts: ModelFacts) -> list[tuple[str, str]]:
         from sartor.graph import describe_sampling
 
         shown.append(("sampling", describe_sampling(facts.sampling)))
-    return [*shown, ("memory", _memory(facts))]
+    return [*shown, ("memory", _memory(facts)), *(("note", note) for note in facts.notes)]
 
 
 def _tokenizer(facts: ModelFacts) -> str:

@@ -143,8 +143,8 @@ def run(
         max_sequences=1,  # one conversation: its state is all that is needed
     )
     loaded, llm = _open(model, plan)
-    if loaded.note:
-        say(f"note: {loaded.note}")
+    for note in loaded.notes:
+        say(f"note: {note}")
     with llm:
         if not loaded.writes_text:
             raise UsageError(
@@ -163,6 +163,8 @@ def run(
             raise UsageError(
                 f"{loaded.name} has no chat template: it continues a PROMPT, and takes no --system"
             )
+        if loaded.template is not None and loaded.template.fault and not raw:
+            raise UsageError(f"{loaded.name}: {loaded.template.fault}; --raw continues a PROMPT")
         if prompt is None:
             from sartor.cli.chat import chat
 

@@ -76,7 +76,8 @@ class ModelFacts:
 
     ``layers``, ``width`` (features of a token between layers), ``context_length`` (tokens) and the
     like are None where the checkpoint does not say. ``sampling`` are the model's own settings;
-    ``notes`` are lines for people: what is wrong and not used.
+    ``notes`` are lines for people: what was assumed, and what is wrong and
+    not used.
     """
 
     path: Path
@@ -114,12 +115,14 @@ def _facts(checkpoint: Checkpoint) -> ModelFacts:
     size = sum(info.nbytes for info in infos)
     config = _Config(checkpoint)
     program, problem = None, None
+    notes: list[str] = []
     try:
         model = load_model(checkpoint)
         program = model.program
+        notes += model.notes
     except SartorError as error:
         problem = str(error)
-    tokenizer, template = _text(checkpoint)
+    tokenizer, template = _text(checkpoint, notes)
     context = config.integer("context_length", "max_position_embeddings", "n_positions")
     if program is not None:
         context = model.context_length
@@ -145,7 +148,7 @@ def _facts(checkpoint: Checkpoint) -> ModelFacts:
         license=_string(checkpoint.metadata.get("general.license")),
         sampling=sampling,
         memory=_memory(size, program, context),
-        notes=sampling.notes,
+        notes=(*notes, *sampling.notes),
     )
 
 
@@ -181,16 +184,16 @@ def _formats(checkpoint: Checkpoint) -> tuple[FormatShare, ...]:
     return tuple(sorted(shares, key=lambda share: -share.bytes))
 
 
-def _text(checkpoint: Checkpoint) -> tuple[TokenizerFacts, bool]:
+def _text(checkpoint: Checkpoint, notes: list[str]) -> tuple[TokenizerFacts, bool]:
     """The tokenizer, and whether there is a chat template."""
     kind = _tokenizer_kind(checkpoint)
     try:
-        tokenizer, template = load_text(checkpoint)
+        tokenizer, template = load_text(checkpoint, notes)
     except SartorError as error:
         return TokenizerFacts(kind, problem=str(error)), False
     special = _special(checkpoint, tokenizer)
     facts = TokenizerFacts(kind, tokenizer.vocab_size, tokenizer.add_bos, special)
-    return facts, template is not None
+    return facts, template is not None and not template.fault
 
 
 def _tokenizer_kind(checkpoint: Checkpoint) -> str:

@@ -37,9 +37,10 @@ class LoadedModel:
     ``plan`` has every "auto" replaced; ``capabilities`` are those of what runs it;
     ``bits_per_weight``: all that is packed, scales and offsets too, over the checkpoint's weights.
     ``model`` and ``identity`` are the checkpoint's; the executable's program may differ where the
-    plan has the head quantised again. ``note`` is one line for people where it does not run as
-    models usually do (see ``engine/fallback``). ``sampling`` is what the checkpoint says of how to
-    draw tokens, for requests that say nothing themselves.
+    plan has the head quantised again. ``sampling`` is what the checkpoint says of how to draw
+    tokens, for requests that say nothing themselves. ``notes`` are lines for people: where it does
+    not run as models usually do (see ``engine/fallback``), what was assumed, and what of the
+    checkpoint is wrong and not used.
     """
 
     name: str
@@ -52,8 +53,8 @@ class LoadedModel:
     load_seconds: float
     bits_per_weight: float
     identity: str
-    note: str = ""
     sampling: SamplingDefaults = UNSAID
+    notes: tuple[str, ...] = ()
 
     @property
     def writes_text(self) -> bool:
@@ -103,8 +104,9 @@ def _load(
     except UnknownArchitectureError as unknown:
         return _load_fallback(checkpoint, unknown, plan, name, taps, started)
     # A large vocabulary takes as long as the weights, and packing leaves the interpreter free.
+    notes: list[str] = []
     with ThreadPoolExecutor(1) as pool:
-        text = pool.submit(load_text, checkpoint)
+        text = pool.submit(load_text, checkpoint, notes)
         backend, device = choose(plan.backend, plan.device)
         plan = plan.replace(backend=backend.name, device=device.name)
         capabilities = backend.capabilities(device.name)
@@ -130,6 +132,7 @@ def _load(
         bits_per_weight=weights.bits_per_weight * program.size / model.program.size,
         identity=checkpoint.identity(),
         sampling=own_sampling(checkpoint),
+        notes=(*model.notes, *notes),
     )
 
 
@@ -159,7 +162,8 @@ def _load_fallback(
     from sartor.models import own_sampling
 
     model, executable = open_fallback(checkpoint, unknown, plan, taps)
-    tokenizer, template = load_text(checkpoint)
+    notes: list[str] = []
+    tokenizer, template = load_text(checkpoint, notes)
     return LoadedModel(
         name=name,
         model=model,
@@ -171,8 +175,8 @@ def _load_fallback(
         load_seconds=time.perf_counter() - started,
         bits_per_weight=executable.bits_per_weight,
         identity=checkpoint.identity(),
-        note=model.note,
         sampling=own_sampling(checkpoint),
+        notes=(model.note, *notes),
     )
 
 
@@ -209,15 +213,19 @@ def make_encoder(loaded: LoadedModel) -> Encoder:
     return Encoder(executable, context_length=loaded.context_length)
 
 
-def load_text(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None]:
-    """The tokenizer of a checkpoint, and its chat template where it has one."""
+def load_text(
+    checkpoint: Checkpoint, notes: list[str] | None = None
+) -> tuple[Tokenizer, ChatTemplate | None]:
+    """The tokenizer of a checkpoint, and its chat template where it has one. ``notes`` gets a line
+    for each thing that is wrong there and not used."""
     from sartor.text.template import template_from_folder, template_from_gguf
     from sartor.text.tokenizer import tokenizer_from_folder, tokenizer_from_gguf
 
     if checkpoint.kind == "gguf":
         metadata = checkpoint.metadata
-        return tokenizer_from_gguf(metadata), template_from_gguf(metadata)
-    return tokenizer_from_folder(checkpoint.path), template_from_folder(checkpoint.path)
+        return tokenizer_from_gguf(metadata, notes), template_from_gguf(metadata, notes)
+    folder = checkpoint.path
+    return tokenizer_from_folder(folder, notes), template_from_folder(folder, notes)
 
 
 def _check(capabilities: Capabilities, program: Program, plan: ExecutionPlan) -> None:

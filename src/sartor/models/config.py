@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sartor.errors import UnsupportedError
 from sartor.ops.rope import RopeSpec
@@ -91,6 +91,7 @@ class ModelConfig:
     latent           sizes of latent attention, where the model has it
     pooling, normalize  of an encoder: what becomes of its tokens (a kind of the operator
                      ``pool``), and whether the result has length 1
+    notes            lines for people: what was assumed where the checkpoint does not say it
     """
 
     architecture: str
@@ -119,6 +120,7 @@ class ModelConfig:
     latent: LatentConfig | None = None
     pooling: str = ""
     normalize: bool = False
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:

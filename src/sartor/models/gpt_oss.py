@@ -19,6 +19,7 @@ from sartor.models import experts, gguf, huggingface
 from sartor.models.config import ExpertsConfig, LayerConfig, ModelConfig
 from sartor.models.options import Options
 from sartor.models.registry import Architecture, TensorPlace
+from sartor.models.rope import GGUF_TRUNCATE
 from sartor.ops.functions import GATE_ALPHA, GATE_LIMIT
 from sartor.ops.weights import Weight
 
@@ -94,21 +95,32 @@ def _from_gguf(checkpoint: Checkpoint) -> ModelConfig:
         options.size("expert_used_count"),
         options.size("expert_feed_forward_length", config.ffn_size),
     )
-    config = dataclasses.replace(config, layers=_gguf_layers(config, options))
+    layers, notes = _gguf_layers(config, options)
+    config = dataclasses.replace(config, layers=layers, notes=notes)
     gguf.refuse_unread(options)
     return experts.with_experts(config, found)
 
 
-def _gguf_layers(config: ModelConfig, options: Options) -> tuple[LayerConfig, ...]:
-    """Files say neither which layers have a window nor that YaRN's ramp is not cut to integers:
-    both belong to the architecture."""
+def _gguf_layers(
+    config: ModelConfig, options: Options
+) -> tuple[tuple[LayerConfig, ...], tuple[str, ...]]:
+    """Files do not say which layers have a window: it belongs to the architecture. Nor do they say
+    that YaRN's ramp is not cut to integers, as in the published models; the second result is a
+    note of that."""
     window = options.size("attention.sliding_window")
     rope = config.layers[0].rope
     assert rope is not None
-    rope = dataclasses.replace(rope, truncate=False)
-    return tuple(
+    notes: tuple[str, ...] = ()
+    if rope.kind == "yarn" and options.raw(GGUF_TRUNCATE) is None:
+        rope = dataclasses.replace(rope, truncate=False)
+        notes = (
+            f"the file has no {options.prefix}{GGUF_TRUNCATE}: false is assumed, as in OpenAI's "
+            "own GPT-OSS (a model trained with true gives worse answers to long prompts)",
+        )
+    layers = tuple(
         LayerConfig(rope, 0 if index % 2 else window) for index in range(len(config.layers))
     )
+    return layers, notes
 
 
 def build(config: ModelConfig) -> Program:

@@ -129,6 +129,11 @@ class Model:
     def vocab_size(self) -> int:
         return self.config.vocab_size
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was assumed where the checkpoint does not say it, each in one line."""
+        return self.config.notes
+
 
 def load_model(checkpoint: Checkpoint) -> Model:
     """Builds the program of a checkpoint; reads configuration and headers, not the weights.

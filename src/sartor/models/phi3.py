@@ -16,6 +16,7 @@ from sartor.models.registry import Architecture, TensorPlace
 from sartor.models.rope import gguf_longrope
 from sartor.ops.rope import RopeSpec
 
+_ATTENTION_FACTOR = "rope.scaling.attn_factor"
 _SHORT, _LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 _GGUF_PARTS = {
     **gguf.LAYER_PARTS,
@@ -49,8 +50,14 @@ def _from_gguf(checkpoint: Checkpoint) -> ModelConfig:
         context = config.context_length
         original = options.size("rope.scaling.original_context_length", context)
         rope = _longrope(checkpoint, rope, context, original)
+        notes: tuple[str, ...] = ()
+        if options.raw(_ATTENTION_FACTOR) is None:
+            notes = (
+                f"the file has no {options.prefix}{_ATTENTION_FACTOR}, which LongRoPE needs: 1 is "
+                "assumed; where answers are poor, convert the model again",
+            )
         config = dataclasses.replace(
-            config, layers=(LayerConfig(rope, window),) * len(config.layers)
+            config, layers=(LayerConfig(rope, window),) * len(config.layers), notes=notes
         )
     gguf.refuse_unread(options)
     return config

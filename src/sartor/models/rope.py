@@ -44,6 +44,8 @@ _KEYS = {
     ),
 }
 """Options of each rope type; ``finetuned`` is a note of older YaRN checkpoints, not an option."""
+GGUF_TRUNCATE = "rope.scaling.yarn_truncate"
+"""Whether YaRN's ramp begins and ends at whole pairs. No published converter writes it yet."""
 _OLDER_NAMES = {"su": "longrope"}
 _ABSURD = 1e9  # far above any stretch or number of rotations that a model could mean
 
@@ -238,6 +240,7 @@ def _gguf_spec(
         original_context=original,
         beta_fast=options.number("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=options.number("rope.scaling.yarn_beta_slow", 1.0),
+        truncate=options.flag(GGUF_TRUNCATE, True),  # llama.cpp always does
     )
     # llama.cpp multiplies the factor that it derives by the stored one.
     return dataclasses.replace(spec, attention_factor=attention_factor(spec) * extra)

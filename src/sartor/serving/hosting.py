@@ -96,8 +96,9 @@ def host(specs: Sequence[ModelSpec], limit: int | None) -> Host:
         try:
             cache = None if spec.cache is None else Path(spec.cache)
             model = load(Path(spec.path), spec.plan, spec.name, cache)
-            if model.note:
-                print(f"note: {model.note}", file=sys.stderr, flush=True)
+            for note in model.notes:
+                whose = f"{spec.name}: " if len(specs) > 1 else ""
+                print(f"note: {whose}{note}", file=sys.stderr, flush=True)
             _lease_model(hosting.ledger, model)
         except Exception as error:
             _give_up(hosting, spec, error)

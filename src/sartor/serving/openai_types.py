@@ -206,9 +206,9 @@ class Message(Strict):
     name: str | None = None
 
     def plain(self) -> dict[str, Any]:
-        """As templates take it."""
+        """As templates take it; no content is their business too."""
         role = "system" if self.role == "developer" else self.role
-        content: object = self.content or ""
+        content: object = self.content
         if isinstance(self.content, list):
             content = [part.model_dump() for part in self.content]
         named = {} if self.name is None else {"name": self.name}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,51 +12,31 @@ import numpy as np
 
 from sartor.errors import FormatError, UnsupportedError
 from sartor.text import wordpiece
+from sartor.text.added_tokens import added_pieces
 from sartor.text.byte_level import TokenizersEncoder, unspell
+from sartor.text.control_tokens import END_OF_GENERATION, end_of_generation
+from sartor.text.folder_files import read_json, special_token
 from sartor.text.gguf import sentencepiece_tokenizer
-from sartor.text.sentencepiece import SPACE, byte_value
+from sartor.text.sentencepiece import SPACE, AddedPiece, Prefix, Surroundings, byte_value
 from sartor.text.sentencepiece_model import read_model
-from sartor.text.tokenizer import Tokenizer, end_of_generation
+from sartor.text.tokenizer import Tokenizer
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; an empty one if there is no such file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise FormatError(f"cannot read {path}: {error}; download the checkpoint again") from None
-    if not isinstance(content, dict):
-        raise FormatError(f"{path} must hold a JSON object; download the checkpoint again")
-    return content
-
-
-def special_token(folder: Path, name: str) -> str | None:
-    """The text of a token such as ``bos_token``, wherever the folder declares it."""
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        value = read_json(folder / file).get(name)
-        if isinstance(value, Mapping):
-            value = value.get("content")
-        if isinstance(value, str):
-            return value
-    return None
-
-
-def build_tokenizer(folder: Path) -> Tokenizer:
+def build_tokenizer(folder: Path, notes: list[str] | None = None) -> Tokenizer:
     """See ``tokenizer_from_folder``."""
     folder = Path(folder)
+    notes = [] if notes is None else notes
     if (folder / "tokenizer.json").is_file():
-        return _from_json(folder)
+        return _from_json(folder, notes)
     if (folder / "tokenizer.model").is_file():
-        return _from_sentencepiece(folder)
+        return _from_sentencepiece(folder, notes)
     raise FormatError(
         f"{folder} has no tokenizer: neither tokenizer.json nor tokenizer.model is there; "
         "download the checkpoint again with its tokenizer files"
     )
 
 
-def _from_json(folder: Path) -> Tokenizer:
+def _from_json(folder: Path, notes: list[str]) -> Tokenizer:
     from tokenizers import Tokenizer as Backend
 
     path = folder / "tokenizer.json"
@@ -65,8 +46,13 @@ def _from_json(folder: Path) -> Tokenizer:
         raise FormatError(f"cannot read {path}: {error}") from None
     backend.no_truncation()
     backend.no_padding()
+    _add_tokens(folder, backend, notes)
     added = backend.get_added_tokens_decoder()
-    special = {i: token.content for i, token in added.items() if token.special}
+    special = {
+        i: token.content
+        for i, token in added.items()
+        if token.special or token.content in END_OF_GENERATION
+    }
     size = max([backend.get_vocab_size(with_added_tokens=True), *(i + 1 for i in added)])
     unspell_token, strips = _decoder(backend, path)
 
@@ -89,7 +75,7 @@ def _from_json(folder: Path) -> Tokenizer:
         special_ids=frozenset(special),
         bos_id=bos,
         eos_ids=end_of_generation(
-            ((text, i) for i, text in special.items()), [eos, *_declared_stops(folder, size)]
+            ((text, i) for i, text in special.items()), [eos, *_declared_stops(folder, size, notes)]
         ),
         prefix=prefix,
         suffix=suffix,
@@ -97,18 +83,65 @@ def _from_json(folder: Path) -> Tokenizer:
     )
 
 
+def _add_tokens(folder: Path, backend: Any, notes: list[str]) -> None:
+    """What other files of the folder say of added tokens, over what tokenizer.json says."""
+    from tokenizers import AddedToken
+
+    known = {
+        token.content: AddedPiece(
+            i,
+            token.special,
+            Surroundings(token.lstrip, token.rstrip, token.single_word),
+            token.normalized,
+        )
+        for i, token in backend.get_added_tokens_decoder().items()
+    }
+    pieces = added_pieces(folder, known, backend.token_to_id, notes)
+    changed = [(text, piece) for text, piece in pieces.items() if known.get(text) != piece]
+    changed.sort(key=lambda item: item[1].id)  # the library numbers new tokens itself, in order
+    for special, group in groupby(changed, key=lambda item: item[1].special):
+        tokens = [
+            AddedToken(
+                text,
+                special=piece.special,
+                normalized=piece.normalized,
+                lstrip=piece.surroundings.lstrip,
+                rstrip=piece.surroundings.rstrip,
+                single_word=piece.surroundings.single_word,
+            )
+            for text, piece in group
+        ]
+        (backend.add_special_tokens if special else backend.add_tokens)(tokens)
+    for text, piece in changed:
+        if (given := backend.token_to_id(text)) != piece.id:
+            notes.append(f"two files give {text!r} the ids {given} and {piece.id}; {given} counts")
+
+
 def _surroundings(
     folder: Path, backend: Any, bos: int | None, eos: int | None
 ) -> tuple[list[int], list[int]]:
-    """What goes before and behind a text: as the configuration says, or the post-processor."""
+    """What goes before and behind a text.
+
+    The post-processor of tokenizer.json says it. ``add_bos_token`` and ``add_eos_token`` of
+    tokenizer_config.json, each for its side where it is true or false, go before it; transformers
+    has read them beside a tokenizer.json until its version 5.
+    """
+    before, behind = _post_processor(folder, backend)
     config = read_json(folder / "tokenizer_config.json")
-    if isinstance(config.get("add_bos_token"), bool) or isinstance(
-        config.get("add_eos_token"), bool
-    ):
-        return (
-            [bos] if config.get("add_bos_token") and bos is not None else [],
-            [eos] if config.get("add_eos_token") and eos is not None else [],
-        )
+    return (
+        _with_or_without(bos, before, config.get("add_bos_token"), at=0),
+        _with_or_without(eos, behind, config.get("add_eos_token"), at=len(behind)),
+    )
+
+
+def _with_or_without(token: int | None, ids: list[int], wanted: object, at: int) -> list[int]:
+    """``ids`` with ``token`` where it is wanted, without it where it is refused."""
+    if token is None or not isinstance(wanted, bool) or wanted == (token in ids):
+        return ids
+    return [*ids[:at], token, *ids[at:]] if wanted else [i for i in ids if i != token]
+
+
+def _post_processor(folder: Path, backend: Any) -> tuple[list[int], list[int]]:
     bare = backend.encode("a", add_special_tokens=False).ids
     full = backend.encode("a", add_special_tokens=True).ids
     for start in range(len(full) - len(bare) + 1):
@@ -146,7 +179,7 @@ def _unspell_sentencepiece(token: str) -> bytes:
     return token.replace(SPACE, " ").encode("utf-8", "replace")
 
 
-def _declared_stops(folder: Path, vocab_size: int) -> list[int]:
+def _declared_stops(folder: Path, vocab_size: int, notes: list[str]) -> list[int]:
     stops: list[int] = []
     for file in ("generation_config.json", "config.json"):
         value = read_json(folder / file).get("eos_token_id")
@@ -154,15 +187,16 @@ def _declared_stops(folder: Path, vocab_size: int) -> list[int]:
             if token is None:
                 continue
             if not isinstance(token, int) or not 0 <= token < vocab_size:
-                raise FormatError(
-                    f"eos_token_id in {folder / file} holds {token!r}, but the vocabulary has "
-                    f"{vocab_size} tokens"
+                notes.append(
+                    f"eos_token_id in {file} holds {token!r}, but the vocabulary has "
+                    f"{vocab_size} tokens; it is not used"
                 )
+                continue
             stops.append(token)
     return stops
 
 
-def _from_sentencepiece(folder: Path) -> Tokenizer:
+def _from_sentencepiece(folder: Path, notes: list[str]) -> Tokenizer:
     path = folder / "tokenizer.model"
     model = read_model(path)
     if model.algorithm != "bpe":
@@ -170,24 +204,47 @@ def _from_sentencepiece(folder: Path) -> Tokenizer:
             f"{path} is a SentencePiece {model.algorithm} model; only bpe can be used without a "
             "tokenizer.json: save one beside it (transformers writes it)"
         )
+    config = read_json(folder / "tokenizer_config.json")
     ids = {token: i for i, token in enumerate(model.tokens)}
+    added = added_pieces(folder, {}, ids.get, notes)
+    ids |= {text: piece.id for text, piece in added.items()}
 
     def lookup(name: str, default: int | None) -> int | None:
         text = special_token(folder, name)
         return default if text is None else ids.get(text, default)
 
     bos, eos = lookup("bos_token", model.bos_id), lookup("eos_token", model.eos_id)
-    config = read_json(folder / "tokenizer_config.json")
+    size = max(ids.values()) + 1
+    space_prefix, prefixed = _space_prefix(config, model.space_prefix)
+    add_bos, add_eos = config.get("add_bos_token"), config.get("add_eos_token")
     return sentencepiece_tokenizer(
         model.tokens,
         model.scores,
         np.asarray(model.types),
         bos_id=bos,
-        stop_ids=[eos, *_declared_stops(folder, len(ids))],
+        stop_ids=[eos, *_declared_stops(folder, size, notes)],
         unknown_id=model.unknown_id,
-        prefix=[bos] if config.get("add_bos_token", True) and bos is not None else [],
-        suffix=[eos] if config.get("add_eos_token", False) and eos is not None else [],
-        space_prefix=model.space_prefix,
+        # SentencePiece has no post-processor: what transformers adds by default.
+        prefix=[bos] if add_bos is not False and bos is not None else [],
+        suffix=[eos] if add_eos is True and eos is not None else [],
+        added=added,
+        space_prefix=space_prefix,
         remove_extra_spaces=model.remove_extra_spaces,
         charsmap=model.charsmap,
+        prefixed=prefixed,
     )
+
+
+def _space_prefix(config: Mapping[str, Any], declared: bool) -> tuple[bool, Prefix]:
+    """Whether texts get the space prefix, and which of them: as transformers builds it."""
+    kind = str(config.get("tokenizer_class", ""))
+    llama = kind.startswith(("Llama", "CodeLlama"))
+    legacy = config.get("legacy")
+    if not isinstance(legacy, bool) or kind.startswith("CodeLlama"):
+        legacy = not llama
+    wanted = config.get("add_prefix_space")
+    if llama and isinstance(wanted, bool):
+        declared = wanted
+    if not legacy:
+        return declared, "first"
+    return declared, "spaceless" if llama else "all"

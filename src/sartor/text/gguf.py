@@ -8,7 +8,7 @@ longer to read its JSON than to be given vocabulary and merges, where there are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,19 +17,33 @@ from numpy.typing import NDArray
 from sartor.errors import FormatError, UnsupportedError
 from sartor.text import wordpiece
 from sartor.text.byte_level import TokenizersEncoder, unspell
+from sartor.text.control_tokens import (
+    end_of_generation,
+    misnamed_control,
+    with_control,
+)
+from sartor.text.gguf_surroundings import surroundings_of
 from sartor.text.pretokenizers import pre_tokenizer
 from sartor.text.sentencepiece import (
     SPACE,
+    AddedPiece,
+    Prefix,
     SentencePieceBPE,
+    Surroundings,
     TokenType,
     TokenTypes,
     byte_value,
     ids_of_type,
 )
-from sartor.text.tokenizer import Tokenizer, end_of_generation
+from sartor.text.tokenizer import Tokenizer
 
 PREFIX = "tokenizer.ggml."
 _STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+_NEEDED_KEYS = ("bos_token_id", *_STOP_KEYS)
+_USUAL = {
+    "bos": ("<s>", "<bos>", "<|begin_of_text|>", "<\uff5cbegin\u2581of\u2581sentence\uff5c>"),
+    "eos": ("</s>", "<eos>"),
+}
 
 
 @runtime_checkable
@@ -40,10 +54,14 @@ class _Pairs(Protocol):
 
 
 class Keys:
-    """Typed access to the metadata; every complaint names the key."""
+    """Typed access to the metadata; every complaint names the key.
 
-    def __init__(self, metadata: Mapping[str, object]) -> None:
+    ``notes`` gets a line for each fact that is wrong and that the model can do without.
+    """
+
+    def __init__(self, metadata: Mapping[str, object], notes: list[str] | None = None) -> None:
         self._metadata = metadata
+        self.notes = [] if notes is None else notes
 
     def __contains__(self, name: str) -> bool:
         return PREFIX + name in self._metadata
@@ -67,13 +85,29 @@ class Keys:
         if value is None:
             return None
         if not isinstance(value, int) or isinstance(value, bool):
-            raise _mistyped(name, "a token id", value)
+            fault = _mistyped(name, "a token id", value)
+            if name in _NEEDED_KEYS:
+                raise fault
+            self.note(f"{fault}; it is not used")
+            return None
         if not 0 <= value < vocab_size:
-            raise FormatError(
+            # -1 and 4294967295 are how converters say "none".
+            self.note(
                 f"{PREFIX}{name} is {value}, but the vocabulary has {vocab_size} tokens; "
-                "the file is damaged or was converted wrongly"
+                "it is not used"
             )
+            return None
         return value
+
+    def note(self, line: str) -> None:
+        """Keeps a line for people, once."""
+        if line not in self.notes:
+            self.notes.append(line)
+
+    def general(self, name: str) -> str:
+        """A string of the file's ``general.*`` keys; empty where it has none."""
+        value = self._metadata.get(f"general.{name}")
+        return value if isinstance(value, str) else ""
 
     def strings(self, name: str) -> list[str]:
         return self._array(name, {str}, "strings")
@@ -118,9 +152,9 @@ class Keys:
         return values
 
 
-def build_tokenizer(metadata: Mapping[str, object]) -> Tokenizer:
+def build_tokenizer(metadata: Mapping[str, object], notes: list[str] | None = None) -> Tokenizer:
     """See ``tokenizer_from_gguf``."""
-    keys = Keys(metadata)
+    keys = Keys(metadata, notes)
     model = keys.text("model")
     builder = _BUILDERS.get(model)
     if builder is None:
@@ -133,7 +167,34 @@ def build_tokenizer(metadata: Mapping[str, object]) -> Tokenizer:
         tokens = [t or f"[EMPTY_{i}]" for i, t in enumerate(tokens)]
     if not tokens:
         raise FormatError(f"{PREFIX}tokens is empty; the file is damaged")
-    return builder(keys, tokens)
+    built = builder(keys, tokens)
+    if not built.eos_ids and "eos_token_id" in keys and model != "bert":
+        keys.note("no token is known that ends an answer: answers end at their longest length")
+    return built
+
+
+def named_token(
+    keys: Keys, tokens: Sequence[str], name: str, types: TokenTypes | None = None
+) -> int | None:
+    """The id that the key of ``name`` ("bos", "eos", ...) gives.
+
+    Where it gives one that is none, the control token with a usual name. SentencePiece files may be
+    from before the keys were mandatory: there also without a key, and last at the usual place.
+    """
+    key = f"{name}_token_id"
+    token = keys.token(key, len(tokens))
+    pieces = keys.text("model", "") == "llama"
+    if token is not None or name not in _USUAL or not (pieces or key in keys):
+        return token
+    if types is None:
+        if "token_type" not in keys:
+            return None
+        types = keys.types(len(tokens))
+        types = with_control(types, misnamed_control(tokens, types))
+    control = ids_of_type(types, TokenType.CONTROL)
+    found = next((i for i in control if tokens[i] in _USUAL[name]), None)
+    place = 1 if name == "bos" else 2
+    return place if found is None and pieces and place in control else found
 
 
 def _byte_level(keys: Keys, tokens: list[str]) -> Tokenizer:
@@ -153,25 +214,35 @@ def _byte_level(keys: Keys, tokens: list[str]) -> Tokenizer:
         backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = rule.build()
 
-    control: list[int] = []
-    user: list[int] = []
+    types: TokenTypes = np.full(len(tokens), TokenType.NORMAL, np.int64)
     if "token_type" in keys:
         types = keys.types(len(tokens))
-        control = ids_of_type(types, TokenType.CONTROL)
-        user = ids_of_type(types, TokenType.USER_DEFINED)
+    types = _repaired(keys, tokens, types, merges)
+    special = frozenset(ids_of_type(types, TokenType.CONTROL))
+    user = ids_of_type(types, TokenType.USER_DEFINED)
     stops = {keys.token(name, len(tokens)) for name in _STOP_KEYS}
-    special = frozenset(control) | _named_stops(tokens, user)
-    backend.add_special_tokens(
-        [AddedToken(tokens[i], special=True, normalized=False) for i in sorted(special)]
-    )
-    backend.add_tokens([AddedToken(tokens[i], normalized=False) for i in user if i not in special])
-    added = {*control, *user}
+    takes = surroundings_of(keys, tokens, types)
+
+    def added_token(token: int) -> AddedToken:
+        how = takes.get(token, Surroundings())
+        return AddedToken(
+            tokens[token],
+            special=token in special,
+            normalized=False,
+            lstrip=how.lstrip,
+            rstrip=how.rstrip,
+            single_word=how.single_word,
+        )
+
+    backend.add_special_tokens([added_token(i) for i in sorted(special)])
+    backend.add_tokens([added_token(i) for i in user])
+    added = {*special, *user}
 
     def bytes_of(token: int) -> bytes:
         text = tokens[token]
         return text.encode("utf-8", "replace") if token in added else unspell(text)
 
-    bos = keys.token("bos_token_id", len(tokens))
+    bos = named_token(keys, tokens, "bos", types)
     return Tokenizer(
         encoder=TokenizersEncoder(backend),
         bytes_of=bytes_of,
@@ -180,7 +251,7 @@ def _byte_level(keys: Keys, tokens: list[str]) -> Tokenizer:
         bos_id=bos,
         eos_ids=end_of_generation(((tokens[i], i) for i in special), stops),
         prefix=_bos(keys, bos, rule.add_bos),
-        suffix=_eos(keys, len(tokens)),
+        suffix=_eos(keys, keys.token("eos_token_id", len(tokens))),
         strips_leading_space=False,
     )
 
@@ -190,9 +261,9 @@ def _sentencepiece(keys: Keys, tokens: list[str]) -> Tokenizer:
     types = keys.types(size)
     scores = keys.numbers("scores", size).tolist()  # Python's own are quicker to compare
     _check_distinct(tokens, set(tokens))
-    # SentencePiece's own default ids, for files from before the keys were mandatory.
-    bos = keys.token("bos_token_id", size) if "bos_token_id" in keys else _control_at(types, 1)
-    eos = keys.token("eos_token_id", size) if "eos_token_id" in keys else _control_at(types, 2)
+    types = _repaired(keys, tokens, types)
+    bos, eos = (named_token(keys, tokens, name, types) for name in ("bos", "eos"))
+    takes = surroundings_of(keys, tokens, types)
     charsmap = keys.codes("precompiled_charsmap") if "precompiled_charsmap" in keys else b""
     return sentencepiece_tokenizer(
         tokens,
@@ -202,7 +273,11 @@ def _sentencepiece(keys: Keys, tokens: list[str]) -> Tokenizer:
         stop_ids=[eos, *(keys.token(name, size) for name in _STOP_KEYS)],
         unknown_id=keys.token("unknown_token_id", size),
         prefix=_bos(keys, bos, bos is not None),
-        suffix=_eos(keys, size),
+        suffix=_eos(keys, eos),
+        added={
+            tokens[i]: AddedPiece(i, types[i] != TokenType.USER_DEFINED, how)
+            for i, how in takes.items()
+        },
         space_prefix=keys.flag("add_space_prefix", True),
         remove_extra_spaces=keys.flag("remove_extra_whitespaces", False),
         charsmap=charsmap,
@@ -227,7 +302,13 @@ def _wordpiece(keys: Keys, tokens: list[str]) -> Tokenizer:
             f"{PREFIX}tokens has no [CLS], [SEP] or [UNK], and no key names them; convert the "
             "model again"
         )
-    backend = wordpiece.backend([wordpiece.from_gguf(text) for text in tokens], tokens[unknown])
+    pieces = [wordpiece.from_gguf(text) for text in tokens]
+    # The models whose vocabulary has capital letters are those that tell them apart.
+    lowercase = keys.flag("normalizer.lowercase", not wordpiece.has_capitals(pieces))
+    strip_accents = keys.flag("normalizer.strip_accents", lowercase)
+    backend = wordpiece.backend(
+        pieces, tokens[unknown], lowercase=lowercase, strip_accents=strip_accents
+    )
     control = {first, last, unknown}
     for other in ("padding_token_id", "mask_token_id"):
         found = keys.token(other, size)
@@ -274,11 +355,16 @@ def sentencepiece_tokenizer(
     unknown_id: int | None,
     prefix: Sequence[int],
     suffix: Sequence[int],
+    added: Mapping[str, AddedPiece],
     space_prefix: bool,
     remove_extra_spaces: bool,
     charsmap: bytes,
+    prefixed: Prefix = "all",
 ) -> Tokenizer:
-    """A tokenizer over SentencePiece BPE pieces; ``charsmap``: the compiled normaliser, if any."""
+    """A tokenizer over SentencePiece BPE pieces; ``charsmap``: the compiled normaliser, if any.
+
+    ``added`` and ``prefixed``: see ``SentencePieceBPE``.
+    """
     normalize = None
     if charsmap:
         from tokenizers import normalizers
@@ -289,14 +375,17 @@ def sentencepiece_tokenizer(
             raise FormatError(f"{PREFIX}precompiled_charsmap is damaged: {error}") from None
     if unknown_id is None:
         unknown_id = next(iter(ids_of_type(types, TokenType.UNKNOWN)), None)
-    stops = _named_stops(tokens, ids_of_type(types, TokenType.USER_DEFINED))
-    special = stops.union(ids_of_type(types, TokenType.CONTROL))
-    if stops:
-        types = types.copy()
-        types[list(stops)] = TokenType.CONTROL
+    control = {tokens[i]: i for i in ids_of_type(types, TokenType.CONTROL)}
+    control |= {text: piece.id for text, piece in added.items() if piece.special}
+    special = frozenset(control.values())
+    added_texts = {piece.id: text for text, piece in added.items()}
     byte_tokens = frozenset(ids_of_type(types, TokenType.BYTE))
 
     def bytes_of(token: int) -> bytes:
+        if token in added_texts:
+            return added_texts[token].encode("utf-8", "replace")
+        if token >= len(tokens):
+            return b""
         text = tokens[token]
         if token in byte_tokens and (byte := byte_value(text)) is not None:
             return bytes([byte])
@@ -311,12 +400,14 @@ def sentencepiece_tokenizer(
             space_prefix=space_prefix,
             remove_extra_spaces=remove_extra_spaces,
             normalize=normalize,
+            added=added,
+            prefix=prefixed,
         ),
         bytes_of=bytes_of,
-        vocab_size=len(tokens),
+        vocab_size=max([len(tokens), *(i + 1 for i in added_texts)]),
         special_ids=special | ({unknown_id} if unknown_id is not None else frozenset()),
         bos_id=bos_id,
-        eos_ids=end_of_generation(((tokens[i], i) for i in special), stop_ids),
+        eos_ids=end_of_generation(control.items(), stop_ids),
         prefix=prefix,
         suffix=suffix,
         strips_leading_space=space_prefix,
@@ -333,24 +424,28 @@ def _bos(keys: Keys, bos: int | None, default: bool) -> list[int]:
     raise FormatError(f"{PREFIX}add_bos_token is set, but {PREFIX}bos_token_id is missing")
 
 
-def _eos(keys: Keys, vocab_size: int) -> list[int]:
+def _eos(keys: Keys, eos: int | None) -> list[int]:
     if not keys.flag("add_eos_token", False):
         return []
-    eos = keys.token("eos_token_id", vocab_size)
     if eos is None:
         raise FormatError(f"{PREFIX}add_eos_token is set, but {PREFIX}eos_token_id is missing")
     return [eos]
 
 
-def _named_stops(tokens: Sequence[str], user: Sequence[int]) -> frozenset[int]:
-    """Some files mark <|im_end|> and its like as user-defined: they are control tokens."""
-    from sartor.text.tokenizer import END_OF_GENERATION
-
-    return frozenset(i for i in user if tokens[i] in END_OF_GENERATION)
-
-
-def _control_at(types: TokenTypes, token: int) -> int | None:
-    return token if token < len(types) and types[token] == TokenType.CONTROL else None
+def _repaired(
+    keys: Keys, tokens: Sequence[str], types: TokenTypes, merges: Iterable[Sequence[str]] = ()
+) -> TokenTypes:
+    """The types, with control tokens that the file marks as something else put right."""
+    wrong = misnamed_control(tokens, types, merges)
+    # Converters mark what a tokenizer adds as user-defined; that is no news.
+    shown = [repr(tokens[i]) for i in wrong if types[i] != TokenType.USER_DEFINED]
+    if shown:
+        more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+        keys.note(
+            f"{PREFIX}token_type marks {', '.join(shown[:3])}{more} as plain text; read as "
+            "control tokens"
+        )
+    return with_control(types, wrong)
 
 
 def _check_distinct(tokens: Sequence[str], distinct: Collection[str]) -> None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from heapq import heapify, heappop, heappush
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,14 @@ from numpy.typing import NDArray
 SPACE = "\u2581"  # how SentencePiece spells a space inside a piece
 
 TokenTypes = NDArray[np.integer]  # one TokenType for each token, by id
+
+Prefix = Literal["all", "spaceless", "first"]
+
+_WORD = re.compile(r"\w")
+_WHITE_SPACE = frozenset(
+    "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"
+    + "".join(map(chr, range(0x2000, 0x200B)))
+)  # Unicode's White_Space, as the tokenizers library has it; Python's isspace() knows others too
 
 _CACHE_LIMIT = 1 << 16
 _CACHED_LENGTH = 64
@@ -35,11 +45,42 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What a token takes of the text around it (``AddedToken`` of the ``tokenizers`` library).
+
+    ``lstrip``, ``rstrip``: white space before and behind it belongs to it. ``single_word``: it
+    counts only where no word goes on before or behind it.
+    """
+
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+
+
+@dataclass(frozen=True)
+class AddedPiece:
+    """A token that is matched in the text before anything is split or merged.
+
+    ``special``: a control token, which counts only where special tokens are read. ``normalized``:
+    where a tokenizer.json has a normaliser, it is matched behind that.
+    """
+
+    id: int
+    special: bool
+    surroundings: Surroundings = Surroundings()
+    normalized: bool = False
+
+
 class Splitter:
     """Cuts text at the given strings: the leftmost match, and there the longest."""
 
-    def __init__(self, tokens: Mapping[str, int]) -> None:
+    def __init__(
+        self, tokens: Mapping[str, int], surroundings: Mapping[str, Surroundings] | None = None
+    ) -> None:
         self._tokens = dict(tokens)
+        nothing = Surroundings()
+        self._surroundings = {t: s for t, s in (surroundings or {}).items() if s != nothing}
         lengths: dict[str, set[int]] = {}
         for token in self._tokens:
             lengths.setdefault(token[:2], set()).add(len(token))
@@ -56,10 +97,20 @@ class Splitter:
             if match is None:
                 at += 1
                 continue
-            if start < at:
-                yield text[start:at], None
+            begin, end = at, at + len(match)
+            takes = self._surroundings.get(match)
+            if takes is not None:
+                if takes.single_word and _in_word(text, begin, end):
+                    at = end
+                    continue
+                while takes.lstrip and begin > start and text[begin - 1] in _WHITE_SPACE:
+                    begin -= 1
+                while takes.rstrip and end < len(text) and text[end] in _WHITE_SPACE:
+                    end += 1
+            if start < begin:
+                yield text[start:begin], None
             yield match, self._tokens[match]
-            start = at = at + len(match)
+            start = at = end
         if start < len(text):
             yield text[start:], None
 
@@ -72,12 +123,21 @@ class Splitter:
         return None
 
 
+def _in_word(text: str, begin: int, end: int) -> bool:
+    """Whether a word goes on before ``begin`` or behind ``end``."""
+    return bool(_WORD.match(text[begin - 1 : begin]) or _WORD.match(text[end : end + 1]))
+
+
 class SentencePieceBPE:
     """Encodes text; ids equal those of the ``sentencepiece`` library.
 
     Two things the library cannot do are added: control tokens are recognised in the text when
     asked for, and the text after one starts afresh (with the space prefix, if the model has one),
     as every chat format of these models expects.
+
+    ``added``: tokens that are matched in the raw text, by their spelling. ``prefix``: which texts
+    get the space prefix. "all": also those that begin with a space, as in SentencePiece itself.
+    "spaceless": those that do not. "first": of those, only the one at the very start.
     """
 
     def __init__(
@@ -90,11 +150,18 @@ class SentencePieceBPE:
         space_prefix: bool,
         remove_extra_spaces: bool = False,
         normalize: Callable[[str], str] | None = None,
+        added: Mapping[str, AddedPiece] | None = None,
+        prefix: Prefix = "all",
     ) -> None:
-        control = ids_of_type(types, TokenType.CONTROL)
+        added = dict(added or {})
+        control = [*ids_of_type(types, TokenType.CONTROL), *ids_of_type(types, TokenType.UNKNOWN)]
         user = ids_of_type(types, TokenType.USER_DEFINED)
-        user_ids = {tokens[i].replace(" ", SPACE): i for i in user}
-        self._control = Splitter({tokens[i]: i for i in control})
+        user_ids = {tokens[i].replace(" ", SPACE): i for i in user if tokens[i] not in added}
+        added = {**{tokens[i]: AddedPiece(i, special=True) for i in control}, **added}
+        takes = {text: piece.surroundings for text, piece in added.items()}
+        plain = {text: piece.id for text, piece in added.items() if not piece.special}
+        self._raw = Splitter(plain, takes)
+        self._raw_special = Splitter({text: piece.id for text, piece in added.items()}, takes)
         self._user = Splitter(user_ids)
         self._ids = dict(zip(tokens, range(len(tokens)), strict=True))
         for kind in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.BYTE):
@@ -105,7 +172,7 @@ class SentencePieceBPE:
         self._unused = frozenset(ids_of_type(types, TokenType.UNUSED))
         self._bytes = _byte_ids(tokens, types)
         self._unknown = unknown_id
-        self._space_prefix = space_prefix
+        self._prefix: Prefix | None = prefix if space_prefix else None
         self._remove_extra_spaces = remove_extra_spaces
         self._normalize = normalize
         # No piece reaches over a space into the next word in nearly all models: words are then
@@ -116,17 +183,17 @@ class SentencePieceBPE:
 
     def encode(self, text: str, parse_special: bool) -> list[int]:
         """Token ids of ``text``, without bos and eos."""
-        if not parse_special:
-            return self._encode_span(text)
         ids: list[int] = []
-        for piece, token in self._control.split(text):
+        at_start = True
+        for piece, token in (self._raw_special if parse_special else self._raw).split(text):
             if token is None:
-                ids += self._encode_span(piece)
+                ids += self._encode_span(piece, at_start)
             else:
                 ids.append(token)
+            at_start = False
         return ids
 
-    def _encode_span(self, text: str) -> list[int]:
+    def _encode_span(self, text: str, at_start: bool) -> list[int]:
         if self._normalize is not None:
             text = self._normalize(text)
         if self._remove_extra_spaces:
@@ -134,7 +201,11 @@ class SentencePieceBPE:
         if not text:
             return []
         text = text.replace(" ", SPACE)
-        if self._space_prefix:
+        if self._prefix == "all" or (
+            self._prefix is not None
+            and (at_start or self._prefix == "spaceless")
+            and not text.startswith(SPACE)
+        ):
             text = SPACE + text
         ids: list[int] = []
         for piece, token in self._user.split(text):

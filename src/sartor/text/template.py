@@ -12,11 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sartor.errors import FormatError, UsageError
+from sartor.text.content_shape import (
+    TOOL,
+    Message,
+    Shape,
+    Shapes,
+    shapes_in_chat,
+    shapes_of_role,
+    shows_calls,
+)
 
 if TYPE_CHECKING:
     from sartor.text.template_sandbox import Program
 
 _RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
+_TEXT_PARTS = ("text", "input_text", "output_text")  # the last two: OpenAI's Responses API
+_MOST_ROLES = 64  # whose shapes are kept: callers may name any role
+_PLAIN = frozenset({Shape.TEXT})
 
 
 class ChatTemplate:
@@ -24,7 +36,8 @@ class ChatTemplate:
 
     ``source``: the template. ``tools_source``: the one to use when tools are given, for models that
     have two. ``variables``: further names that the template may use (other special tokens).
-    FormatError if a template has a syntax error.
+    ``fault``: why there is no template to use, for a model that has one and cannot chat with it;
+    then ``source`` is not read. FormatError if a template has a syntax error.
     """
 
     def __init__(
@@ -35,13 +48,17 @@ class ChatTemplate:
         eos_token: str,
         tools_source: str | None = None,
         variables: Mapping[str, str] | None = None,
+        fault: str = "",
     ) -> None:
-        from sartor.text.template_sandbox import Program
+        from sartor.text.template_sandbox import compiled
 
         self.source = source
-        self._program = Program(source)
-        self._tools_program = Program(tools_source) if tools_source is not None else None
+        self.fault = fault
+        self._program = None if fault else compiled(source)
+        self._tools_program = compiled(tools_source) if tools_source is not None else None
         self._variables = {**(variables or {}), "bos_token": bos_token, "eos_token": eos_token}
+        self._shapes: dict[tuple[Program, bool, str], Shapes] = {}
+        self._nothing: dict[tuple[Program, bool], Message] = {}
 
     def render(
         self,
@@ -53,41 +70,107 @@ class ChatTemplate:
     ) -> str:
         """The prompt for a chat; encode it with ``add_special=False``.
 
-        ``messages`` as in the OpenAI API. Content that is a list of parts goes to the template as
-        it is if the template handles lists; else its text parts are joined with newlines. Plain
-        text becomes one part for a template that handles nothing but lists. Arguments of tool calls
-        that are JSON text are parsed, since templates write the JSON themselves. ``kwargs`` are
-        further variables (``enable_thinking``, ``documents``, ...).
+        ``messages`` as in the OpenAI API. Content goes to the template in a shape in which it shows
+        the text of such messages (``content_shape``): a list of parts as it is, else its texts
+        joined with newlines; a string as it is, else as one part. No content (missing, None or an
+        empty list) is empty text. Arguments of tool calls that are JSON text are parsed, since
+        templates write the JSON themselves. ``kwargs`` are further variables
+        (``enable_thinking``, ``documents``, ...).
 
-        UsageError if the messages are malformed, or the template refuses them, fails, reaches for
-        Python internals or exceeds its budget.
+        UsageError if the messages are malformed, or the template shows their text in no shape,
+        refuses them, fails, reaches for Python internals or exceeds its budget.
         """
         if taken := _RESERVED & kwargs.keys():
             raise UsageError(f"{', '.join(sorted(taken))} cannot be set as a template variable")
         program = self._tools_program if tools and self._tools_program else self._program
+        if program is None:
+            raise UsageError(f"{self.fault}; a plain prompt needs no template")
         variables = {
             "documents": None,
             **self._variables,
             **plain_data(kwargs, "the template variables"),
-            "messages": [_message(m, i, program) for i, m in enumerate(messages)],
             "tools": plain_data(list(tools), "tools") if tools else None,
             "add_generation_prompt": add_generation_prompt,
         }
+        plain = [_message(m, i) for i, m in enumerate(messages)]
+        variables["messages"] = self._shaped(plain, program, variables)
         return program.render(variables)
 
+    def _shaped(
+        self, messages: list[Message], program: Program, variables: Mapping[str, Any]
+    ) -> list[Message]:
+        """The messages, each content in a shape that the template shows."""
+        tools = bool(variables["tools"])
+        # Without what one request sets: what is found out holds for all of them.
+        usual: dict[str, Any] = {
+            "documents": None,
+            **self._variables,
+            "tools": [TOOL] if tools else None,
+            "add_generation_prompt": True,
+        }
+        shown: dict[str, frozenset[Shape]] = {}
+        for role in dict.fromkeys(m["role"] for m in messages):
+            key = (program, tools, role)
+            if key not in self._shapes:
+                if len(self._shapes) >= _MOST_ROLES:
+                    self._shapes.clear()
+                self._shapes[key] = shapes_of_role(role, program.render, usual)
+            shown[role] = self._shapes[key].shown
+        for role in [role for role, shapes in shown.items() if not shapes]:
+            if not any(m["role"] == role and _has_text(m["content"]) for m in messages):
+                continue
+            # The probes were not what it expects: this chat decides.
+            others = [
+                m if m["role"] == role else _shape(m, shown[m["role"]] or _PLAIN) for m in messages
+            ]
+            found = shapes_in_chat(role, others, program.render, variables)
+            if found.rendered and not found.shown:
+                way_out = "" if role == "user" else "put it into a message of the user, or "
+                raise UsageError(
+                    f"the chat template does not show the text of messages with role {role!r}, "
+                    f"neither of a string nor of a list of parts; {way_out}use a plain prompt"
+                )
+            shown[role] = found.shown
+        nothing: Message | None = None
+        shaped = []
+        for message in messages:
+            shapes = shown[message["role"]] or _PLAIN
+            if _says_nothing_but_calls(message):
+                if nothing is None:
+                    nothing = self._no_content(program, tools, shapes, usual)
+                shaped.append({**{k: v for k, v in message.items() if k != "content"}, **nothing})
+            else:
+                shaped.append(_shape(message, shapes))
+        return shaped
 
-def _message(message: object, index: int, program: Program) -> dict[str, Any]:
+    def _no_content(
+        self, program: Program, tools: bool, shapes: frozenset[Shape], usual: Mapping[str, Any]
+    ) -> Message:
+        """What stands for the content of an assistant that only calls tools.
+
+        Some templates show the calls only where the content is None, or not there.
+        """
+        key = (program, tools)
+        if key not in self._nothing:
+            empty = _shape({"content": ""}, shapes)
+            ways: list[Message] = [empty, {"content": None}, {}]
+            works = (way for way in ways if shows_calls(way, program.render, usual))
+            self._nothing[key] = next(works, empty)
+        return self._nothing[key]
+
+
+def _message(message: object, index: int) -> Message:
+    """One message as plain data, with content."""
     where = f"message {index}"
     if not isinstance(message, Mapping):
         raise UsageError(f"{where} must be an object, but is a {type(message).__name__}")
     if not isinstance(message.get("role"), str):
         raise UsageError(f"{where} needs a role, a string such as 'user'")
-    plain: dict[str, Any] = plain_data(message, where)
+    plain: Message = plain_data(message, where)
     content = plain.get("content")
-    if isinstance(content, list) and not program.takes_parts:
-        plain["content"] = _flatten(content, where)
-    elif isinstance(content, str) and not program.takes_text:
-        plain["content"] = [{"type": "text", "text": content}]
+    if isinstance(content, list):
+        content = [_part(part, where) for part in content]
+    plain["content"] = content if content is not None and content != [] else ""
     for call in plain.get("tool_calls") or ():
         function = call.get("function") if isinstance(call, dict) else None
         if isinstance(function, dict) and isinstance(function.get("arguments"), str):
@@ -98,17 +181,39 @@ def _message(message: object, index: int, program: Program) -> dict[str, Any]:
     return plain
 
 
-def _flatten(parts: list[Any], where: str) -> str:
-    texts = []
-    for part in parts:
-        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise UsageError(
-                f"{where} holds a part of type {kind!r}, but this model's chat template takes "
-                "text only; send parts of type 'text'"
-            )
-        texts.append(part["text"])
-    return "\n".join(texts)
+def _part(part: object, where: str) -> Message:
+    kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
+    if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+        raise UsageError(
+            f"{where} holds a part of type {kind!r}, but this model reads text only; send parts "
+            "of type 'text'"
+        )
+    return {**part, "type": "text"} if kind in _TEXT_PARTS else part
+
+
+def _has_text(content: object) -> bool:
+    parts = content if isinstance(content, list) else [{"text": content}]
+    return any(isinstance(part["text"], str) and part["text"].strip() for part in parts)
+
+
+def _says_nothing_but_calls(message: Message) -> bool:
+    return bool(
+        message["role"] == "assistant"
+        and message.get("tool_calls")
+        and isinstance(message["content"], str)
+        and not message["content"]
+    )
+
+
+def _shape(message: Message, shapes: frozenset[Shape]) -> Message:
+    """The message with its content in one of these shapes."""
+    content = message["content"]
+    if isinstance(content, str) and Shape.TEXT not in shapes:
+        content = [{"type": "text", "text": content}]
+    elif isinstance(content, list) and Shape.PARTS not in shapes and len(content) > 0:
+        joined = "\n".join(part["text"] for part in content)
+        content = joined if Shape.TEXT in shapes else [{"type": "text", "text": joined}]
+    return {**message, "content": content}
 
 
 def plain_data(value: Any, where: str, depth: int = 0) -> Any:
@@ -129,78 +234,123 @@ def plain_data(value: Any, where: str, depth: int = 0) -> Any:
     raise UsageError(f"{where}: a value of type {type(value).__name__} is not JSON data")
 
 
-def template_from_gguf(metadata: Mapping[str, object]) -> ChatTemplate | None:
+def template_from_gguf(
+    metadata: Mapping[str, object], notes: list[str] | None = None
+) -> ChatTemplate | None:
     """The template in a GGUF's metadata, or None: the model was not made for chat.
 
     There is deliberately no fallback: a chat format that the model has not seen gives poor answers
-    without any sign of why. Callers refuse chat and offer plain completion.
+    without any sign of why. Callers refuse chat and offer plain completion. A template that cannot
+    be used is one with a ``fault``, and a line in ``notes``.
     """
-    from sartor.text.gguf import Keys
+    from sartor.text.gguf import Keys, named_token
 
-    source = metadata.get("tokenizer.chat_template")
-    if source is None:
+    prefix = "tokenizer.chat_template"
+    named: dict[str, object] = {  # without a look at values: arrays are decoded when asked for
+        key.removeprefix(prefix + "."): metadata[key]
+        for key in metadata
+        if key.startswith(prefix + ".")
+    }
+    if prefix in metadata:
+        named["default"] = metadata[prefix]
+    keys = Keys(metadata, notes)
+    if not named:
         return None
-    if not isinstance(source, str):
-        raise FormatError("tokenizer.chat_template must be a string")
-    tools_source = metadata.get("tokenizer.chat_template.tool_use")
-    if tools_source is not None and not isinstance(tools_source, str):
-        raise FormatError("tokenizer.chat_template.tool_use must be a string")
-    keys = Keys(metadata)
     tokens = keys.strings("tokens")
     variables = {}
-    for variable, key in (
-        ("bos_token", "bos_token_id"),
-        ("eos_token", "eos_token_id"),
-        ("unk_token", "unknown_token_id"),
-        ("pad_token", "padding_token_id"),
+    for variable, name in (
+        ("bos_token", "bos"),
+        ("eos_token", "eos"),
+        ("unk_token", "unknown"),
+        ("pad_token", "padding"),
     ):
-        token = keys.token(key, len(tokens))
+        token = named_token(keys, tokens, name)
         variables[variable] = "" if token is None else tokens[token]
-    return ChatTemplate(
-        source,
-        bos_token=variables.pop("bos_token"),
-        eos_token=variables.pop("eos_token"),
-        tools_source=tools_source,
-        variables=variables,
-    )
+    return _chosen(named, prefix, variables, keys.notes)
 
 
-def template_from_folder(folder: Path) -> ChatTemplate | None:
+def template_from_folder(folder: Path, notes: list[str] | None = None) -> ChatTemplate | None:
     """The template of a checkpoint folder, or None (see ``template_from_gguf``).
 
     Looks, in the order of transformers, into ``chat_template.jinja``, ``chat_template.json`` and
-    ``tokenizer_config.json`` (one template, or a list of named ones: "default", "tool_use").
+    ``tokenizer_config.json``: one template, or several with names ("default", "tool_use") in a list
+    or an object. Files of ``additional_chat_templates`` add to these by their names.
     """
-    from sartor.text.folder import read_json, special_token
+    from sartor.text.folder_files import read_json, special_token
 
     folder = Path(folder)
     found: object = None
     file = folder / "chat_template.jinja"
     if file.is_file():
-        try:
-            found = file.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise FormatError(f"cannot read {file}: {error}") from None
+        found = _read(file)
     for name in ("chat_template.json", "tokenizer_config.json"):
         if found is None:
             file = folder / name
             found = read_json(file).get("chat_template")
-    if found is None:
-        return None
+    named: dict[str, object] = {}
     if isinstance(found, list):
-        named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
-    else:
+        named = {str(t.get("name")): t.get("template") for t in found if isinstance(t, dict)}
+    elif isinstance(found, Mapping):
+        named = {str(name): template for name, template in found.items()}
+    elif found is not None:
         named = {"default": found}
-    source, tools_source = named.get("default"), named.get("tool_use")
-    if not isinstance(source, str) or not isinstance(tools_source, str | None):
-        raise FormatError(f"chat_template in {file} must be a string or a list with a 'default'")
-    variables = {}
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        variables[name] = special_token(folder, name) or ""
+    for extra in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        named[extra.stem] = _read(extra)
+    notes = [] if notes is None else notes
+    if not named:
+        if found is not None:
+            notes.append(f"chat_template in {file.name} is empty: the model cannot chat")
+        return None
+    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    variables = {name: special_token(folder, name) or "" for name in names}
+    return _chosen(named, f"chat_template in {file.name}", variables, notes)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise FormatError(f"cannot read {file}: {error}") from None
+
+
+def _chosen(
+    named: Mapping[str, object], where: str, tokens: dict[str, str], notes: list[str]
+) -> ChatTemplate | None:
+    """The template named "default", and the one for tools; what is wrong with them is in its fault
+    and a note, for a model that cannot chat can still continue texts."""
+    from sartor.text.template_sandbox import compiled
+
+    sources: dict[str, str] = {}
+    faults: dict[str, str] = {}
+    for name in ("default", "tool_use"):
+        if name not in named:
+            continue
+        source = named[name]
+        if not isinstance(source, str):
+            faults[name] = f"{where} is not text"
+        elif source.strip():
+            try:
+                compiled(source)
+                sources[name] = source
+            except FormatError as error:
+                faults[name] = str(error)
+    fault = faults.get("default", "")
+    if not fault and "default" not in sources:
+        others = sorted(name for name in named if name != "default")
+        if not others:
+            notes.append(f"{where} is empty: the model cannot chat")
+            return None
+        fault = f"{where} has no 'default', only {', '.join(map(repr, others))}"
+    if fault:
+        fault = f"the model cannot chat: {fault}"
+        notes.append(fault)
+    if "tool_use" in faults:
+        notes.append(f"the template for chats with tools is not used: {faults['tool_use']}")
     return ChatTemplate(
-        source,
-        bos_token=variables.pop("bos_token"),
-        eos_token=variables.pop("eos_token"),
-        tools_source=tools_source,
-        variables=variables,
+        sources.get("default", ""),
+        bos_token=tokens.pop("bos_token"),
+        eos_token=tokens.pop("eos_token"),
+        tools_source=sources.get("tool_use"),
+        variables=tokens,
+        fault=fault,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from contextvars import ContextVar
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError, nodes
@@ -20,11 +21,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from sartor.errors import FormatError, UsageError
+from sartor.text.content_shape import TemplateStopped
 
 _MAX_STEPS = 250_000  # loop steps of one rendering; a chat of 1,000 messages takes a few thousand
 _MAX_CHARS = 64_000_000  # of any string that a template builds
-
-_KIND_TESTS = frozenset({"string", "iterable", "sequence", "mapping"})
 
 _steps: ContextVar[list[int]] = ContextVar("template_steps")
 
@@ -142,16 +142,11 @@ _ENVIRONMENT = _environment()
 
 
 class Program:
-    """One compiled template.
-
-    ``takes_parts``: it handles message content that is a list of parts. ``takes_text``: it handles
-    content that is a string. Both are read off its syntax tree: what it does to ``content``.
-    """
+    """One compiled template; FormatError if it has a syntax error."""
 
     def __init__(self, source: str) -> None:
         try:
             tree = _ENVIRONMENT.parse(source)
-            self.takes_parts, self.takes_text = _content_kinds(tree)
             _rewrite(tree)
             code = _ENVIRONMENT.compile(tree)
         except TemplateSyntaxError as error:
@@ -165,7 +160,7 @@ class Program:
         )
 
     def render(self, variables: dict[str, Any]) -> str:
-        """The output; UsageError for whatever goes wrong."""
+        """The output; UsageError for whatever goes wrong, TemplateStopped at a limit."""
         token = _steps.set([0])
         try:
             parts: list[str] = []
@@ -176,11 +171,13 @@ class Program:
                 parts.append(part)
             return "".join(parts)
         except SecurityError as error:
-            raise UsageError(f"the chat template was stopped: {error}") from None
+            raise TemplateStopped(f"the chat template was stopped: {error}") from None
         except TemplateError as error:
             raise UsageError(f"the chat template refuses these messages: {error}") from None
         except (MemoryError, RecursionError):
-            raise UsageError("the chat template was stopped: it needs too much memory") from None
+            raise TemplateStopped(
+                "the chat template was stopped: it needs too much memory"
+            ) from None
         except Exception as error:
             # Anything can go wrong in somebody else's program, and it must not take ours down.
             raise UsageError(
@@ -188,6 +185,12 @@ class Program:
             ) from None
         finally:
             _steps.reset(token)
+
+
+@lru_cache(maxsize=16)
+def compiled(source: str) -> Program:
+    """The program of a template; FormatError if it has a syntax error."""
+    return Program(source)
 
 
 def _rewrite(tree: nodes.Template) -> None:
@@ -202,23 +205,3 @@ def _rewrite(tree: nodes.Template) -> None:
         )
         concat.nodes = [limited]
     tree.set_environment(_ENVIRONMENT)
-
-
-def _content_kinds(tree: nodes.Template) -> tuple[bool, bool]:
-    """Whether the template handles message content that is a list, and content that is text."""
-    loops = any(_is_content(loop.iter) for loop in tree.find_all(nodes.For))
-    tests = {test.name for test in tree.find_all(nodes.Test) if _is_content(test.node)}
-    indexed = any(
-        _is_content(item.node) and isinstance(item.arg, nodes.Const) and item.arg.value == 0
-        for item in tree.find_all(nodes.Getitem)
-    )
-    return loops or indexed, not loops or not tests.isdisjoint(_KIND_TESTS)
-
-
-def _is_content(node: nodes.Node | None) -> bool:
-    """Whether an expression is ``message.content``, ``message['content']`` or ``content``."""
-    if isinstance(node, nodes.Getattr):
-        return node.attr == "content"
-    if isinstance(node, nodes.Getitem):
-        return isinstance(node.arg, nodes.Const) and node.arg.value == "content"
-    return isinstance(node, nodes.Name) and node.name == "content"

@@ -2,32 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from sartor.errors import UsageError
-
-# Tokens that end a turn or a text, by the names that chat models give them. Files often declare
-# only one of theirs; a model that emits another would run on until its token limit.
-END_OF_GENERATION = frozenset(
-    {
-        "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>",
-        "<|return|>", "<|call|>", "<end_of_turn>", "<turn|>", "<|endofturn|>", "<EOT>", "[EOT]",
-        "<end_of_utterance>", "<|end_of_turn|>", "<\uff5cend\u2581of\u2581sentence\uff5c>",
-    }
-)  # fmt: skip
-
-
-def end_of_generation(
-    candidates: Iterable[tuple[str, int]], declared: Iterable[int | None]
-) -> frozenset[int]:
-    """Declared ids and those of ``candidates`` (special tokens only) that end a generation."""
-    named = {text: i for text, i in candidates if text in END_OF_GENERATION}
-    if "<|return|>" in named:
-        # In the harmony format <|end|> only closes a message; the next one follows.
-        named.pop("<|end|>", None)
-    return frozenset(named.values()) | {i for i in declared if i is not None}
 
 
 class Encoder(Protocol):
@@ -135,25 +114,30 @@ class Tokenizer:
         return data
 
 
-def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
+def tokenizer_from_gguf(
+    metadata: Mapping[str, object], notes: list[str] | None = None
+) -> Tokenizer:
     """Build the tokenizer that a GGUF's metadata describes (keys ``tokenizer.ggml.*``).
 
     Array values may be lists or numpy arrays. FormatError names a key that is missing, mistyped or
     contradicts another; UnsupportedError names a tokenizer model or pre-tokenizer that is not
-    supported and lists those that are. Source: the GGUF specification and llama.cpp.
+    supported and lists those that are. What is wrong in the file and not needed gives a line in
+    ``notes`` instead. Source: the GGUF specification and llama.cpp.
     """
     from sartor.text.gguf import build_tokenizer
 
-    return build_tokenizer(metadata)
+    return build_tokenizer(metadata, notes)
 
 
-def tokenizer_from_folder(folder: Path) -> Tokenizer:
+def tokenizer_from_folder(folder: Path, notes: list[str] | None = None) -> Tokenizer:
     """Build the tokenizer of a checkpoint folder in the Hugging Face layout.
 
-    Reads ``tokenizer.json``, or else a SentencePiece BPE ``tokenizer.model``; special tokens also
-    from ``tokenizer_config.json``, ``special_tokens_map.json``, ``generation_config.json`` and
-    ``config.json``. FormatError if a file is damaged, UnsupportedError if none can be used.
+    Reads ``tokenizer.json``, or else a SentencePiece BPE ``tokenizer.model`` with what was added to
+    it (``added_tokens_decoder``, ``added_tokens.json``); special tokens also from
+    ``tokenizer_config.json``, ``special_tokens_map.json``, ``generation_config.json`` and
+    ``config.json``. FormatError if a file is damaged, UnsupportedError if none can be used. What is
+    wrong and not needed gives a line in ``notes`` instead.
     """
     from sartor.text.folder import build_tokenizer
 
-    return build_tokenizer(folder)
+    return build_tokenizer(folder, notes)

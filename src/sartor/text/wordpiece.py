@@ -37,14 +37,21 @@ def from_gguf(token: str) -> str:
     return inner if inner not in ("", token) else PREFIX + token
 
 
-def backend(tokens: Sequence[str], unknown: str) -> Any:
-    """A ``tokenizers.Tokenizer`` that lower-cases and strips accents, as llama.cpp does."""
+def has_capitals(tokens: Sequence[str]) -> bool:
+    """Whether any piece of a word has a letter that lower-casing changes."""
+    return any(token != token.lower() and not is_named(token) for token in tokens)
+
+
+def backend(
+    tokens: Sequence[str], unknown: str, *, lowercase: bool = True, strip_accents: bool = True
+) -> Any:
+    """A ``tokenizers.Tokenizer`` over these pieces, with BERT's cleaning of the text."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
     vocab = {token: i for i, token in enumerate(tokens)}
     if len(vocab) != len(tokens):
         raise FormatError("tokenizer.ggml.tokens holds a WordPiece token twice; convert it again")
     built = Tokenizer(models.WordPiece(vocab, unk_token=unknown, max_input_chars_per_word=100))
-    built.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=True)
+    built.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
     built.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return built
