@@ -17,6 +17,7 @@ from sartor.engine.encoder import Encoder
 from sartor.engine.engine import Engine
 from sartor.engine.head import requantize_head
 from sartor.engine.sizing import MEMORY_SHARE, size_state
+from sartor.engine.vectors import text_limit
 from sartor.errors import UnsupportedError
 from sartor.graph import Capabilities, Program
 from sartor.hardware import memory
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sartor.engine.fallback.model import FallbackModel
     from sartor.formats import Checkpoint
     from sartor.models import Model, UnknownArchitectureError
+    from sartor.models.config import VectorConfig
     from sartor.text.template import ChatTemplate
     from sartor.text.tokenizer import Tokenizer
 
@@ -38,7 +40,7 @@ class LoadedModel:
     ``bits_per_weight``: all that is packed, scales and offsets too, over the checkpoint's weights.
     ``model`` and ``identity`` are the checkpoint's; the executable's program may differ where the
     plan has the head quantised again. ``note`` is one line for people where it does not run as
-    models usually do (see ``engine/fallback``).
+    models usually do (see ``engine/fallback``), or where something was assumed of it.
     """
 
     name: str
@@ -52,6 +54,13 @@ class LoadedModel:
     bits_per_weight: float
     identity: str
     note: str = ""
+
+    @property
+    def vectors(self) -> VectorConfig | None:
+        """What an encoder makes of texts; None for a model that writes them."""
+        from sartor.models import Model
+
+        return self.model.config.vectors if isinstance(self.model, Model) else None
 
     @property
     def writes_text(self) -> bool:
@@ -102,7 +111,7 @@ def _load(
         return _load_fallback(checkpoint, unknown, plan, name, taps, started)
     # A large vocabulary takes as long as the weights, and packing leaves the interpreter free.
     with ThreadPoolExecutor(1) as pool:
-        text = pool.submit(load_text, checkpoint)
+        text = pool.submit(load_text, checkpoint, model.config.vectors)
         backend, device = choose(plan.backend, plan.device)
         plan = plan.replace(backend=backend.name, device=device.name)
         capabilities = backend.capabilities(device.name)
@@ -127,6 +136,7 @@ def _load(
         # A head of its own is no further weight of the model, but more bits for the same ones.
         bits_per_weight=weights.bits_per_weight * program.size / model.program.size,
         identity=checkpoint.identity(),
+        note=model.note,
     )
 
 
@@ -201,18 +211,30 @@ def make_encoder(loaded: LoadedModel) -> Encoder:
     """The same for a model that makes vectors of texts."""
     executable = loaded.executable
     executable.allocate_state([])
-    return Encoder(executable, context_length=loaded.context_length)
+    vectors = loaded.vectors
+    assert vectors is not None
+    return Encoder(
+        executable,
+        vectors,
+        context_length=loaded.context_length,
+        limit=text_limit(vectors, loaded.plan, loaded.context_length),
+    )
 
 
-def load_text(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None]:
-    """The tokenizer of a checkpoint, and its chat template where it has one."""
+def load_text(
+    checkpoint: Checkpoint, vectors: VectorConfig | None = None
+) -> tuple[Tokenizer, ChatTemplate | None]:
+    """The tokenizer of a checkpoint, and its chat template where it has one; ``vectors`` is what
+    an encoder wants."""
     from sartor.text.template import template_from_folder, template_from_gguf
     from sartor.text.tokenizer import tokenizer_from_folder, tokenizer_from_gguf
 
     if checkpoint.kind == "gguf":
         metadata = checkpoint.metadata
         return tokenizer_from_gguf(metadata), template_from_gguf(metadata)
-    return tokenizer_from_folder(checkpoint.path), template_from_folder(checkpoint.path)
+    lower_case = vectors is not None and vectors.lower_case
+    tokenizer = tokenizer_from_folder(checkpoint.path, lower_case=lower_case)
+    return tokenizer, template_from_folder(checkpoint.path)
 
 
 def _check(capabilities: Capabilities, program: Program, plan: ExecutionPlan) -> None:

@@ -123,6 +123,11 @@ class Model:
     def vocab_size(self) -> int:
         return self.config.vocab_size
 
+    @property
+    def note(self) -> str:
+        """One line for people: what was assumed where the checkpoint does not say it."""
+        return self.config.note
+
 
 def load_model(checkpoint: Checkpoint) -> Model:
     """Builds the program of a checkpoint; reads configuration and headers, not the weights.

@@ -42,12 +42,17 @@ def special_token(folder: Path, name: str) -> str | None:
     return None
 
 
-def build_tokenizer(folder: Path) -> Tokenizer:
+def build_tokenizer(folder: Path, *, lower_case: bool = False) -> Tokenizer:
     """See ``tokenizer_from_folder``."""
     folder = Path(folder)
     if (folder / "tokenizer.json").is_file():
-        return _from_json(folder)
+        return _from_json(folder, lower_case)
     if (folder / "tokenizer.model").is_file():
+        if lower_case:
+            raise UnsupportedError(
+                f"{folder / 'tokenizer.model'}: making texts lower case (do_lower_case) is only "
+                "implemented for tokenizer.json; save one beside it (transformers writes it)"
+            )
         return _from_sentencepiece(folder)
     raise FormatError(
         f"{folder} has no tokenizer: neither tokenizer.json nor tokenizer.model is there; "
@@ -55,7 +60,7 @@ def build_tokenizer(folder: Path) -> Tokenizer:
     )
 
 
-def _from_json(folder: Path) -> Tokenizer:
+def _from_json(folder: Path, lower_case: bool = False) -> Tokenizer:
     from tokenizers import Tokenizer as Backend
 
     path = folder / "tokenizer.json"
@@ -65,6 +70,12 @@ def _from_json(folder: Path) -> Tokenizer:
         raise FormatError(f"cannot read {path}: {error}") from None
     backend.no_truncation()
     backend.no_padding()
+    if lower_case:
+        from tokenizers import normalizers
+
+        lowering = [normalizers.Lowercase()]
+        own = [] if backend.normalizer is None else [backend.normalizer]
+        backend.normalizer = normalizers.Sequence(lowering + own)
     added = backend.get_added_tokens_decoder()
     special = {i: token.content for i, token in added.items() if token.special}
     size = max([backend.get_vocab_size(with_added_tokens=True), *(i + 1 for i in added)])

@@ -147,13 +147,14 @@ def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
     return build_tokenizer(metadata)
 
 
-def tokenizer_from_folder(folder: Path) -> Tokenizer:
+def tokenizer_from_folder(folder: Path, *, lower_case: bool = False) -> Tokenizer:
     """Build the tokenizer of a checkpoint folder in the Hugging Face layout.
 
     Reads ``tokenizer.json``, or else a SentencePiece BPE ``tokenizer.model``; special tokens also
     from ``tokenizer_config.json``, ``special_tokens_map.json``, ``generation_config.json`` and
     ``config.json``. FormatError if a file is damaged, UnsupportedError if none can be used.
+    ``lower_case``: texts are made lower case first, whatever these files say.
     """
     from sartor.text.folder import build_tokenizer
 
-    return build_tokenizer(folder)
+    return build_tokenizer(folder, lower_case=lower_case)
