@@ -293,8 +293,8 @@ def _reading(folder: Path) -> tuple[int, str, bool]:
         arguments.refuse_unread((*harmless, "trust_remote_code"))
     stated.append((options, "max_seq_length"))
     lower_case = options.flag("do_lower_case", False)
-    # The first is about speed; the others are for encode_query and encode_document alone.
-    options.refuse_unread(("unpad_inputs", "query_length", "document_length"))
+    # The second is about speed; the others are for encode_query and encode_document alone.
+    options.refuse_unread(("max_seq_length", "unpad_inputs", "query_length", "document_length"))
     stated.append((_options(folder / "tokenizer_config.json"), "model_max_length"))
     for holder, key in [(text, "max_length"), *stated]:
         if holder.raw(key) is not None:
