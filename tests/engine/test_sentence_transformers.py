@@ -140,7 +140,7 @@ FLAGS = {
 OLD: dict[str, dict[str, Any]] = {
     **{mode: {FLAGS[mode]: True} for mode in EVERY},
     "two, joined in their order": {FLAGS["lasttoken"]: True, FLAGS["cls"]: True},
-    "none: the mean": {flag: False for flag in FLAGS.values()},
+    "none: the mean": dict.fromkeys(FLAGS.values(), False),
     "nothing at all: the mean": {},
     "both spellings: the newer": {"pooling_mode": "cls", FLAGS["mean"]: True},
     "a list of one": {"pooling_mode": ["lasttoken"]},

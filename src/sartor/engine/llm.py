@@ -147,7 +147,7 @@ class LLM:
         from sartor.engine.peft import read_peft
 
         writer = self._writer()
-        layers = read_peft(Path(path), self._loaded.model)
+        layers = read_peft(Path(path), self._loaded.model, self._loaded.executable.program)
         with self._lock:
             writer.load_adapter(name, layers)
 

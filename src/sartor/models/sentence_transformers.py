@@ -84,7 +84,7 @@ def vectors_of(folder: Path, width: int) -> VectorConfig | None:
         )
     names = [module.name for module in modules]
     where = folder / _MODULES
-    if names[0] != "Transformer" or "Pooling" not in names:
+    if names[0] != "Transformer" or len(names) == 1:
         raise UnsupportedError(f"{where}: the steps are {', '.join(names)}; {_ORDER}")
     if modules[0].folder:
         raise UnsupportedError(
