@@ -14,6 +14,7 @@ setting is honoured or refused by name.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,10 @@ _ACTIVATIONS: Mapping[str, str] = {
     "SiLU": "silu",
     "Sigmoid": "sigmoid",
 }
-"""Classes of ``torch.nn`` behind a dense module, and kinds of the operator."""
+"""Classes behind a dense module (by the last part of their path), and kinds of the operator."""
+
+_ACTIVATION = re.compile(r"\w+\.nn\.(?:modules\.\w+\.)?(\w+)")
+_DEFAULT_ACTIVATION = "_.nn.Tanh"
 
 _ORDER = "implemented are Transformer, Pooling, and then Dense, LayerNorm, Dropout and Normalize"
 
@@ -186,17 +190,16 @@ def _dense(options: Options, name: str, width: int) -> VectorStep:
         raise FormatError(
             f"{options.where}: in_features is {inputs}, but the step before gives {width}"
         )
-    # Their default where nothing is said is Tanh; what is no class of torch, they leave out.
-    path = options.text("activation_function", "torch.nn.modules.activation.Tanh")
-    kind = path.rpartition(".")[2]
-    if not path.startswith("torch.") or kind not in _ACTIVATIONS:
+    path = options.text("activation_function", _DEFAULT_ACTIVATION)
+    match = _ACTIVATION.fullmatch(path)
+    if match is None or match[1] not in _ACTIVATIONS:
         raise options.refusal("activation_function", path)
     step = VectorStep(
         "dense",
         name,
         outputs,
         bias=options.flag("bias", True),
-        activation=_ACTIVATIONS[kind],
+        activation=_ACTIVATIONS[match[1]],
         residual=options.flag("use_residual", False),
     )
     options.refuse_unread()
@@ -245,9 +248,9 @@ def _settings(options: Options, width: int) -> tuple[dict[str, str], str, int]:
     """Prompts, the name of the one that is used by default, and the dimensions of a vector."""
     options.require("model_type", "SentenceTransformer")
     prompts = {"query": "", "document": ""}  # these two are always known
-    given = options.raw("prompts")
-    for name, text in (given if isinstance(given, Mapping) else {}).items():
-        prompts[name] = text if isinstance(text, str) else options.table("prompts").text(name, "")
+    table, given = options.table("prompts"), options.raw("prompts")
+    for name in given if isinstance(given, Mapping) else ():
+        prompts[name] = table.text(name, "")
     default = options.text("default_prompt_name", "")
     if default and default not in prompts:
         raise FormatError(
@@ -265,38 +268,36 @@ def _settings(options: Options, width: int) -> tuple[dict[str, str], str, int]:
 _MODALITIES = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 """Text, without a chat template, and all tokens of the last layer."""
 
-_READ_OTHERWISE = {
-    "model_args": ("attn_implementation", "torch_dtype", "dtype", "add_pooling_layer"),
-    "model_kwargs": ("attn_implementation", "torch_dtype", "dtype", "add_pooling_layer"),
-    "tokenizer_args": ("model_max_length",),
-    "processor_kwargs": ("model_max_length",),
-    "config_args": (),
-    "config_kwargs": (),
-}
-"""Tables of arguments for transformers, and which of these change no vector or are read."""
+_FOR_MODEL, _FOR_TOKENIZER = ("model_args", "model_kwargs"), ("tokenizer_args", "processor_kwargs")
+_FOR_CONFIG = ("config_args", "config_kwargs")
+"""Tables of arguments for transformers, in their older and in their newer spelling."""
 
 
 def _reading(folder: Path) -> tuple[int, str, bool]:
     """The longest text in tokens (0: not stated) and what states it; whether text is made lower
     case."""
-    files = [folder / f"sentence_{family}_config.json" for family in _FAMILIES]
-    options = _options(next((file for file in files if file.is_file()), files[0]))
+    files = [_options(folder / f"sentence_{family}_config.json") for family in _FAMILIES]
+    options = next((file for file in files if file.present()), files[0])
     options.require("transformer_task", "feature-extraction")
     options.require("module_output_name", "token_embeddings")
     options.require("modality_config", _MODALITIES)
-    stated = []
     text = _text_arguments(options)
-    for table, harmless in _READ_OTHERWISE.items():
-        arguments = options.table(table)
-        if "model_max_length" in harmless:
+    stated = [(text, "max_length")]
+    for table in (*_FOR_MODEL, *_FOR_TOKENIZER, *_FOR_CONFIG):
+        arguments, harmless = options.table(table), ["trust_remote_code"]
+        if table in _FOR_MODEL:  # how it is computed, not what
+            harmless += ["attn_implementation", "add_pooling_layer"]
+            harmless += [key for key in arguments.present() if key.endswith("dtype")]
+        elif table in _FOR_TOKENIZER:
+            harmless.append("model_max_length")
             stated.append((arguments, "model_max_length"))
-        arguments.refuse_unread((*harmless, "trust_remote_code"))
+        arguments.refuse_unread(harmless)
     stated.append((options, "max_seq_length"))
     lower_case = options.flag("do_lower_case", False)
     # The second is about speed; the others are for encode_query and encode_document alone.
     options.refuse_unread(("max_seq_length", "unpad_inputs", "query_length", "document_length"))
     stated.append((_options(folder / "tokenizer_config.json"), "model_max_length"))
-    for holder, key in [(text, "max_length"), *stated]:
+    for holder, key in stated:
         if holder.raw(key) is not None:
             return _length(holder, key), f"{key} of {_file_of(holder)}", lower_case
     return 0, "", lower_case
