@@ -493,3 +493,5 @@ def test_a_plain_folder_says_what_is_assumed(base: Path, tmp_path: Path) -> None
     with model(folder) as llm:
         assert "no modules.json" in llm._loaded.note
         np.testing.assert_allclose(llm.embed(TEXTS), encode(folder, TEXTS), atol=2e-6)
+        asked = llm.embed(TEXTS, prompt_name="query")
+        np.testing.assert_allclose(asked, encode(folder, TEXTS, prompt_name="query"), atol=2e-6)

@@ -285,6 +285,7 @@ def test_gguf_vectors_equal_transformers(
 
     oracle = tiny()
     model = loaded(write_gguf(oracle, tmp_path / "tiny.gguf", extra))
+    assert ("pooling_type does not say" in model.note) == (kind is None)
     found = embed(model, backend, SEQUENCES)
     wanted = expected(oracle, SEQUENCES, pool, True)
     assert np.abs(found - wanted).max() < TOLERANCE * np.abs(wanted).max()

@@ -113,7 +113,7 @@ class VectorConfig:
     poolings: tuple[str, ...] = ("mean",)
     steps: tuple[VectorStep, ...] = ()
     dimensions: int = 0
-    prompts: Mapping[str, str] = field(default_factory=dict)
+    prompts: Mapping[str, str] = field(default_factory=lambda: dict(NO_PROMPTS))
     default_prompt: str = ""
     include_prompt: bool = True
     lower_case: bool = False
@@ -125,6 +125,9 @@ class VectorConfig:
         """Whether the step that runs a text gives a weight for each token and pooling."""
         return not self.include_prompt or not WEIGHTED_POOLINGS.isdisjoint(self.poolings)
 
+
+NO_PROMPTS: Mapping[str, str] = {"query": "", "document": ""}
+"""What every model has prompts for, as in sentence-transformers; empty where it states none."""
 
 WEIGHTED_POOLINGS = frozenset({"weighted_mean", "mean_sqrt_length"})
 """Poolings that no operator has: means of tokens that are multiplied by weights first."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sartor.errors import FormatError, UnsupportedError
-from sartor.models.config import VectorConfig, VectorStep
+from sartor.models.config import NO_PROMPTS, VectorConfig, VectorStep
 from sartor.models.options import Options
 
 _MODULES = "modules.json"
@@ -247,7 +247,7 @@ def _sentence_vectors(options: Options) -> None:
 def _settings(options: Options, width: int) -> tuple[dict[str, str], str, int]:
     """Prompts, the name of the one that is used by default, and the dimensions of a vector."""
     options.require("model_type", "SentenceTransformer")
-    prompts = {"query": "", "document": ""}  # these two are always known
+    prompts = dict(NO_PROMPTS)
     table, given = options.table("prompts"), options.raw("prompts")
     for name in given if isinstance(given, Mapping) else ():
         prompts[name] = table.text(name, "")
