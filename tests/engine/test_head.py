@@ -222,12 +222,13 @@ def test_rows_that_no_group_divides() -> None:
         requantize_head(model_of(DenseFormat("fp32"), tied=True, width=48), 4)
 
 
-def test_an_adapter_of_a_tied_head_is_refused_as_before(tiny: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_a_tied_head_is_one_of_the_weight_that_it_reads(
+    tiny: Path, tmp_path: Path
+) -> None:
     folder = save(tmp_path, matrices("lm_head", 259, HIDDEN))
-    for bits in (0, 4):
+    for bits, weight in ((0, "model.embed_tokens.weight"), (4, HEAD)):
         loaded = opened(tiny, head_bits=bits)
-        with pytest.raises(UnsupportedError, match="lm_head cannot be adapted"):
-            read_peft(folder, loaded.model)
+        assert set(read_peft(folder, loaded.model, loaded.executable.program)) == {weight}
 
 
 def test_the_program_of_the_file_is_kept_beside_it(tiny: Path) -> None:

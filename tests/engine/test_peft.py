@@ -52,7 +52,9 @@ def model(**places: TensorPlace) -> Model:
     def place(name: str) -> TensorPlace:
         return places.get(name.split(".")[-2], TensorPlace(name))
 
-    return cast(Model, SimpleNamespace(program=program, source=SimpleNamespace(place=place)))
+    source = SimpleNamespace(hf_place=place)
+    config = SimpleNamespace(tied_head=False)
+    return cast(Model, SimpleNamespace(program=program, source=source, config=config))
 
 
 def matrices(module: str, rows: int, columns: int, rank: int = 2) -> dict[str, F32]:

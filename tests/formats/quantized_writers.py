@@ -38,6 +38,13 @@ def words_of(codes: Iterator[int] | list[int] | np.ndarray, bits: int) -> list[i
     return [signed(number >> (32 * index)) for index in range(-(-len(line) * bits // 32))]
 
 
+def words_of_whole(codes: np.ndarray, bits: int) -> list[int]:
+    """The same where a code that does not fit into a word begins the next one."""
+    count = 32 // bits
+    parts = [codes[at : at + count] for at in range(0, len(codes), count)]
+    return [word for part in parts for word in words_of(part, bits)]
+
+
 def signed(word: int) -> int:
     """The low 32 bits as an int32."""
     word &= 0xFFFFFFFF
@@ -155,8 +162,11 @@ def pack_quantized(
     zero: str = "none",
     act_order: bool = False,
     g_idx: str = "none",
+    gaps: bool = False,
 ) -> Layout:
-    """``zero``: none, packed (along N), or plain (int8, as older versions wrote it)."""
+    """``zero``: none, packed (along N), or plain (int8, as older versions wrote it); ``gaps``: words
+    of whole codes, as they wrote them."""
+    lines_of = words_of_whole if gaps else words_of
 
     def write(generator: np.random.Generator, rows: int, columns: int) -> Written:
         size = group or columns
@@ -171,12 +181,12 @@ def pack_quantized(
         if act_order:
             group_of = [int(g) for g in generator.permutation(group_of)]
         tensors = {
-            "weight_packed": int32([words_of(codes[n] + half, bits) for n in range(rows)]),
+            "weight_packed": int32([lines_of(codes[n] + half, bits) for n in range(rows)]),
             "weight_scale": scales.to(torch.bfloat16),
             "weight_shape": torch.tensor([rows, columns]),
         }
         if zero == "packed":
-            lines = [words_of(zeros[:, g] + half, bits) for g in range(groups)]
+            lines = [lines_of(zeros[:, g] + half, bits) for g in range(groups)]
             tensors["weight_zero_point"] = int32(lines).T.contiguous()
         if zero == "plain":
             tensors["weight_zero_point"] = torch.tensor(zeros, dtype=torch.int8)
@@ -296,6 +306,13 @@ LAYOUTS: dict[str, Layout] = {
     "pack-zero": pack_quantized(zero="packed"),
     "pack-plain-zero": pack_quantized(zero="plain", g_idx="unset"),
     "pack-8-bits-channel": pack_quantized(8, None, zero="packed"),
+    "pack-2-bits": pack_quantized(2, 16, zero="packed"),
+    "pack-3-bits": pack_quantized(3),
+    "pack-3-bits-zero-act-order": pack_quantized(3, zero="packed", act_order=True),
+    "pack-3-bits-with-gaps": pack_quantized(3, zero="packed", gaps=True),
+    "pack-5-bits": pack_quantized(5, None, zero="packed"),
+    "pack-6-bits-with-gaps": pack_quantized(6, gaps=True),
+    "pack-7-bits": pack_quantized(7, zero="plain"),
     "pack-act-order": pack_quantized(act_order=True),
     "int8-channel": int_quantized(),
     "int8-tensor": int_quantized("tensor"),

@@ -205,6 +205,7 @@ BAD: dict[str, tuple[str, Callable[[Tensors, Any], None], str]] = {
     "gptq bits": ("gptq", configured("bits", value=8), "qweight.*4 bits.*config.json.*says 8"),
     "gptq group": ("gptq", configured("group_size", value=64), "groups of 32.*says.*64"),
     "gptq text": ("gptq", configured("bits", value="four"), "config.json.*bits is 'four'"),
+    "gptq 5 bits": ("gptq", configured("bits", value=5), "bits = 5 is not implemented"),
     "gptq format": ("gptq", configured("checkpoint_format", value="marlin"), "'marlin'"),
     "gptq 3 bits of GPTQModel": (
         "gptq-3-bits",
@@ -242,6 +243,14 @@ BAD: dict[str, tuple[str, Callable[[Tensors, Any], None], str]] = {
     "gptq nothing": ("gptq", without("qweight"), "says gptq, but no tensor"),
     "awq scales": ("awq", without("scales"), "scales' is missing"),
     "awq zeros": ("awq", replaced("qzeros", torch.zeros(3, 3, dtype=INT)), "qzeros.*shape"),
+    "awq without zeros": (
+        "awq",
+        lambda tensors, config: (
+            tensors.pop(f"{MODULE}.qzeros"),
+            config.update(zero_point=False),
+        ),
+        "zero_point = False is not implemented",
+    ),
     "awq version": ("awq", configured("version", value="gemv"), "'gemv'"),
     "awq bits": ("awq", configured("bits", value=8), "bits = 8"),
     "awq group": ("awq", configured("group_size", value=96), "groups of 32.*says 96"),
@@ -268,6 +277,41 @@ BAD: dict[str, tuple[str, Callable[[Tensors, Any], None], str]] = {
         r"weight_zero_point.*\[4, 3\] is needed",
     ),
     "pack bits": ("pack", configured(*WEIGHTS, "num_bits", value=8), "weight_packed"),
+    "pack 1 bit": (
+        "pack",
+        configured(*WEIGHTS, "num_bits", value=1),
+        "config.json.*group_0: weights: num_bits = 1 of type 'int' is not implemented",
+    ),
+    "pack 9 bits": (
+        "pack",
+        configured(*WEIGHTS, "num_bits", value=9),
+        "num_bits = 9 of type 'int'",
+    ),
+    "pack 3 bits in words for 4": (
+        "pack",
+        configured(*WEIGHTS, "num_bits", value=3),
+        r"\[32, 12\] does not hold weights of shape \[32, 96\].*config_groups \(3\)",
+    ),
+    "pack tensor groups": (
+        "pack",
+        configured(*WEIGHTS, "strategy", value="tensor_group"),
+        "strategy = 'tensor_group'",
+    ),
+    **{
+        f"format {name}": ("pack", configured("format", value=name), f"format = '{name}' is not")
+        for name in (
+            "nvfp4-pack-quantized",
+            "mxfp4-pack-quantized",
+            "mxfp6-pack-quantized",
+            "mxfp8-quantized",
+            "sparse-bitmask",
+        )
+    },
+    "float 4 bits": (
+        "float-tensor",
+        configured(*WEIGHTS, "num_bits", value=4),
+        "num_bits = 4 of type 'float' is not implemented",
+    ),
     "pack kind": ("pack", configured(*WEIGHTS, "type", value="float"), "weight_packed.*describes"),
     "pack type": ("pack", configured(*WEIGHTS, "type", value="int4"), "type = 'int4'"),
     "pack strategy": ("pack", configured(*WEIGHTS, "strategy", value="attn_head"), "'attn_head'"),
@@ -318,6 +362,14 @@ BAD: dict[str, tuple[str, Callable[[Tensors, Any], None], str]] = {
         replaced("weight_blocks", torch.zeros(32, 3, 8, dtype=torch.uint8)),
         "weight_blocks.*16",
     ),
+    **{
+        f"method {name}": (
+            "gptq",
+            configured("quant_method", value=name),
+            f"quant_method = '{name}'",
+        )
+        for name in ("bitsandbytes", "fbgemm_fp8", "modelopt", "aqlm", "quanto", "torchao")
+    },
     "another method": ("gptq", configured("quant_method", value="hqq"), "'hqq'.*GGUF"),
     "no method": ("gptq", configured("quant_method", value=None), "quant_method"),
 }

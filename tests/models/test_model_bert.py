@@ -75,7 +75,12 @@ def loaded(folder: Path) -> Model:
 def described(folder: Path, *steps: str, **pooling: bool) -> Path:
     """Adds the files of sentence-transformers to a folder."""
     entries = [
-        {"idx": i, "name": str(i), "path": "" if i == 0 else f"{i}_{name}", "type": f"st.{name}"}
+        {
+            "idx": i,
+            "name": str(i),
+            "path": "" if i == 0 else f"{i}_{name}",
+            "type": f"sentence_transformers.models.{name}",
+        }
         for i, name in enumerate(steps)
     ]
     (folder / "modules.json").write_text(json.dumps(entries))
@@ -107,7 +112,10 @@ def test_vectors_equal_transformers(
     found = embed(model, backend, SEQUENCES)
     wanted = expected(oracle, SEQUENCES, pool, normalize)
     assert np.abs(found - wanted).max() < TOLERANCE * np.abs(wanted).max()
-    assert (model.config.pooling, model.config.normalize) == (pool, normalize)
+    made = model.config.vectors
+    assert made is not None
+    assert made.poolings == (pool,)
+    assert [step.kind for step in made.steps] == ["normalize"] * normalize
 
 
 @pytest.mark.parametrize(
@@ -154,21 +162,20 @@ def test_program_is_an_encoder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("steps", "pooling", "message"),
     [
-        (("Transformer", "Pooling", "Dense"), POOLINGS["mean"], "step 'Dense'"),
+        (("Transformer", "Pooling", "LSTM"), POOLINGS["mean"], "step 'LSTM'"),
         (("Transformer", "Normalize"), {}, "step 'Normalize'"),
         (("Transformer",), {}, "the steps are Transformer;"),
         (("CLIPModel", "Pooling"), POOLINGS["mean"], "the steps are CLIPModel, Pooling"),
         (
             ("Transformer", "Pooling"),
             {"pooling_mode_max_tokens": True},
-            "by pooling_mode_max_tokens",
+            "pooling by max",
         ),
         (
             ("Transformer", "Pooling"),
-            {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
-            "pooling_mode_mean_tokens and pooling_mode_cls_token",
+            {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True},
+            "pooling by max",
         ),
-        (("Transformer", "Pooling"), {}, "by nothing"),
     ],
 )
 def test_steps_not_implemented_are_refused_by_name(
@@ -278,6 +285,7 @@ def test_gguf_vectors_equal_transformers(
 
     oracle = tiny()
     model = loaded(write_gguf(oracle, tmp_path / "tiny.gguf", extra))
+    assert ("pooling_type does not say" in " ".join(model.notes)) == (kind is None)
     found = embed(model, backend, SEQUENCES)
     wanted = expected(oracle, SEQUENCES, pool, True)
     assert np.abs(found - wanted).max() < TOLERANCE * np.abs(wanted).max()
@@ -326,7 +334,11 @@ def test_real_sentences_equal_transformers(minilm: Path) -> None:
     wanted = expected(oracle, sequences, "mean", True)
     assert (found * wanted).sum(axis=1).min() > 0.9999
     assert np.abs(found - wanted).max() < 1e-5
-    assert (model.context_length, model.config.normalize) == (256, True)
+    assert model.context_length == 256
+    assert model.config.vectors is not None
+    assert [step.kind for step in model.config.vectors.steps] == ["normalize"]
+    assert model.config.vectors.limit == "max_seq_length of sentence_bert_config.json"
+    assert not model.notes
 
 
 def test_real_meaning(minilm: Path) -> None:

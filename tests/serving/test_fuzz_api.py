@@ -45,6 +45,7 @@ VARIED = [key for key in SHARES if key[0] == "post"]
 # What no schema says: how values of one request, or values and the model, go together.
 SEMANTIC = re.compile(
     r"only allowed where|is not a token id|has no tokens|is the limit|lone surrogate"
+    r"|this model.s prompts are|token ids take none"
     r"|differs from max_completion_tokens|log probabilities of the prompt|cannot be set here"
     r"|context length|this model's vectors have|is no folder|is in use|is being loaded"
     r"|prompts with n|several models"

@@ -15,6 +15,7 @@ from sartor.graph import SamplingDefaults
 from sartor.graph.program import Program, RecurrentStateSpec
 from sartor.hardware import memory
 from sartor.models import load_model, own_sampling
+from sartor.models.config import VectorConfig
 from sartor.store.quantizations import PACKING
 from sartor.text.tokenizer import Tokenizer
 
@@ -114,15 +115,16 @@ def _facts(checkpoint: Checkpoint) -> ModelFacts:
     infos = [checkpoint.info(name) for name in checkpoint.names()]
     size = sum(info.nbytes for info in infos)
     config = _Config(checkpoint)
-    program, problem = None, None
+    program, problem, vectors = None, None, None
     notes: list[str] = []
     try:
         model = load_model(checkpoint)
         program = model.program
+        vectors = model.config.vectors
         notes += model.notes
     except SartorError as error:
         problem = str(error)
-    tokenizer, template = _text(checkpoint, notes)
+    tokenizer, template = _text(checkpoint, notes, vectors)
     context = config.integer("context_length", "max_position_embeddings", "n_positions")
     if program is not None:
         context = model.context_length
@@ -184,11 +186,13 @@ def _formats(checkpoint: Checkpoint) -> tuple[FormatShare, ...]:
     return tuple(sorted(shares, key=lambda share: -share.bytes))
 
 
-def _text(checkpoint: Checkpoint, notes: list[str]) -> tuple[TokenizerFacts, bool]:
+def _text(
+    checkpoint: Checkpoint, notes: list[str], vectors: VectorConfig | None
+) -> tuple[TokenizerFacts, bool]:
     """The tokenizer, and whether there is a chat template."""
     kind = _tokenizer_kind(checkpoint)
     try:
-        tokenizer, template = load_text(checkpoint, notes)
+        tokenizer, template = load_text(checkpoint, notes, vectors=vectors)
     except SartorError as error:
         return TokenizerFacts(kind, problem=str(error)), False
     special = _special(checkpoint, tokenizer)

@@ -18,6 +18,8 @@ from sartor.engine.step import StepRecord
 from sartor.errors import CapacityError, SartorError, UsageError
 from sartor.graph import Batch, Ragged
 from sartor.graph.batch import F32, SAMPLING_ROW
+from sartor.models.config import VectorConfig
+from sartor.models.vectors import token_weights
 
 logger = logging.getLogger(__name__)
 _RECORDS = 1024
@@ -30,8 +32,13 @@ class Encoder:
     ``finish_reason`` says why there is none.
     """
 
-    def __init__(self, executable: Executable, *, context_length: int) -> None:
+    def __init__(
+        self, executable: Executable, vectors: VectorConfig, *, context_length: int, limit: str
+    ) -> None:
+        """``vectors`` says what becomes of the tokens, ``limit`` what states the longest text."""
         self.executable = executable
+        self._vectors = vectors
+        self._limit = limit
         self.records: deque[StepRecord] = deque(maxlen=_RECORDS)
         self.context_length = context_length
         """Longest text, in tokens."""
@@ -61,7 +68,12 @@ class Encoder:
         if len(request.prompt) > self.context_length:
             raise CapacityError(
                 f"the text has {len(request.prompt)} tokens, but this model reads at most "
-                f"{self.context_length}; shorten it"
+                f"{self.context_length} ({self._limit}); shorten it"
+            )
+        if request.left_out >= len(request.prompt):
+            raise UsageError(
+                f"request {request.id}: all {len(request.prompt)} tokens are those of the prompt, "
+                "which take no part in the vector; give a text"
             )
         wrong = [token for token in request.prompt if not 0 <= token < self._vocab]
         if wrong:
@@ -103,7 +115,7 @@ class Encoder:
             return chunks
         scheduled = built = executed = time.perf_counter()
         try:
-            batch = text_batch([request.prompt for request in requests])
+            batch = text_batch([request.prompt for request in requests], self._weights(requests))
             built = executed = time.perf_counter()
             vectors = self.executable.collect(self.executable.submit(batch)).embeddings
             executed = time.perf_counter()
@@ -120,6 +132,14 @@ class Encoder:
             del self._waiting[request.id]
         self._record(requests, (started, scheduled, built, executed))
         return chunks
+
+    def _weights(self, requests: list[Request]) -> F32 | None:
+        """What the tokens of each text are multiplied by, where the program wants that."""
+        if not self._vectors.weighted:
+            return None
+        return np.concatenate(
+            [token_weights(self._vectors, len(one.prompt), one.left_out) for one in requests]
+        )
 
     def _record(self, requests: list[Request], times: tuple[float, float, float, float]) -> None:
         started, scheduled, built, executed = times
@@ -176,7 +196,8 @@ def _chunk(
     )
 
 
-def text_batch(prompts: list[tuple[int, ...]]) -> Batch:
+def text_batch(prompts: list[tuple[int, ...]], weights: F32 | None = None) -> Batch:
+    """A step over whole texts; ``weights`` ``[tokens, poolings]`` where the program wants them."""
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     nothing = Ragged(np.zeros(0, np.int32), np.zeros(1, np.int32))
@@ -192,4 +213,6 @@ def text_batch(prompts: list[tuple[int, ...]]) -> Batch:
         history=nothing,
         bias_tokens=nothing,
         bias_values=Ragged(np.zeros(0, np.float32), nothing.starts),
+        embedding_rows=np.arange(0 if weights is None else len(weights), dtype=np.int32),
+        embeddings=np.zeros((0, 0), np.float32) if weights is None else weights,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import threading
@@ -20,6 +21,7 @@ from sartor.engine.engine import Engine
 from sartor.engine.load import LoadedModel, load, make_encoder, make_engine
 from sartor.engine.prompt import Prompt, encode_prompt, prompt_list
 from sartor.engine.request import Chunk, FinishReason, Request, TokenLogprob
+from sartor.engine.vectors import dimensions_of, left_out, prompt_text, vector_width
 from sartor.errors import SartorError, UsageError
 from sartor.graph.batch import F32
 from sartor.graph.sampling import SamplingDefaults, SamplingParams
@@ -152,7 +154,7 @@ class LLM:
         from sartor.engine.peft import read_peft
 
         writer = self._writer()
-        layers = read_peft(Path(path), self._loaded.model)
+        layers = read_peft(Path(path), self._loaded.model, self._loaded.executable.program)
         with self._lock:
             writer.load_adapter(name, layers)
 
@@ -242,25 +244,49 @@ class LLM:
             return self.stream(ids, params, adapter=adapter)
         return self.generate([ids], params, adapter=adapter)[0]
 
-    def embed(self, texts: str | Sequence[str] | Sequence[Sequence[int]]) -> F32:
-        """One vector for each text, float32 ``[texts, width]``, all at once.
+    def embed(
+        self,
+        texts: str | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        prompt_name: str | None = None,
+        dimensions: int | None = None,
+    ) -> F32:
+        """One vector for each text, float32 ``[texts, width]``, all at once: what ``encode`` of
+        sentence-transformers gives.
 
-        A text is a string or token ids. UsageError for a model that writes text;
-        CapacityError for a text that is too long.
+        A text is a string or token ids. In front of strings the model's prompt of that name is
+        put, or its default one; ids are taken as they are. ``dimensions`` gives that many of
+        the first numbers of each vector instead of as many as the model states; the length is
+        then less than 1. UsageError for a model that writes text, an unknown prompt and more
+        dimensions than there are; CapacityError for a text that is too long (it is not cut).
         """
         if isinstance(self._engine, Engine):
             raise UsageError(
                 f"{self._loaded.name} writes text and makes no vectors of it; use generate, or "
                 "another model"
             )
+        made = self._loaded.vectors
+        assert made is not None
+        width = vector_width(self._loaded.executable.program)
+        count = dimensions_of(made, width, dimensions)
+        prompt = prompt_text(made, prompt_name)
+        skipped = left_out(made, self.tokenizer, prompt)
         params = SamplingParams(seed=0)
-        given: list[Prompt] = [texts] if isinstance(texts, str) else list(texts)
-        requests = [self._request(text, params, "") for text in given]
+        requests = []
+        for text in [texts] if isinstance(texts, str) else texts:
+            if isinstance(text, str):
+                request = self._request(prompt + text, params, "")
+                request = dataclasses.replace(request, left_out=skipped)
+            elif prompt_name is None:
+                request = self._request(text, params, "")
+            else:
+                raise UsageError("embed: a prompt goes in front of text; token ids take none")
+            requests.append(request)
         vectors: dict[str, bytes] = {}
         with closing(self._chunks(requests)) as chunks:
             for chunk in chunks:
                 vectors[chunk.request_id] = chunk.embedding
-        rows = [np.frombuffer(vectors[request.id], "<f4") for request in requests]
+        rows = [np.frombuffer(vectors[request.id], "<f4", count) for request in requests]
         return np.stack(rows).astype(np.float32) if rows else np.zeros((0, 0), np.float32)
 
     # Parts ----------------------------------------------------------------------------

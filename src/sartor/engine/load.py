@@ -17,6 +17,7 @@ from sartor.engine.encoder import Encoder
 from sartor.engine.engine import Engine
 from sartor.engine.head import requantize_head
 from sartor.engine.sizing import MEMORY_SHARE, size_state
+from sartor.engine.vectors import text_limit
 from sartor.errors import UnsupportedError
 from sartor.graph import UNSAID, Capabilities, Program, SamplingDefaults
 from sartor.hardware import memory
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sartor.engine.fallback.model import FallbackModel
     from sartor.formats import Checkpoint
     from sartor.models import Model, UnknownArchitectureError
+    from sartor.models.config import VectorConfig
     from sartor.text.template import ChatTemplate
     from sartor.text.tokenizer import Tokenizer
 
@@ -55,6 +57,13 @@ class LoadedModel:
     identity: str
     sampling: SamplingDefaults = UNSAID
     notes: tuple[str, ...] = ()
+
+    @property
+    def vectors(self) -> VectorConfig | None:
+        """What an encoder makes of texts; None for a model that writes them."""
+        from sartor.models import Model
+
+        return self.model.config.vectors if isinstance(self.model, Model) else None
 
     @property
     def writes_text(self) -> bool:
@@ -106,7 +115,7 @@ def _load(
     # A large vocabulary takes as long as the weights, and packing leaves the interpreter free.
     notes: list[str] = []
     with ThreadPoolExecutor(1) as pool:
-        text = pool.submit(load_text, checkpoint, notes)
+        text = pool.submit(load_text, checkpoint, notes, vectors=model.config.vectors)
         backend, device = choose(plan.backend, plan.device)
         plan = plan.replace(backend=backend.name, device=device.name)
         capabilities = backend.capabilities(device.name)
@@ -210,14 +219,24 @@ def make_encoder(loaded: LoadedModel) -> Encoder:
     """The same for a model that makes vectors of texts."""
     executable = loaded.executable
     executable.allocate_state([])
-    return Encoder(executable, context_length=loaded.context_length)
+    vectors = loaded.vectors
+    assert vectors is not None
+    return Encoder(
+        executable,
+        vectors,
+        context_length=loaded.context_length,
+        limit=text_limit(vectors, loaded.plan, loaded.context_length),
+    )
 
 
 def load_text(
-    checkpoint: Checkpoint, notes: list[str] | None = None
+    checkpoint: Checkpoint,
+    notes: list[str] | None = None,
+    *,
+    vectors: VectorConfig | None = None,
 ) -> tuple[Tokenizer, ChatTemplate | None]:
     """The tokenizer of a checkpoint, and its chat template where it has one. ``notes`` gets a line
-    for each thing that is wrong there and not used."""
+    for each thing that is wrong there and not used; ``vectors`` is what an encoder wants."""
     from sartor.text.template import template_from_folder, template_from_gguf
     from sartor.text.tokenizer import tokenizer_from_folder, tokenizer_from_gguf
 
@@ -225,7 +244,9 @@ def load_text(
         metadata = checkpoint.metadata
         return tokenizer_from_gguf(metadata, notes), template_from_gguf(metadata, notes)
     folder = checkpoint.path
-    return tokenizer_from_folder(folder, notes), template_from_folder(folder, notes)
+    lower_case = vectors is not None and vectors.lower_case
+    tokenizer = tokenizer_from_folder(folder, notes, lower_case=lower_case)
+    return tokenizer, template_from_folder(folder, notes)
 
 
 def _check(capabilities: Capabilities, program: Program, plan: ExecutionPlan) -> None:

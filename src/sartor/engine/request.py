@@ -46,6 +46,7 @@ class Request:
     want_text  False leaves the text of the chunks empty, and saves making it
     adapter    name of a loaded adapter, empty for the model as it is
     segments   vectors in place of some tokens, whose ids in the prompt are placeholders
+    left_out   tokens at the start that take no part in the vector of a text: those of a prompt
     """
 
     id: str
@@ -60,6 +61,7 @@ class Request:
     want_text: bool = True
     adapter: str = ""
     segments: tuple[EmbeddingSegment, ...] = ()
+    left_out: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "params", self.params.resolved())

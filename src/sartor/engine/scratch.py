@@ -19,7 +19,11 @@ def scratch_bytes(executable: Executable, context_length: int) -> int:
     else:
         executable.allocate_state([])
         texts = max(1, plan.max_batch_tokens // context_length)
-        batch = text_batch([(0,) * context_length] * texts)
+        weights = None
+        if "embeddings" in executable.program.inputs:
+            shape = executable.program.values[executable.program.inputs["embeddings"]].shape
+            weights = np.zeros((texts * context_length, int(shape[1])), np.float32)
+        batch = text_batch([(0,) * context_length] * texts, weights)
     executable.collect(executable.submit(batch))
     scratch = executable.memory().scratch
     executable.allocate_state([0] * len(executable.program.groups()))

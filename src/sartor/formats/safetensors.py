@@ -7,6 +7,7 @@ then views of the mapping in every dtype, bfloat16 included (numpy has none; it 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -233,6 +234,29 @@ class SafetensorsCheckpoint:
     def format(self, name: str) -> WeightFormat:
         """The format of :meth:`weight`; a quantised layout is read for it, floats are not."""
         return self.weight(name).format
+
+    def include(self, folder: str) -> None:
+        """Makes the tensors of ``folder/model.safetensors`` tensors of the checkpoint, named
+        ``folder.tensor``: parts of a model that lie in a folder of their own.
+
+        Errors: :class:`FormatError` where the file is damaged or missing, :class:`UsageError`
+        where there is a pickle instead.
+        """
+        path = self.path / folder / "model.safetensors"
+        if not path.is_file():
+            pickled = self.path / folder / "pytorch_model.bin"
+            if pickled.exists():
+                raise UsageError(
+                    f"{pickled}: a Python pickle, which can run any code when it is read, so it is "
+                    "not; save the model with safetensors"
+                )
+            raise FormatError(f"{path}: this file is missing; fetch the whole folder")
+        self._shards[path] = MappedFile.open(path)
+        tensors, header = read_header(self._shards[path])
+        for name, info in tensors.items():
+            self._tensors[f"{folder}.{name}"] = dataclasses.replace(info, name=f"{folder}.{name}")
+        part = f"{self._identity} {folder} {self._shards[path].fingerprint(header)}"
+        self._identity = hashlib.sha256(part.encode()).hexdigest()
 
     def identity(self) -> str:
         """A digest of the configuration and of each shard's size, time and header."""

@@ -67,6 +67,16 @@ class Builder:
         vectors = self._input("embeddings", ("M", width), "fp32")
         return self._node(name, "replace_rows", [x, rows, vectors])
 
+    def token_numbers(self, x: Value, count: int, name: str = "token_numbers") -> Value:
+        """``[T, count]`` numbers of each token, which the batch gives as the vectors of all its
+        rows (``embeddings``); ``x`` has more features than that and lends its shape only."""
+        width = x.shape[1]
+        assert isinstance(width, int)
+        shape = self.split(x, [count, width - count], f"{name}.shape")[0]
+        rows = self._input("embedding_rows", ("M",), "int32")
+        numbers = self._input("embeddings", ("M", count), "fp32")
+        return self._node(name, "replace_rows", [shape, rows, numbers])
+
     def vector(self, name: str, width: int, axis: str = "") -> Value:
         """A weight of one row, for :meth:`add` and :meth:`mul`."""
         return self._weight(name, (width,), (axis,))

@@ -15,10 +15,10 @@ import numpy as np
 from sartor.errors import FormatError
 from sartor.formats import Checkpoint
 from sartor.graph import Builder, Program, Value
-from sartor.models import gguf, huggingface
-from sartor.models.config import LayerConfig, ModelConfig
-from sartor.models.pooling import pooling_of
+from sartor.models import gguf, huggingface, vectors
+from sartor.models.config import LayerConfig, ModelConfig, VectorConfig, VectorStep
 from sartor.models.registry import Architecture, TensorPlace
+from sartor.models.sentence_transformers import vectors_of
 from sartor.ops.weights import Weight, dense
 
 _TABLE = "embeddings.word_embeddings.weight"
@@ -26,8 +26,6 @@ _TYPES = "embeddings.token_type_embeddings.weight"
 _POSITIONS = "embeddings.position_embeddings.weight"
 _PREFIXES = ("", "bert.", "roberta.")
 _ROBERTAS = ("RobertaModel", "XLMRobertaModel", "RobertaForMaskedLM", "XLMRobertaForMaskedLM")
-_LENGTH_EPS = 1e-24  # what torch's normalize bounds the length by, squared
-
 _GGUF_OUTSIDE = {
     "embeddings.word_embeddings": "token_embd",
     "embeddings.position_embeddings": "position_embd",
@@ -44,6 +42,14 @@ _GGUF_PARTS = {
     "output.dense": "ffn_down",
     "output.LayerNorm": "layer_output_norm",
 }
+_UNSAID = (
+    "no modules.json says what becomes of the tokens of a text, so its vector is their mean, of "
+    "any length (as sentence-transformers does)"
+)
+_UNSAID_GGUF = (
+    "bert.pooling_type does not say what becomes of the tokens of a text, so its vector is their "
+    "mean, made to length 1"
+)
 _GGUF_POOLING = {0: "mean", 1: "mean", 2: "cls", 3: "last"}
 """Values of ``pooling_type``; 0 leaves it to whoever runs the model."""
 
@@ -69,27 +75,31 @@ def _from_hf(checkpoint: Checkpoint) -> ModelConfig:
     options.require("position_embedding_type", "absolute")
     options.require("is_decoder", False)
     options.require("add_cross_attention", False)
-    architecture, pooling = checkpoint.architecture, pooling_of(checkpoint.path)
+    architecture, hidden = checkpoint.architecture, options.size("hidden_size", 768)
+    stated = vectors_of(checkpoint.path, hidden)
+    if stated is not None:
+        vectors.include_weights(checkpoint, stated)
     # RoBERTa counts positions from the padding token's id on.
     skipped = options.nullable("pad_token_id", 1) + 1 if architecture in _ROBERTAS else 0
-    stored = options.size("max_position_embeddings", 512)
-    if stored <= skipped:
-        raise options.refusal("max_position_embeddings", stored)
-    positions = stored - skipped
+    rows = options.size("max_position_embeddings", 512)
+    if rows <= skipped:
+        raise options.refusal("max_position_embeddings", rows)
+    positions = rows - skipped
+    made = stated or VectorConfig()
     return BertConfig(
         **_heads(
             options.where,
-            options.size("hidden_size", 768),
+            hidden,
             options.size("num_attention_heads", 12),
             huggingface.hf_layer_count(checkpoint, options, 12),
         ),
         vocab_size=options.size("vocab_size"),
         ffn_size=options.size("intermediate_size", 3072),
-        context_length=min(positions, pooling.max_length or positions),
+        context_length=min(positions, made.max_length or positions),
         norm_eps=options.positive("layer_norm_eps", 1e-12),
         activation=huggingface.hf_activation(options, default="gelu"),
-        pooling=pooling.kind,
-        normalize=pooling.normalize,
+        vectors=made,
+        notes=() if stated else (_UNSAID,),
         positions=positions,
         skipped=skipped,
         token_types=options.size("type_vocab_size", 2),
@@ -103,13 +113,13 @@ def _from_gguf(checkpoint: Checkpoint) -> ModelConfig:
     pooling = options.integer("pooling_type", 0)
     if pooling not in _GGUF_POOLING:
         raise options.refusal("pooling_type", pooling)
-    context = options.size("context_length")
+    hidden, context = options.size("embedding_length"), options.size("context_length")
     tables = (gguf.EMBEDDING, "position_embd.weight", "token_types.weight")
     vocab, positions, token_types = (checkpoint.info(name).shape[0] for name in tables)
     config = BertConfig(
         **_heads(
             options.where,
-            options.size("embedding_length"),
+            hidden,
             options.size("attention.head_count"),
             gguf.layer_count(checkpoint, options),
         ),
@@ -118,8 +128,8 @@ def _from_gguf(checkpoint: Checkpoint) -> ModelConfig:
         context_length=min(context, positions),
         norm_eps=options.positive("attention.layer_norm_epsilon"),
         activation="gelu",
-        pooling=_GGUF_POOLING[pooling],
-        normalize=True,
+        vectors=VectorConfig((_GGUF_POOLING[pooling],), (VectorStep("normalize", width=hidden),)),
+        notes=() if pooling else (_UNSAID_GGUF,),
         positions=positions,
         skipped=0,
         token_types=token_types,
@@ -159,10 +169,8 @@ def build(config: ModelConfig) -> Program:
     for index in range(len(config.layers)):
         with b.scope(f"encoder.layer.{index}"):
             x = layer(b, x, config)
-    x = b.pool(x, config.pooling)
-    if config.normalize:
-        x = b.l2_norm(x, width, _LENGTH_EPS, "normalize")
-    return b.finish_encoder(x, config.vocab_size)
+    assert config.vectors is not None
+    return b.finish_encoder(vectors.text_vectors(b, x, config.vectors), config.vocab_size)
 
 
 def layer(b: Builder, x: Value, config: ModelConfig) -> Value:
@@ -202,8 +210,11 @@ def _first_row(weight: Weight) -> Weight:
 
 def locate(name: str, checkpoint: Checkpoint, config: ModelConfig) -> TensorPlace:
     assert isinstance(config, BertConfig)
+    assert config.vectors is not None
     if checkpoint.kind == "gguf":
         stored = _gguf_name(name)
+    elif any(name.startswith(f"{step.name}.") for step in config.vectors.steps if step.name):
+        stored = name
     else:
         names = checkpoint.names()
         prefix = next((p for p in _PREFIXES if p + _TABLE in names), "")
@@ -238,7 +249,12 @@ ARCHITECTURE = Architecture(
         "E5",
         "other sentence-transformers",
     ),
-    features=("sentence embeddings", "mean, first or last token", "length 1 where stated"),
+    features=(
+        "sentence embeddings",
+        "mean, weighted mean, first or last token, several of them",
+        "dense layers, norms and length 1 behind that",
+        "prompts",
+    ),
     configure=configure,
     build=build,
     locate=locate,

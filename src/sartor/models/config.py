@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sartor.errors import UnsupportedError
@@ -74,6 +75,65 @@ class LatentConfig:
 
 
 @dataclass(frozen=True)
+class VectorStep:
+    """One step behind the pooling of an encoder, on the vector of a text.
+
+    kind        ``dense``, ``layer_norm`` or ``normalize`` (length 1)
+    name        prefix of its weights; empty where it has none
+    width       features that it gives
+    bias        whether a dense step has one
+    activation  behind a dense step: a kind of the operator, ``tanh``, or empty for none
+    residual    a dense step adds its input to its result; through a matrix where widths differ
+    """
+
+    kind: str
+    name: str = ""
+    width: int = 0
+    bias: bool = False
+    activation: str = ""
+    residual: bool = False
+
+
+@dataclass(frozen=True)
+class VectorConfig:
+    """What an encoder makes of its tokens, and what it wants to be asked with.
+
+    poolings        how tokens become one vector: kinds of the operator ``pool``, or one of
+                    :data:`WEIGHTED_POOLINGS`; several are put behind each other
+    steps           what follows, in order
+    dimensions      how many numbers of a vector are given where a request does not say; 0: all
+    prompts         texts by name that may be put before a text; ``default_prompt`` names the one
+                    that is where a request does not say, empty for none
+    include_prompt  whether the tokens of a prompt take part in the pooling
+    lower_case      texts are made lower case, whatever the tokenizer does
+    max_length      longest text in tokens; 0 where only the model's positions limit it
+    limit           what states that, for people
+    """
+
+    poolings: tuple[str, ...] = ("mean",)
+    steps: tuple[VectorStep, ...] = ()
+    dimensions: int = 0
+    prompts: Mapping[str, str] = field(default_factory=lambda: dict(NO_PROMPTS))
+    default_prompt: str = ""
+    include_prompt: bool = True
+    lower_case: bool = False
+    max_length: int = 0
+    limit: str = ""
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the step that runs a text gives a weight for each token and pooling."""
+        return not self.include_prompt or not WEIGHTED_POOLINGS.isdisjoint(self.poolings)
+
+
+NO_PROMPTS: Mapping[str, str] = {"query": "", "document": ""}
+"""What every model has prompts for, as in sentence-transformers; empty where it states none."""
+
+WEIGHTED_POOLINGS = frozenset({"weighted_mean", "mean_sqrt_length"})
+"""Poolings that no operator has: means of tokens that are multiplied by weights first."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A model's sizes and options, whichever checkpoint format they came from.
 
@@ -89,8 +149,7 @@ class ModelConfig:
     attention_softcap  the same for the scores of attention, before the softmax
     experts          of a model with sparse layers
     latent           sizes of latent attention, where the model has it
-    pooling, normalize  of an encoder: what becomes of its tokens (a kind of the operator
-                     ``pool``), and whether the result has length 1
+    vectors          of an encoder: what becomes of its tokens
     notes            lines for people: what was assumed where the checkpoint does not say it
     """
 
@@ -118,8 +177,7 @@ class ModelConfig:
     attention_softcap: float = 0.0
     experts: ExpertsConfig | None = None
     latent: LatentConfig | None = None
-    pooling: str = ""
-    normalize: bool = False
+    vectors: VectorConfig | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:

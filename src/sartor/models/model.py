@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast
 
 from sartor.errors import FormatError
 from sartor.formats import Checkpoint
@@ -34,6 +35,9 @@ class WeightSource:
         config: ModelConfig,
     ) -> None:
         self._checkpoint = checkpoint
+        self._architecture = architecture
+        self._config = config
+        self._names = [spec.name for spec in program.weights]
         self._places = {
             spec.name: architecture.locate(spec.name, checkpoint, config)
             for spec in program.weights
@@ -81,6 +85,14 @@ class WeightSource:
         """Where a weight of the program lies in the checkpoint."""
         return self._places[name]
 
+    def hf_place(self, name: str) -> TensorPlace:
+        """Where a weight of the program lies in a Hugging Face checkpoint of this model; not for
+        experts, which may lie there in several ways."""
+        if self._checkpoint.kind == "safetensors":
+            return self._places[name]
+        stand_in = cast(Checkpoint, _HfNames(self._names))
+        return self._architecture.locate(name, stand_in, self._config)
+
     def weight(self, name: str) -> Weight:
         """One weight in canonical form; a view of the file unless its place reorders it."""
         place = self._places[name]
@@ -102,6 +114,19 @@ class WeightSource:
     def identity(self) -> str:
         """The checkpoint's: cheap, and different when the files change."""
         return self._checkpoint.identity()
+
+
+class _HfNames:
+    """What the model files ask of a Hugging Face checkpoint to tell where a weight lies: only the
+    names of its tensors, here those of the program."""
+
+    kind: Literal["safetensors"] = "safetensors"
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+
+    def names(self) -> list[str]:
+        return self._names
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -93,12 +93,16 @@ def model_not_found(name: str, known: list[str]) -> ApiError:
     )
 
 
-def context_exceeded(prompt: int, context: int, param: str) -> ApiError:
+def context_exceeded(prompt: int, context: int, param: str, limit: str = "") -> ApiError:
+    """``limit``: what states the longest text of a model that makes vectors; empty for others."""
     # Clients tell this error from others by the words "this model's maximum context length is".
+    what, why = "prompt", ", which must hold at least one token of the answer too"
+    if limit:
+        what, why = "text", f" ({limit})"
     return ApiError(
         400,
-        f"the prompt has {prompt} tokens, but this model's maximum context length is {context} "
-        "tokens, which must hold at least one token of the answer too; shorten the prompt",
+        f"the {what} has {prompt} tokens, but this model's maximum context length is {context} "
+        f"tokens{why}; shorten the {what}",
         param=param,
         code="context_length_exceeded",
     )

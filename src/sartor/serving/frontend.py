@@ -13,10 +13,12 @@ import msgspec
 from sartor.engine.fallback.model import describe_fallback
 from sartor.engine.load import load_text
 from sartor.engine.preset import Preset
+from sartor.engine.vectors import text_limit, vector_width
 from sartor.errors import UsageError
 from sartor.formats import open_checkpoint
 from sartor.graph import UNSAID, SamplingDefaults
 from sartor.models import UnknownArchitectureError, load_model, own_sampling
+from sartor.models.config import VectorConfig
 from sartor.plan import ExecutionPlan
 from sartor.serving.errors import context_exceeded, invalid
 from sartor.serving.messages import AdapterSpec, ModelSpec
@@ -32,9 +34,9 @@ class ServedModel:
     """A model by the name that requests use; they may also use one of its ``aliases``.
 
     ``created`` is the time of its file in Unix seconds; ``fingerprint`` changes with the model
-    and with what can change its answers in the plan. ``makes`` is what its answers are,
-    ``adapters`` and ``presets`` are those that requests may name in its place. ``sampling`` is what
-    the checkpoint says of how to draw tokens.
+    and with what can change its answers in the plan. ``vectors`` says what a model that makes
+    them wants, and ``width`` how many numbers each has. ``adapters`` and ``presets`` are those that
+    requests may name in its place. ``sampling`` is what the checkpoint says of how to draw tokens.
     """
 
     name: str
@@ -45,11 +47,17 @@ class ServedModel:
     vocab_size: int
     fingerprint: str
     created: int
-    makes: Makes = "text"
+    vectors: VectorConfig | None = None
+    width: int = 0
     adapters: dict[str, AdapterSpec] = field(default_factory=dict)
     aliases: frozenset[str] = frozenset()
     sampling: SamplingDefaults = UNSAID
     presets: dict[str, Preset] = field(default_factory=dict)
+
+    @property
+    def makes(self) -> Makes:
+        """What its answers are."""
+        return "text" if self.vectors is None else "embeddings"
 
     def hosted(self, retired: Sequence[AdapterSpec] = ()) -> ModelSpec:
         """What a worker has to load: the model with its adapters, and with those that only
@@ -78,9 +86,12 @@ class ServedModel:
         """Raises ApiError where a prompt is empty, too long, or has ids that are none."""
         if not prompt:
             raise invalid(f"{param}: the prompt has no tokens; send some text", param)
-        room = 1 if self.makes == "text" else 0  # for an answer
+        room = 1 if self.vectors is None else 0  # for an answer
         if len(prompt) + room > self.context_length:
-            raise context_exceeded(len(prompt), self.context_length, param)
+            limit = ""
+            if self.vectors is not None:
+                limit = text_limit(self.vectors, self.spec.plan, self.context_length)
+            raise context_exceeded(len(prompt), self.context_length, param, limit)
         self.check_tokens(prompt, param)
 
     def check_tokens(self, tokens: Collection[int], param: str) -> None:
@@ -101,15 +112,16 @@ def open_served_model(
     SartorError (FormatError, UnsupportedError, UsageError) says what is wrong with it.
     """
     checkpoint = open_checkpoint(path)
-    makes: Makes = "text"
+    vectors, width = None, 0
     try:
         try:
             model = load_model(checkpoint)
             context, vocab_size = model.context_length, model.vocab_size
-            makes = "text" if model.program.samples else "embeddings"
+            if not model.program.samples:
+                vectors, width = model.config.vectors, vector_width(model.program)
         except UnknownArchitectureError as unknown:
             context, vocab_size = describe_fallback(checkpoint, unknown, plan)
-        tokenizer, template = load_text(checkpoint)
+        tokenizer, template = load_text(checkpoint, vectors=vectors)
         sampling = own_sampling(checkpoint)
         identity = f"{checkpoint.identity()} {plan.numerics()}"
     finally:
@@ -123,6 +135,7 @@ def open_served_model(
         vocab_size=vocab_size,
         fingerprint="fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12],
         created=int(path.stat().st_mtime),
-        makes=makes,
         sampling=sampling,
+        vectors=vectors,
+        width=width,
     )

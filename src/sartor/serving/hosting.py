@@ -49,7 +49,8 @@ class Running:
         try:
             if isinstance(self.engine, Encoder):
                 raise UsageError(f"adapter {spec.name}: this model makes embeddings, not text")
-            self.engine.load_adapter(spec.name, read_peft(Path(spec.path), self.model))
+            program = self.engine.executable.program
+            self.engine.load_adapter(spec.name, read_peft(Path(spec.path), self.model, program))
         except Exception as error:
             if not isinstance(error, SartorError):
                 logger.exception("adapter %s could not be loaded", spec.name)

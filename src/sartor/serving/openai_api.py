@@ -134,6 +134,7 @@ def make_requests(prepared: Prepared[Any], key: ApiKey) -> list[EngineRequest]:
     salt = key.salt
     if body.cache_salt is not None:
         salt += "\n" + body.cache_salt  # no key's salt has a line break
+    all_left_out = prepared.left_out or (0,) * len(prepared.prompts)
     return [
         EngineRequest(
             id=uuid4().hex,
@@ -146,8 +147,9 @@ def make_requests(prepared: Prepared[Any], key: ApiKey) -> list[EngineRequest]:
             share=key.share,
             priority=key.priority - (body.priority or 0),
             adapter=prepared.adapter,
+            left_out=left_out,
         )
-        for prompt in prepared.prompts
+        for prompt, left_out in zip(prepared.prompts, all_left_out, strict=True)
     ]
 
 

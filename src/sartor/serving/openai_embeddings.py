@@ -9,7 +9,6 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from sartor.serving.answer import Delta
-from sartor.serving.errors import unsupported
 from sartor.serving.gateway import Gateway
 from sartor.serving.intake import Intake
 from sartor.serving.openai_api import JSONAnswer, submit, view_of, whole
@@ -41,12 +40,12 @@ def add_embeddings_route(router: APIRouter, gateway: Gateway, intake: Intake) ->
 
 
 def _entry(delta: Delta, body: EmbeddingRequest) -> Json:
-    width = len(delta.embedding) // 4
-    if body.dimensions not in (None, width):
-        raise unsupported("dimensions", f"this model's vectors have {width}, and are not cut")
+    data = delta.embedding
+    if body.dimensions is not None:
+        data = data[: 4 * body.dimensions]
     vector: str | list[float]
     if body.encoding_format == "base64":
-        vector = base64.b64encode(delta.embedding).decode()
+        vector = base64.b64encode(data).decode()
     else:
-        vector = np.frombuffer(delta.embedding, "<f4").tolist()
+        vector = np.frombuffer(data, "<f4").tolist()
     return {"object": "embedding", "index": delta.prompt, "embedding": vector}

@@ -234,10 +234,16 @@ class CompletionRequest(Generation):
 
 
 class EmbeddingRequest(Strict):
-    """POST /v1/embeddings. ``user`` is a no-op; ``dimensions`` may only be the model's own."""
+    """POST /v1/embeddings. ``user`` is a no-op.
+
+    ``dimensions`` gives that many of the first numbers of each vector, and the length is then
+    less than 1. ``prompt_name``, which OpenAI does not have, names a prompt of the model to put
+    in front of each text.
+    """
 
     model: str
     input: Prompts
+    prompt_name: Annotated[str, Field(max_length=256)] | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1), WHOLE] | None = None
     priority: Later | None = None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
 from sartor.engine.preset import Preset
+from sartor.engine.vectors import dimensions_of, left_out, prompt_text
 from sartor.errors import UsageError
 from sartor.graph import SamplingParams
 from sartor.serving.errors import ApiError, invalid, model_not_found, unsupported
@@ -36,7 +37,8 @@ class Prepared(Generic[B]):
 
     ``body`` is the typed request without its texts, which have become ``prompts``; ``echoes`` are
     the texts to put before the answers to each prompt, where the request wants that. ``name`` is
-    the model as answers name it; ``adapter`` is empty for the model as it is.
+    the model as answers name it; ``adapter`` is empty for the model as it is. ``left_out`` are the
+    tokens at the start of each prompt that take no part in its vector; empty where all do.
     """
 
     body: B
@@ -46,6 +48,7 @@ class Prepared(Generic[B]):
     params: SamplingParams
     prompts: tuple[tuple[int, ...], ...]
     echoes: tuple[str, ...] = ()
+    left_out: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,28 @@ def _completion(body: CompletionRequest, models: Models, view: View) -> Prepared
 
 def _embeddings(body: EmbeddingRequest, models: Models, view: View) -> Prepared[EmbeddingRequest]:
     model = find_model(models, body.model, view, "embeddings").model
-    prompts = _encode_all(_each(body.input, "input"), "input", model, view.limits)
-    lean = body.model_copy(update={"input": ""})
-    return Prepared(lean, model.name, model.name, "", SamplingParams(seed=0), prompts)
+    vectors, given = model.vectors, _each(body.input, "input")
+    assert vectors is not None
+    try:
+        dimensions = dimensions_of(vectors, model.width, body.dimensions)
+    except UsageError as error:
+        raise invalid(str(error), "dimensions") from None
+    try:
+        prompt = prompt_text(vectors, body.prompt_name)
+    except UsageError as error:
+        raise invalid(str(error), "prompt_name") from None
+    if body.prompt_name is not None and not all(isinstance(one, str) for one in given):
+        raise invalid("prompt_name: a prompt goes in front of text; token ids take none", "input")
+    texts = [prompt + one if isinstance(one, str) else one for one in given]
+    prompts = _encode_all(texts, "input", model, view.limits)
+    skipped = left_out(vectors, model.tokenizer, prompt)
+    counts = tuple(skipped if isinstance(one, str) else 0 for one in given)
+    for count, ids in zip(counts, prompts, strict=True):
+        if count >= len(ids):
+            raise invalid("input: a text is empty behind its prompt; send some text", "input")
+    lean = body.model_copy(update={"input": "", "dimensions": dimensions})
+    params = SamplingParams(seed=0)
+    return Prepared(lean, model.name, model.name, "", params, prompts, left_out=counts)
 
 
 _HEAVY = {"metadata": None, "logit_bias": None, "stop": None, "stop_token_ids": None}

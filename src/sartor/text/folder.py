@@ -22,13 +22,20 @@ from sartor.text.sentencepiece_model import read_model
 from sartor.text.tokenizer import Tokenizer
 
 
-def build_tokenizer(folder: Path, notes: list[str] | None = None) -> Tokenizer:
+def build_tokenizer(
+    folder: Path, notes: list[str] | None = None, *, lower_case: bool = False
+) -> Tokenizer:
     """See ``tokenizer_from_folder``."""
     folder = Path(folder)
     notes = [] if notes is None else notes
     if (folder / "tokenizer.json").is_file():
-        return _from_json(folder, notes)
+        return _from_json(folder, notes, lower_case)
     if (folder / "tokenizer.model").is_file():
+        if lower_case:
+            raise UnsupportedError(
+                f"{folder / 'tokenizer.model'}: making texts lower case (do_lower_case) is only "
+                "implemented for tokenizer.json; save one beside it (transformers writes it)"
+            )
         return _from_sentencepiece(folder, notes)
     raise FormatError(
         f"{folder} has no tokenizer: neither tokenizer.json nor tokenizer.model is there; "
@@ -36,7 +43,7 @@ def build_tokenizer(folder: Path, notes: list[str] | None = None) -> Tokenizer:
     )
 
 
-def _from_json(folder: Path, notes: list[str]) -> Tokenizer:
+def _from_json(folder: Path, notes: list[str], lower_case: bool) -> Tokenizer:
     from tokenizers import Tokenizer as Backend
 
     path = folder / "tokenizer.json"
@@ -47,6 +54,12 @@ def _from_json(folder: Path, notes: list[str]) -> Tokenizer:
     backend.no_truncation()
     backend.no_padding()
     _add_tokens(folder, backend, notes)
+    if lower_case:
+        from tokenizers import normalizers
+
+        lowering = [normalizers.Lowercase()]
+        own = [] if backend.normalizer is None else [backend.normalizer]
+        backend.normalizer = normalizers.Sequence(lowering + own)
     added = backend.get_added_tokens_decoder()
     special = {
         i: token.content

@@ -129,15 +129,18 @@ def tokenizer_from_gguf(
     return build_tokenizer(metadata, notes)
 
 
-def tokenizer_from_folder(folder: Path, notes: list[str] | None = None) -> Tokenizer:
+def tokenizer_from_folder(
+    folder: Path, notes: list[str] | None = None, *, lower_case: bool = False
+) -> Tokenizer:
     """Build the tokenizer of a checkpoint folder in the Hugging Face layout.
 
     Reads ``tokenizer.json``, or else a SentencePiece BPE ``tokenizer.model`` with what was added to
     it (``added_tokens_decoder``, ``added_tokens.json``); special tokens also from
     ``tokenizer_config.json``, ``special_tokens_map.json``, ``generation_config.json`` and
     ``config.json``. FormatError if a file is damaged, UnsupportedError if none can be used. What is
-    wrong and not needed gives a line in ``notes`` instead.
+    wrong and not needed gives a line in ``notes`` instead. ``lower_case``: texts are made lower
+    case first, whatever these files say.
     """
     from sartor.text.folder import build_tokenizer
 
-    return build_tokenizer(folder, notes)
+    return build_tokenizer(folder, notes, lower_case=lower_case)

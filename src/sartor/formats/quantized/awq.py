@@ -47,6 +47,8 @@ def find(settings: Settings, tensors: Tensors) -> Iterator[Quantized]:
 def _module(settings: Settings, tensors: Tensors, module: str) -> Quantized:
     qweight, qzeros, scales = (f"{module}.{part}" for part in ("qweight", "qzeros", "scales"))
     stored = tensors.codes(qweight, ["I32"], [2])
+    if qzeros not in tensors:
+        settings.require("zero_point", True)
     columns, words = stored.shape
     rows = 8 * words
     groups = tensors.length(scales, qweight)

@@ -232,17 +232,20 @@ class Tiles:
 def unpack_bits(words: npt.NDArray[np.int32 | np.uint32 | np.uint8], bits: int) -> U8:
     """Codes ``[..., n]`` from whole words or bytes that hold them lowest bits first.
 
-    Codes of 3 bits cross from a word into the next. The others divide a byte: spreading the bits
-    of each byte over as many bytes as it has codes, by shift and mask, is one pass of whole-array
-    arithmetic instead of one strided pass a code.
+    Codes of 3, 5, 6 and 7 bits cross from a word into the next. The others divide a byte:
+    spreading the bits of each byte over as many bytes as it has codes, by shift and mask, is one
+    pass of whole-array arithmetic instead of one strided pass a code.
     """
     stream = np.ascontiguousarray(words).view(np.uint8)
     if bits == 8:
         return stream
-    if bits == 3:
+    if 8 % bits:
         single = np.unpackbits(stream, axis=-1, bitorder="little")
-        single = single.reshape(*stream.shape[:-1], -1, 3)
-        codes: U8 = single[..., 0] | single[..., 1] * np.uint8(2) | single[..., 2] * np.uint8(4)
+        whole = single.shape[-1] // bits * bits
+        single = single[..., :whole].reshape(*stream.shape[:-1], -1, bits)
+        codes = np.zeros(single.shape[:-1], np.uint8)
+        for bit in range(bits):
+            codes |= single[..., bit] << np.uint8(bit)
         return codes
     if bits == 4:
         wide = stream.astype(np.uint16)
@@ -256,6 +259,14 @@ def unpack_bits(words: npt.NDArray[np.int32 | np.uint32 | np.uint8], bits: int) 
     quads |= quads << np.uint32(6)
     quads &= np.uint32(0x03030303)
     return quads.view(np.uint8)
+
+
+def unpack_whole(words: npt.NDArray[np.int32], bits: int) -> U8:
+    """Codes ``[..., n]`` from words each of which holds as many whole codes as it can."""
+    shifts = np.arange(32 // bits, dtype=np.uint32) * np.uint32(bits)
+    codes = np.ascontiguousarray(words).view(np.uint32)[..., None] >> shifts
+    codes &= np.uint32(2**bits - 1)
+    return codes.astype(np.uint8).reshape(*words.shape[:-1], -1)
 
 
 def affine(

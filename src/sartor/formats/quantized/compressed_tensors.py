@@ -5,7 +5,9 @@ stores decides how it is read; each must be what one of the ``config_groups`` de
 
 *pack-quantized*   ``weight_packed`` int32 ``[N, ceil(K * bits / 32)]``, codes along K from the
                    lowest bits, offset by ``2 ** (bits - 1)``; ``weight_shape`` int64 ``[2]``;
-                   ``weight_zero_point`` packed likewise along N; ``weight_g_idx`` (act-order)
+                   ``weight_zero_point`` packed likewise along N; ``weight_g_idx`` (act-order).
+                   Earlier versions let no code cross from a word into the next, so that words of
+                   3, 5, 6 and 7 bits have unused bits; the number of words tells
 *int-quantized*    ``weight`` int8 ``[N, K]``, ``weight_zero_point`` int8 like the scales
 *float-quantized*  ``weight`` float8_e4m3fn ``[N, K]``
 
@@ -19,7 +21,7 @@ So are a quantised KV cache, sparse storage and transforms.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,22 +38,31 @@ from sartor.formats.quantized.base import (
     group_of,
     order_of_groups,
     unpack_bits,
+    unpack_whole,
 )
 from sartor.formats.quantized.fp8 import STORED as FP8
 from sartor.formats.quantized.fp8 import fp8_weight
 from sartor.ops.weights import F32, U8, Weight
 
 _FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
-_PACKED_BITS = (2, 4, 8)
+_PACKED_BITS = range(2, 9)
 
 
 @dataclass(frozen=True)
 class _Scheme:
-    """How a group of the configuration stores weights; ``block`` is rows x columns, 0 for all."""
+    """How a group of the configuration stores weights; ``block`` is rows x columns, 0 for all.
+
+    ``settings`` is where the configuration says it.
+    """
 
     kind: str
     bits: int
     block: tuple[int, int]
+    settings: Settings
+
+    def words(self, codes: int) -> tuple[int, int]:
+        """int32 words that hold so many codes: without gaps, and with whole codes in each."""
+        return -(-codes * self.bits // 32), -(-codes // (32 // self.bits))
 
     def tiles(self, shape: tuple[int, ...]) -> Tiles:
         return Tiles(self.block[0] or shape[-2], self.block[1] or shape[-1])
@@ -95,11 +106,20 @@ def _scheme(group: Settings) -> _Scheme:
         raise weights.refusal(f"strategy = {strategy!r}")
     if strategy == "group" and size <= 0:
         raise FormatError(f"{weights.where}: group_size is {size}; it must be above zero")
-    return _Scheme(weights.text("type", "int"), weights.integer("num_bits", 8), blocks[strategy])
+    bits = weights.integer("num_bits", 8)
+    return _Scheme(weights.text("type", "int"), bits, blocks[strategy], weights)
 
 
-def _matching(schemes: list[_Scheme], kind: str, stored: TensorInfo) -> list[_Scheme]:
+def _matching(
+    schemes: list[_Scheme], kind: str, widths: Collection[int], stored: TensorInfo
+) -> list[_Scheme]:
+    """The groups that a tensor may belong to; refused where they have other widths only."""
     found = [scheme for scheme in schemes if scheme.kind == kind]
+    readable = [scheme for scheme in found if scheme.bits in widths]
+    if found and not readable:
+        other = found[0]
+        raise other.settings.refusal(f"num_bits = {other.bits} of type {kind!r}")
+    found = readable
     if not found:
         raise FormatError(
             f"{stored.file}: tensor {stored.name!r} is stored as {stored.stored}, which no group "
@@ -118,17 +138,18 @@ def _packed(tensors: Tensors, module: str, schemes: list[_Scheme]) -> Quantized:
     shape = tuple(int(length) for length in tensors.array(shape_name))
     fitting = [
         scheme
-        for scheme in _matching(schemes, "int", stored)
-        if scheme.bits in _PACKED_BITS
-        and shape == (rows, shape[1])
-        and 0 < shape[1] * scheme.bits <= 32 * words < shape[1] * scheme.bits + 32
+        for scheme in _matching(schemes, "int", _PACKED_BITS, stored)
+        if shape == (rows, shape[1]) and shape[1] > 0 and words in scheme.words(shape[1])
     ]
     if not fitting:
         raise FormatError(
             f"{stored.file}: tensor {packed!r} of shape {list(stored.shape)} does not hold weights "
-            f"of shape {list(shape)} in the bits of any group of config_groups (2, 4 or 8)"
+            f"of shape {list(shape)} in the bits of any group of config_groups "
+            f"({', '.join(str(scheme.bits) for scheme in schemes)})"
         )
     bits, columns = fitting[0].bits, shape[1]
+    gapless = words == fitting[0].words(columns)[0]
+    unpack = unpack_bits if gapless else unpack_whole
     choices = [scheme.tiles(shape) for scheme in fitting if scheme.bits == bits]
     tiles = tensors.expect_scale(scale, packed, FLOATS, shape, choices)
     groups = tiles.groups(columns)
@@ -137,7 +158,9 @@ def _packed(tensors: Tensors, module: str, schemes: list[_Scheme]) -> Quantized:
     zero_is_packed = tensors.stored(zero_name) == "I32"
     parts = [packed, scale, shape_name]
     if zero_name in tensors:
-        down = -(-scale_shape[0] * bits // 32) if zero_is_packed else scale_shape[0]
+        down = scale_shape[0]
+        if zero_is_packed:
+            down = fitting[0].words(down)[not gapless]
         zero_shape = (down, *scale_shape[1:])
         tensors.expect(zero_name, packed, ["I32", "I8"], zero_shape)
         parts.append(zero_name)
@@ -151,12 +174,12 @@ def _packed(tensors: Tensors, module: str, schemes: list[_Scheme]) -> Quantized:
             return np.full((rows, groups), 1 << (bits - 1), np.float32)
         stored_zeros = tensors.array(zero_name)
         if zero_is_packed:
-            codes = unpack_bits(stored_zeros.reshape(len(stored_zeros), -1).T, bits)
+            codes = unpack(stored_zeros.reshape(len(stored_zeros), -1).T, bits)
             return tiles.spread(codes[:, : scale_shape[0]].T.astype(np.float32), shape)
         return tiles.spread(stored_zeros.astype(np.float32) + (1 << (bits - 1)), shape)
 
     def read() -> Weight:
-        codes = unpack_bits(tensors.array(packed), bits)[:, :columns]
+        codes = unpack(tensors.array(packed), bits)[:, :columns]
         order = None
         if g_idx in tensors and np.any(tensors.array(g_idx) != -1):  # -1: never set
             order = order_of_groups(stored, g_idx, tensors.array(g_idx), groups)
@@ -173,7 +196,9 @@ def _plain(tensors: Tensors, module: str, schemes: list[_Scheme]) -> Quantized:
     tensors.info(name, scale)
     stored = tensors.codes(name, ["I8", FP8], [2])
     kind = "float" if stored.stored == FP8 else "int"
-    choices = [scheme.tiles(stored.shape) for scheme in _matching(schemes, kind, stored)]
+    # Narrower integers are stored in bytes as they are.
+    widths = (8,) if kind == "float" else _PACKED_BITS
+    choices = [scheme.tiles(stored.shape) for scheme in _matching(schemes, kind, widths, stored)]
     if kind == "float":
         return fp8_weight(tensors, stored, scale, choices, "float-quantized")
     tiles = tensors.expect_scale(scale, name, FLOATS, stored.shape, choices)

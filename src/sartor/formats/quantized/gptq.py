@@ -46,6 +46,9 @@ def find(settings: Settings, tensors: Tensors) -> Iterator[Quantized]:
     key = "checkpoint_format" if settings.text("checkpoint_format") else "format"
     settings.require(key, "gptq", "gptq_v2")
     minus_one = settings.text(key, "gptq") == "gptq"
+    bits = settings.integer("bits", 4)
+    if bits not in _BITS and not settings.table("dynamic").values:
+        raise settings.refusal(f"bits = {bits}")
     for name in tensors:
         if name.endswith(".qweight"):
             yield _module(settings, tensors, name.removesuffix(".qweight"), minus_one)
