@@ -8,6 +8,7 @@ from pathlib import Path
 from sartor.serving.errors import ApiError, invalid, unavailable
 from sartor.serving.frontend import ServedModel
 from sartor.serving.messages import AdapterLoaded, AdapterSpec, DropAdapter, LoadAdapter, ToWorker
+from sartor.serving.prepare import lookup
 from sartor.serving.supervisor import Supervisor
 
 
@@ -41,7 +42,7 @@ class Adapters:
                 "this server loads no adapters on request; start it with --adapter-folder",
                 code="adapters_disabled",
             )
-        if self.find(name) is not None or name in self._models:
+        if lookup(self._models, name) is not None:
             raise invalid(f"lora_name: {name!r} is in use; drop it first", "lora_name")
         if name in self._retired:
             raise invalid(

@@ -27,7 +27,8 @@ _TAKEN = {"self", "messages", "tools", "bos_token", "eos_token"}
 
 @dataclass
 class ServedModel:
-    """A model by the name that requests use; they may also use one of its ``aliases``.
+    """A model by the name that requests use; they may also use one of its ``aliases``, of which
+    those that are ``listed`` are shown to clients.
 
     ``created`` is the time of its file in Unix seconds; ``fingerprint`` changes with the model
     and with what can change its answers in the plan. ``makes`` is what its answers are,
@@ -45,6 +46,7 @@ class ServedModel:
     makes: Makes = "text"
     adapters: dict[str, AdapterSpec] = field(default_factory=dict)
     aliases: frozenset[str] = frozenset()
+    listed: tuple[str, ...] = ()
 
     def hosted(self, retired: Sequence[AdapterSpec] = ()) -> ModelSpec:
         """What a worker has to load: the model with its adapters, and with those that only

@@ -19,6 +19,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 
+from sartor.serving.content_coding import codings_of, unfold
 from sartor.serving.errors import ApiError, invalid, unavailable
 from sartor.serving.frontend import ServedModel
 from sartor.serving.intake_process import IntakeProcess
@@ -71,12 +72,14 @@ class Intake:
         await self._process.close()
 
     async def _receive(self, request: Request, room: _Room) -> bytes:
-        """The body of a request with JSON in it.
+        """The body of a request with JSON in it, unpacked.
 
-        ApiError 415 for another type, 413 when too long, 408 when it takes too long to come.
+        ApiError 415 for another type or an unknown encoding, 413 when too long, 408 when it takes
+        too long to come, 400 when it cannot be unpacked.
         """
         limits = self.limits
         _check_type(request)
+        codings = codings_of(request.headers.getlist("content-encoding"))
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and (len(declared) > 18 or int(declared) > limits.body_bytes):
             raise _too_large(limits.body_bytes)
@@ -98,7 +101,21 @@ class Intake:
                 code="body_timeout",
                 closes=True,
             ) from None
-        return bytes(body)
+        found = bytes(body)
+        for coding in reversed(codings):
+            found = await self._unfold(found, coding, room)
+        return found
+
+    async def _unfold(self, body: bytes, coding: str, room: _Room) -> bytes:
+        """A body without one of its encodings: slice by slice, so that others get their turns on
+        the threads, and none of it on the event loop."""
+        loop = asyncio.get_running_loop()
+        slices = unfold(body, coding, self.limits.body_bytes)
+        pieces: list[bytes] = []
+        while (piece := await loop.run_in_executor(self._threads, next, slices, None)) is not None:
+            room.take(len(piece))
+            pieces.append(piece)
+        return b"".join(pieces)
 
     @contextmanager
     def _room(self) -> Iterator[_Room]:

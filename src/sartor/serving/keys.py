@@ -105,6 +105,9 @@ class KeyFile:
         self._seen = self._stamp()
         self._keys = read_keys(path)
 
+    def __len__(self) -> int:
+        return len(self._current())
+
     def find(self, token: str) -> ApiKey | None:
         """The entry of a key, or None. Takes the same time whichever entry it is, if any."""
         digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()

@@ -56,7 +56,7 @@ def add_openai_routes(router: APIRouter, gateway: Gateway, intake: Intake) -> No
         prepared = await intake.prepared(request, ChatRequest, view_of(request, intake.limits))
         model = gateway.models[prepared.model]
         shape = ChatShape(
-            prepared.adapter or model.name,
+            prepared.body.model,  # as it was asked for, be it an alias or an adapter
             model.fingerprint,
             logprobs=prepared.params.logprobs is not None,
             stream=bool(prepared.body.stream),
@@ -73,7 +73,7 @@ def add_openai_routes(router: APIRouter, gateway: Gateway, intake: Intake) -> No
         )
         model = gateway.models[prepared.model]
         shape = CompletionShape(
-            prepared.adapter or model.name,
+            prepared.body.model,  # as it was asked for, be it an alias or an adapter
             model.fingerprint,
             n=prepared.params.n,
             logprobs=prepared.params.logprobs is not None,
@@ -85,17 +85,19 @@ def add_openai_routes(router: APIRouter, gateway: Gateway, intake: Intake) -> No
     async def models(request: Request) -> Response:
         view = view_of(request, intake.limits)
         cards = [
-            _card(model, adapter)
+            _card(model, name)
             for model in gateway.models.values()
-            for adapter in ("", *model.adapters)
-            if view.shows(adapter or model.name)
+            for name in (model.name, *model.listed, *model.adapters)
+            if view.shows(name)
         ]
         return JSONAnswer({"object": "list", "data": cards})
 
     @router.get("/v1/models/{name:path}", openapi_extra=operation(ModelCard, in_path="name"))
     async def model(request: Request) -> Response:
         view = view_of(request, intake.limits)
-        return JSONAnswer(_card(*find_model(gateway.models, request.path_params["name"], view)))
+        name = request.path_params["name"]
+        model, _ = find_model(gateway.models, name, view)
+        return JSONAnswer(_card(model, name))
 
     @router.get("/health", openapi_extra=operation(Health, others={503: Health}))
     async def health(_: Request) -> Response:
@@ -120,15 +122,21 @@ def view_of(request: Request, limits: ServerLimits) -> View:
     return View(limits, frozenset(key.models) if key.models else None)
 
 
-def _card(model: ServedModel, adapter: str = "") -> Json:
+def _card(model: ServedModel, name: str) -> Json:
+    """What clients learn of a model by one of its names, or by that of an adapter of it."""
+    behind = {}
+    if name in model.adapters:
+        behind = {"parent": model.name}
+    elif name != model.name:
+        behind = {"root": model.name}
     return {
-        "id": adapter or model.name,
+        "id": name,
         "object": "model",
         "created": model.created,
         "owned_by": "sartor",
         "context_length": model.context_length,
         "makes": model.makes,
-        **({"parent": model.name} if adapter else {}),
+        **behind,
     }
 
 

@@ -86,7 +86,9 @@ def find_model(
     """
     found = lookup(models, name) if view.shows(name) else None
     if found is None:
-        known = [n for model in models.values() for n in (model.name, *model.adapters)]
+        known = [
+            n for model in models.values() for n in (model.name, *model.listed, *model.adapters)
+        ]
         raise model_not_found(name, [n for n in known if view.shows(n)])
     if makes not in (None, found[0].makes):
         route = "/v1/embeddings" if makes == "text" else "/v1/chat/completions"
