@@ -43,7 +43,7 @@ class Telemetry:
             raise UsageError(f"log: {self.log!r} is unknown; choose text, json or none")
         if self.log == "none" and (self.log_file is not None or self.log_client):
             name = "--log-client" if self.log_file is None else "--log-file"
-            raise UsageError(f"log: {name} is of no use without a log; leave it or --log none away")
+            raise UsageError(f"log: {name} needs a log; choose --log text or json")
 
     @contextmanager
     def open(self) -> Iterator[list[Sink]]:
