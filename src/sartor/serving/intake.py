@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from sartor.serving.content_coding import codings_of, unfold
 from sartor.serving.errors import ApiError, invalid, unavailable
 from sartor.serving.frontend import ServedModel
+from sartor.serving.ignored_fields import IgnoredFields
 from sartor.serving.intake_process import IntakeProcess
 from sartor.serving.limits import ServerLimits
 from sartor.serving.openai_types import ChatRequest, CompletionRequest, EmbeddingRequest
@@ -45,19 +46,25 @@ class Intake:
         self._held = 0
         self._threads = ThreadPoolExecutor(THREADS, "intake")
         self._process = IntakeProcess(models)
+        self._ignored = IgnoredFields()
 
     async def prepared(self, request: Request, kind: type[B], view: View) -> Prepared[B]:
         """A request for tokens, ready for the engine. Raises ApiError 4xx, or 503 where all the
         room for incoming bodies is taken."""
         with self._room() as room:
             body = await self._receive(request, room)
-            if len(body) <= INLINE_BYTES:
-                return prepare(kind, body, self._models, view)
-            if len(body) <= THREAD_BYTES:
-                loop = asyncio.get_running_loop()
-                call = functools.partial(prepare, kind, body, self._models, view)
-                return await loop.run_in_executor(self._threads, call)
-            return await self._process.prepare(kind, body, view)
+            prepared = await self._prepare(kind, body, view)
+        self._ignored.note(prepared.ignored)
+        return prepared
+
+    async def _prepare(self, kind: type[B], body: bytes, view: View) -> Prepared[B]:
+        if len(body) <= INLINE_BYTES:
+            return prepare(kind, body, self._models, view)
+        if len(body) <= THREAD_BYTES:
+            loop = asyncio.get_running_loop()
+            call = functools.partial(prepare, kind, body, self._models, view)
+            return await loop.run_in_executor(self._threads, call)
+        return await self._process.prepare(kind, body, view)
 
     async def parsed(self, request: Request, kind: type[T]) -> T:
         """A request about the server itself, which is never long."""

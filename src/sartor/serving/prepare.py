@@ -34,7 +34,7 @@ class Prepared(Generic[B]):
 
     ``body`` is the typed request without its texts, which have become ``prompts``; ``echoes`` are
     the texts to put before the answers to each prompt, where the request wants that. ``adapter``
-    is empty for the model as it is.
+    is empty for the model as it is. ``ignored`` names fields of messages that nobody knows.
     """
 
     body: B
@@ -43,6 +43,7 @@ class Prepared(Generic[B]):
     params: SamplingParams
     prompts: tuple[tuple[int, ...], ...]
     echoes: tuple[str, ...] = ()
+    ignored: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def _chat(body: ChatRequest, models: Models, view: View) -> Prepared[ChatRequest
     )
     prompt = _encode(text, "messages", model, view.limits, special=False)
     lean = body.model_copy(update={"messages": [], **_HEAVY, "chat_template_kwargs": None})
-    return Prepared(lean, model.name, adapter, params, (prompt,))
+    ignored = frozenset[str]().union(*(message.ignored() for message in body.messages))
+    return Prepared(lean, model.name, adapter, params, (prompt,), ignored=ignored)
 
 
 def _completion(body: CompletionRequest, models: Models, view: View) -> Prepared[CompletionRequest]:
