@@ -73,8 +73,3 @@ class ServerLimits:
             if not math.isfinite(value):
                 none = "; 0 sets no limit" if field.name == "request_seconds" else ""
                 raise UsageError(f"limits: {field.name} is {value}; it must be a number{none}")
-        if self.body_bytes > self.bodies_bytes:
-            raise UsageError(
-                f"limits: body_bytes is {self.body_bytes}, but all bodies together may have "
-                f"{self.bodies_bytes} (bodies_bytes); no such body could come in"
-            )
