@@ -82,7 +82,7 @@ def sartor(setting: Setting, port: int) -> Launch:
     command = [sys.executable, "-m", "sartor.cli.main", "serve", model, "--port", str(port)]
     command += ["--threads", str(setting.threads), *setting.options]
     shown = " ".join(setting.options) or "as installed"
-    return Launch("Sartor", shown, command, model, hopeless="No model is available")
+    return Launch("Sartor", shown, command, model)
 
 
 def llama_server(setting: Setting, port: int) -> Launch:

@@ -414,7 +414,8 @@ def test_a_public_address_without_keys_is_warned_about(
         async def nothing(*_: object) -> int:
             return 0
 
-        monkeypatch.setattr(server, "listen", lambda *_: Far())
+        monkeypatch.setattr(server, "bind", lambda *_: Far())
+        monkeypatch.setattr(server, "listen", lambda _: None)
         monkeypatch.setattr(server, "_serve", nothing)
         assert server.serve([str(tiny_model)], host="192.0.2.1", keys=keys) == 0
 

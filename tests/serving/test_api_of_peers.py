@@ -313,7 +313,6 @@ def test_a_long_seed(client: OpenAI, model: str, seed: int) -> None:
         [{"role": "my-custom-role", "content": "x"}],
         [{"role": "user", "content": [{"type": "text"}]}],
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///x"}}]}],
-        [{"role": "user", "content": "x", "extra_field": "0"}],
     ],
 )
 def test_messages_that_are_none(peers_server: ServerProcess, messages: Any) -> None:

@@ -13,6 +13,7 @@ import httpx
 import openai
 import pytest
 from server_process import ServerProcess, wait_until
+from tiny_model import write_tiny_model
 
 Start = Callable[..., ServerProcess]
 TOKENS = 40
@@ -142,20 +143,23 @@ def test_a_worker_that_hangs_is_replaced(server: ServerProcess) -> None:
     assert not frozen.is_running()
 
 
-def test_a_worker_that_cannot_start_is_given_up(start_server: Start) -> None:
-    server = start_server(plan={"state_bytes": 1}, timing={"starts": 2})
-    assert "No model" in server.ready_line
+def test_a_worker_that_cannot_start_again_is_given_up(start_server: Start, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "tiny.gguf")
+    server = start_server([model], timing={"starts": 2})
+    model.write_bytes(b"GGUF, and no more of it")
+    server.worker().kill()
+    wait_until(lambda: "worker could not be started" in server.health().text, 30)
     begin = time.monotonic()
     answer = server.post("/v1/completions", {"model": server.name, "prompt": "x"})
     assert time.monotonic() - begin < 1
     assert answer.status_code == 503
     assert 0 < int(answer.headers["Retry-After"]) <= 60
     error = answer.json()["error"]
-    assert "state_bytes" in error["message"]
+    assert str(model) in error["message"]
     assert error["code"] == "service_unavailable"
     health = server.health()
     assert health.status_code == 503
-    assert "state_bytes" in health.text
+    assert str(model) in health.text
     assert server.workers() == []
 
 

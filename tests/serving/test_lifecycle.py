@@ -169,3 +169,15 @@ def test_a_worker_that_slept_was_not_stuck() -> None:
     pulse.turn()
     pulse.excuse(-100)
     assert pulse.stuck_seconds() >= 100
+
+
+def test_what_no_try_can_mend_is_given_up_at_once() -> None:
+    life = started()
+    assert life.exited(1, "no memory", final=True) == "start"
+    assert (life.phase, life.cause) == ("failed", "no memory")
+    # A worker was ready before: then something has happened, and may pass.
+    life = ready()
+    life.exited(1, "killed")
+    assert life.tick(1) == Start()
+    life.exited(2, "no file", final=True)
+    assert life.phase == "waiting"

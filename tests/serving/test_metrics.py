@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server_process import ServerProcess, kill_hard, wait_until
 from test_crash import Stream, say
 from tiny_encoder import write_tiny_encoder
+from tiny_model import write_tiny_model
 
 from sartor.serving.metrics import METRICS, table
 
@@ -169,8 +170,12 @@ def test_what_is_under_way_shows(server: ServerProcess) -> None:
     stream.finish()
 
 
-def test_a_worker_that_never_starts_is_told(tiny_model: Path) -> None:
-    with ServerProcess([tiny_model], plan={"state_bytes": 1}, timing={"starts": 2}) as server:
+def test_a_worker_that_never_starts_again_is_told(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "tiny.gguf")
+    with ServerProcess([model], timing={"starts": 2}) as server:
+        model.write_bytes(b"GGUF, and no more of it")
+        server.worker().kill()
+        wait_until(lambda: "could not be started" in server.health().text, 30)
         shown = Shown(server)
         assert shown("sartor_worker_up") == shown("sartor_model_up") == 0
         assert shown("sartor_worker_deaths_total", cause="start") == 2

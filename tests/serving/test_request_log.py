@@ -106,7 +106,13 @@ def test_refusals_and_other_routes(server: LoggedServer) -> None:
     assert (line["route"], line["status"], line["outcome"]) == ("/v1/models", 200, "ok")
     server.http.get(f"/{SECRET}", headers={"x-request-id": "elsewhere"})
     line = server.line("elsewhere")
-    assert (line["route"], line["status"], line["code"]) == ("", 404, "404")
+    assert (line["route"], line["status"], line["code"]) == ("unmatched", 404, "404")
+    assert "near" not in line
+    server.http.get("/v1/v1/models", headers={"x-request-id": "twice"})
+    line = server.line("twice")
+    assert (line["route"], line["near"]) == ("unmatched", "/v1/models")
+    server.http.get("/openapi.json", headers={"x-request-id": "described"})
+    assert server.line("described")["route"] == "/openapi.json"
 
 
 def test_a_client_that_left_and_a_worker_that_died(server: LoggedServer) -> None:

@@ -16,6 +16,7 @@ from tiny_model import write_tiny_model
 from sartor.engine.preset import Preset
 from sartor.errors import UsageError
 from sartor.graph import SamplingDefaults, SamplingParams
+from sartor.models.config import VectorConfig
 from sartor.plan import ExecutionPlan
 from sartor.serving.errors import ApiError
 from sartor.serving.frontend import ServedModel, open_served_model
@@ -23,7 +24,7 @@ from sartor.serving.intake_process import IntakeProcess
 from sartor.serving.limits import ServerLimits
 from sartor.serving.openai_types import ChatRequest, CompletionRequest, EmbeddingRequest
 from sartor.serving.prepare import Prepared, View, find_model, prepare
-from sartor.serving.server import _add_presets
+from sartor.serving.startup import add_presets
 from sartor.store import ModelStore
 
 VIEW = View(ServerLimits())
@@ -126,14 +127,14 @@ def test_presets_that_cannot_be_served_are_refused(
     store = ModelStore(tmp_path)
 
     def add(*presets: Preset) -> None:
-        _add_presets(models, presets, store)
+        add_presets(models, presets, store)
 
-    with pytest.raises(UsageError, match="name of another model"):
+    with pytest.raises(UsageError, match="name of a model"):
         add(Preset("m"))
     with pytest.raises(UsageError, match=f"for {own}; name that model too"):
         add(Preset("x", model=str(own)))
     add(POET)
-    with pytest.raises(UsageError, match="name of another preset"):
+    with pytest.raises(UsageError, match="name of a preset"):
         add(POET)
     models["m"].template = None
     with pytest.raises(UsageError, match="no chat template"):
@@ -142,7 +143,7 @@ def test_presets_that_cannot_be_served_are_refused(
     models["n"] = models["m"]
     with pytest.raises(UsageError, match="names no model, and 2 are served"):
         add(Preset("y"))
-    models["m"].makes = "embeddings"
+    models["m"].vectors = VectorConfig()
     del models["n"]
     with pytest.raises(UsageError, match="makes vectors"):
         add(Preset("y"))

@@ -18,6 +18,7 @@ from sartor.serving.openai_types import (
     REFUSED,
     ChatRequest,
     CompletionRequest,
+    EmbeddingRequest,
 )
 from sartor.serving.validation import parse
 
@@ -37,7 +38,10 @@ LIMITS = ServerLimits()
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
         ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
-        ({"messages": [{"role": "user", "content": "x", "age": 3}]}, "messages[0].age"),
+        ({"messages": [{"role": "user", "content": "x", "audio": 3}]}, "messages[0].audio"),
+        ({"messages": [{"role": "user", "content": "x", "refusal": "n"}]}, "messages[0].refusal"),
+        ({"messages": [{"role": "user", **{f"x{i}": i for i in range(65)}}]}, "messages[0]"),
+        (CHAT | {"age": 3}, "age"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             "messages[0].content[0]",
@@ -148,6 +152,27 @@ def test_refused_parameters(name: str) -> None:
     assert (error.value.param, error.value.code) == (name, "unsupported")
     for value in (None, *NEUTRAL.get(name, ())):
         parse(ChatRequest, json.dumps(body | {name: value}).encode(), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "meant"),
+    [
+        (ChatRequest, "temperatur", "temperature"),
+        (ChatRequest, "Top_P", "top_p"),
+        (ChatRequest, "repeat_penalty", "repetition_penalty"),
+        (ChatRequest, "max_new_tokens", "max_tokens"),
+        (CompletionRequest, "n_predict", "max_tokens"),
+        (EmbeddingRequest, "inputs", "input"),
+        (EmbeddingRequest, "max_new_tokens", ""),
+        (ChatRequest, "frobnicate", ""),
+    ],
+)
+def test_unknown_parameters_have_near_ones(kind: Any, name: str, meant: str) -> None:
+    with pytest.raises(ApiError) as error:
+        parse(kind, json.dumps({"model": "m", name: 1}).encode(), LIMITS)
+    assert error.value.code == "unknown_parameter"
+    hint = f"did you mean {meant!r}?" if meant else "remove it"
+    assert error.value.message == f"the parameter {name!r} is unknown; {hint}"
 
 
 def test_no_refused_parameter_is_honoured_too() -> None:

@@ -95,6 +95,21 @@ def adapters(named: list[str] | None) -> dict[str, Path]:
     return found
 
 
+def aliases(named: list[str] | None) -> dict[str, str]:
+    """Aliases given as NAME=MODEL. Raises UsageError."""
+    from sartor.errors import UsageError
+
+    found: dict[str, str] = {}
+    for text in named or ():
+        name, _, model = text.partition("=")
+        if not name or not model:
+            raise UsageError(f"--alias {text}: write it as NAME=MODEL")
+        if name in found:
+            raise UsageError(f"--alias {text}: the name {name} is given twice")
+        found[name] = model
+    return found
+
+
 def make_plan(
     *,
     threads: int,

@@ -20,7 +20,9 @@ def serve(
         typer.Argument(metavar="MODEL...", help="Models to serve.", show_default=False),
     ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 8000,
     max_requests: Annotated[
         int, typer.Option(min=1, help="Requests that may be unfinished at once.")
     ] = 1024,
@@ -33,7 +35,7 @@ def serve(
         ),
     ] = 300,
     max_sequences: Annotated[
-        int, typer.Option(help="Sequences that run at once in one batch.")
+        int, typer.Option(min=1, help="Sequences that run at once in one batch.")
     ] = 64,
     memory: Annotated[
         str,
@@ -43,6 +45,12 @@ def serve(
             show_default=False,
         ),
     ] = "",
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=MODEL", help="Another name for a served model (may be repeated)."
+        ),
+    ] = None,
     adapter: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=FOLDER", help="A LoRA adapter that requests name as the model."),
@@ -109,6 +117,7 @@ def serve(
     tune: options.Tune = True,
 ) -> int:
     """Serve models over an OpenAI-compatible HTTP API."""
+    from sartor.cli.serve_screen import show
     from sartor.serving.server import serve as run_server
     from sartor.serving.telemetry import Telemetry
     from sartor.store import sartor_home
@@ -135,6 +144,7 @@ def serve(
         max_requests=max_requests,
         max_wait=max_wait,
         adapters=options.adapters(adapter),
+        aliases=options.aliases(alias),
         adapter_folder=adapter_folder,
         presets=named,
         memory_bytes=options.size(memory) if memory else None,
@@ -146,7 +156,10 @@ def serve(
             prompt_tokens=max_prompt_tokens,
             max_tokens=max_tokens,
             body_bytes=max_body_bytes,
+            # What one may bring, several may bring at once.
+            bodies_bytes=max(ServerLimits.bodies_bytes, 4 * max_body_bytes),
             connections=max_connections,
         ),
         progress=PullProgress(),
+        announce=show,
     )

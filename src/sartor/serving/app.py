@@ -23,15 +23,21 @@ from sartor.serving.openai_api import add_openai_routes
 from sartor.serving.openai_embeddings import add_embeddings_route
 from sartor.serving.openapi import describe
 from sartor.serving.request_record import record_of
+from sartor.serving.targets import fixed_paths, nearest, not_found, printable
 from sartor.serving.telemetry import Observer, Sink
 
 
 class _DirectRoute(APIRoute):
-    """Calls its endpoint with the request and nothing between.
+    """Calls its endpoint with the request and nothing between, and answers HEAD as GET.
 
     No endpoint here has FastAPI take its parameters apart; to find that out anew for each request,
     and to look for routes within included routers, takes longer than all the rest of routing.
     """
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        if self.methods and "GET" in self.methods:
+            self.methods.add("HEAD")  # the HTTP server leaves the body out (RFC 9110, 9.3.2)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
@@ -51,7 +57,7 @@ def create_app(
     ``keys`` None lets everybody in. Pages of ``cors_origins`` may ask from a browser.
     ``sinks`` are called with the record of each request that has ended.
     """
-    app = FastAPI(title="Sartor", version=__version__)
+    app = FastAPI(title="Sartor", version=__version__, redirect_slashes=False)
     app.router.route_class = _DirectRoute
     add_openai_routes(app.router, gateway, intake)
     add_embeddings_route(app.router, gateway, intake)
@@ -66,7 +72,8 @@ def create_app(
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
         )
-    app.add_middleware(Observer, gateway=gateway, sinks=sinks)  # the last: the outermost
+    paths = fixed_paths(app.routes)
+    app.add_middleware(Observer, gateway=gateway, sinks=sinks, paths=paths)  # last, so outermost
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)
@@ -86,20 +93,33 @@ async def _api_error(request: Request, error: Exception) -> JSONResponse:
     return respond(error)
 
 
-async def _http_error(request: Request, error: Exception) -> JSONResponse:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    path = request.scope["path"][:256]
+    path, headers = request.scope["path"], dict(error.headers or {})
+    if request.method == "OPTIONS" and path == "*":  # of the server as a whole
+        return Response(status_code=204, headers={"Allow": ", ".join(_methods(request.app))})
     if error.status_code == 404:
-        message = f"there is nothing at {path}; the API lives below /v1"
+        paths = fixed_paths(request.app.routes)
+        near = record_of(request).near = nearest(path, paths)
+        wrong = not_found(path, paths, near)
     elif error.status_code == 405:
-        message = f"{request.method[:32]} is not possible at {path}"
+        headers["Allow"] = allowed = ", ".join(sorted(headers["Allow"].split(", ")))
+        wrong = ApiError(
+            405,
+            f"{printable(request.method[:32])} is not possible at {printable(path)}; use {allowed}",
+        )
     else:
-        message = str(error.detail)
-    wrong = ApiError(error.status_code, message)
+        wrong = ApiError(error.status_code, str(error.detail))
     record_of(request).error = wrong
     answer = respond(wrong)
-    answer.headers.update(error.headers or {})
+    answer.headers.update(headers)
     return answer
+
+
+def _methods(app: FastAPI) -> list[str]:
+    """What some route or other takes, and OPTIONS."""
+    methods = {"OPTIONS"}
+    return sorted(methods.union(*(getattr(route, "methods", None) or () for route in app.routes)))
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

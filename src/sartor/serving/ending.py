@@ -18,10 +18,12 @@ _FAULTS = frozenset(
 
 @dataclass(frozen=True)
 class Ending:
-    """The end of one process: who is to blame, and what to tell."""
+    """The end of one process: who is to blame, and what to tell. ``final``: the next process
+    would end the same way."""
 
     blame: Blame
     cause: str
+    final: bool = False
 
 
 def oom_kills(vmstat: str = "/proc/vmstat") -> int | None:

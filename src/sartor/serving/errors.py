@@ -11,8 +11,9 @@ from sartor.errors import SartorError
 
 
 class ApiError(SartorError):
-    """An answer that is an error. ``retry_after`` seconds goes out as the header of that name,
-    ``challenge`` as WWW-Authenticate; one that ``closes`` is the last on its connection."""
+    """An answer that is an error. ``retry_after`` seconds goes out as the header of that name, and
+    so does ``accept_encoding``; ``challenge`` goes out as WWW-Authenticate. One that ``closes`` is
+    the last on its connection."""
 
     def __init__(
         self,
@@ -24,6 +25,7 @@ class ApiError(SartorError):
         code: str | None = None,
         retry_after: int | None = None,
         challenge: str | None = None,
+        accept_encoding: str | None = None,
         closes: bool = False,
     ) -> None:
         super().__init__(message)
@@ -34,6 +36,7 @@ class ApiError(SartorError):
         self.code = code
         self.retry_after = retry_after
         self.challenge = challenge
+        self.accept_encoding = accept_encoding
         self.closes = closes
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -57,12 +60,14 @@ class ApiError(SartorError):
             headers["Retry-After"] = str(self.retry_after)
         if self.challenge is not None:
             headers["WWW-Authenticate"] = self.challenge
+        if self.accept_encoding is not None:
+            headers["Accept-Encoding"] = self.accept_encoding
         if self.closes:
             headers["Connection"] = "close"
         return headers
 
 
-_NAMED = ("type", "param", "code", "retry_after", "challenge", "closes")
+_NAMED = ("type", "param", "code", "retry_after", "challenge", "accept_encoding", "closes")
 
 
 def _remake(status: int, message: str, named: dict[str, Any]) -> ApiError:

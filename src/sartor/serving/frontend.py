@@ -31,7 +31,8 @@ _TAKEN = {"self", "messages", "tools", "bos_token", "eos_token"}
 
 @dataclass
 class ServedModel:
-    """A model by the name that requests use; they may also use one of its ``aliases``.
+    """A model by the name that requests use; they may also use one of its ``aliases``, of which
+    those that are ``listed`` are shown to clients.
 
     ``created`` is the time of its file in Unix seconds; ``fingerprint`` changes with the model
     and with what can change its answers in the plan. ``vectors`` says what a model that makes
@@ -58,6 +59,8 @@ class ServedModel:
     def makes(self) -> Makes:
         """What its answers are."""
         return "text" if self.vectors is None else "embeddings"
+
+    listed: tuple[str, ...] = ()
 
     def hosted(self, retired: Sequence[AdapterSpec] = ()) -> ModelSpec:
         """What a worker has to load: the model with its adapters, and with those that only

@@ -35,6 +35,7 @@ from sartor.serving.messages import (
     AdapterLoaded,
     Chunks,
     EngineStats,
+    HostedModel,
     Ready,
     Refused,
     Submit,
@@ -77,6 +78,7 @@ class Gateway:
         self._quarantine = Quarantine(self.timing.quarantine)
         self._answers: dict[str, Answer] = {}
         self._broken: dict[str, str] = {}
+        self.hosted: dict[str, HostedModel] = {}
         self._settled = asyncio.Event()
         self._supervisor = Supervisor(
             [model.hosted() for model in models],
@@ -130,6 +132,16 @@ class Gateway:
             return f"it could not be loaded: {self._broken[model]}"
         return None
 
+    def failure(self) -> str:
+        """What keeps any model or adapter of the last worker from answering, in one line; empty
+        where nothing does."""
+        if self._supervisor.phase == "failed":
+            return self._supervisor.cause
+        problems = [f"the model {name}: {error}" for name, error in self._broken.items()]
+        for model in self.hosted.values():
+            problems += [f"the adapter {a}: {error}" for a, error in model.adapter_errors.items()]
+        return "; ".join(problems)
+
     def submit(self, model: str, requests: Sequence[Request]) -> Answer:
         """Takes the prompts of one HTTP request.
 
@@ -179,15 +191,22 @@ class Gateway:
 
     def worker_ready(self, message: Ready) -> None:
         models = message.models
+        self.hosted = {model.name: model for model in models}
         self.books.process_bytes = message.process_bytes
         self._broken = {model.name: model.error for model in models if model.error is not None}
+        at_start = not self._settled.is_set()  # then it is for whoever started the server to tell
         for model in models:
             if model.error is None:
                 self.models[model.name].limit_context(model.context_length)
                 for name, error in model.adapter_errors.items():
-                    logger.error("adapter %s of %s is not available: %s", name, model.name, error)
+                    if not at_start:
+                        logger.error(
+                            "adapter %s of %s is not available: %s", name, model.name, error
+                        )
                     self.models[model.name].adapters.pop(name, None)
                 continue
+            if not at_start:
+                logger.error("the model %s is not available: %s", model.name, model.error)
             for entry in self._ledger.drop_model(model.name):
                 self._fail(
                     entry.request.id,

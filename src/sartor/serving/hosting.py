@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from sartor.backends.base import Executable
 from sartor.engine.encoder import Encoder
 from sartor.engine.engine import Engine
 from sartor.engine.fallback.model import FallbackModel
@@ -127,6 +128,8 @@ def host(specs: Sequence[ModelSpec], limit: int | None) -> Host:
                 running.engine.context_length,
                 seconds + time.monotonic() - begin,
                 adapter_errors={name: e for name, e in errors.items() if e is not None},
+                plan=running.engine.executable.plan,
+                memory=_held(running.engine.executable),
             )
         )
     return hosting
@@ -161,11 +164,18 @@ def _run(ledger: MemoryLedger, model: LoadedModel, sharers: int) -> Running:
     return Running(model.model, engine)
 
 
+def _held(executable: Executable) -> dict[str, int]:
+    use = executable.memory()
+    return {"weights": use.weights, "state": use.state, "scratch": use.scratch}
+
+
 def _give_up(hosting: Host, spec: ModelSpec, error: Exception) -> None:
     if not isinstance(error, SartorError):
         logger.exception("model %s could not be loaded", spec.name)
     hosting.ledger.release(spec.name)
-    hosting.reports.append(HostedModel(spec.name, error=describe(error)))
+    # What we understand is wrong with the model, the options or the limit, and stays wrong.
+    final = isinstance(error, SartorError)
+    hosting.reports.append(HostedModel(spec.name, error=describe(error), final=final))
 
 
 def describe(error: BaseException) -> str:

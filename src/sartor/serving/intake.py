@@ -19,8 +19,10 @@ from typing import TypeVar
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 
+from sartor.serving.content_coding import codings_of, unfold
 from sartor.serving.errors import ApiError, invalid, unavailable
 from sartor.serving.frontend import ServedModel
+from sartor.serving.ignored_fields import IgnoredFields
 from sartor.serving.intake_process import IntakeProcess
 from sartor.serving.limits import ServerLimits
 from sartor.serving.openai_types import ChatRequest, CompletionRequest, EmbeddingRequest
@@ -44,19 +46,25 @@ class Intake:
         self._held = 0
         self._threads = ThreadPoolExecutor(THREADS, "intake")
         self._process = IntakeProcess(models)
+        self._ignored = IgnoredFields()
 
     async def prepared(self, request: Request, kind: type[B], view: View) -> Prepared[B]:
         """A request for tokens, ready for the engine. Raises ApiError 4xx, or 503 where all the
         room for incoming bodies is taken."""
         with self._room() as room:
             body = await self._receive(request, room)
-            if len(body) <= INLINE_BYTES:
-                return prepare(kind, body, self._models, view)
-            if len(body) <= THREAD_BYTES:
-                loop = asyncio.get_running_loop()
-                call = functools.partial(prepare, kind, body, self._models, view)
-                return await loop.run_in_executor(self._threads, call)
-            return await self._process.prepare(kind, body, view)
+            prepared = await self._prepare(kind, body, view)
+        self._ignored.note(prepared.ignored)
+        return prepared
+
+    async def _prepare(self, kind: type[B], body: bytes, view: View) -> Prepared[B]:
+        if len(body) <= INLINE_BYTES:
+            return prepare(kind, body, self._models, view)
+        if len(body) <= THREAD_BYTES:
+            loop = asyncio.get_running_loop()
+            call = functools.partial(prepare, kind, body, self._models, view)
+            return await loop.run_in_executor(self._threads, call)
+        return await self._process.prepare(kind, body, view)
 
     async def parsed(self, request: Request, kind: type[T]) -> T:
         """A request about the server itself, which is never long."""
@@ -71,12 +79,14 @@ class Intake:
         await self._process.close()
 
     async def _receive(self, request: Request, room: _Room) -> bytes:
-        """The body of a request with JSON in it.
+        """The body of a request with JSON in it, unpacked.
 
-        ApiError 415 for another type, 413 when too long, 408 when it takes too long to come.
+        ApiError 415 for another type or an unknown encoding, 413 when too long, 408 when it takes
+        too long to come, 400 when it cannot be unpacked.
         """
         limits = self.limits
         _check_type(request)
+        codings = codings_of(request.headers.getlist("content-encoding"))
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and (len(declared) > 18 or int(declared) > limits.body_bytes):
             raise _too_large(limits.body_bytes)
@@ -98,7 +108,21 @@ class Intake:
                 code="body_timeout",
                 closes=True,
             ) from None
-        return bytes(body)
+        found = bytes(body)
+        for coding in reversed(codings):
+            found = await self._unfold(found, coding, room)
+        return found
+
+    async def _unfold(self, body: bytes, coding: str, room: _Room) -> bytes:
+        """A body without one of its encodings: slice by slice, so that others get their turns on
+        the threads, and none of it on the event loop."""
+        loop = asyncio.get_running_loop()
+        slices = unfold(body, coding, self.limits.body_bytes)
+        pieces: list[bytes] = []
+        while (piece := await loop.run_in_executor(self._threads, next, slices, None)) is not None:
+            room.take(len(piece))
+            pieces.append(piece)
+        return b"".join(pieces)
 
     @contextmanager
     def _room(self) -> Iterator[_Room]:

@@ -137,6 +137,9 @@ class KeyFile:
         self._keys = _parse_keys(path, self._content)
         self._check_mode()
 
+    def __len__(self) -> int:
+        return len(self._current())
+
     def find(self, token: str) -> ApiKey | None:
         """The entry of a key, or None. Takes the same time whichever entry it is, if any."""
         digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()

@@ -83,7 +83,13 @@ class Lifecycle:
         self._kills = 0
         self._idle_deaths = 0
         self._was_ready = False
+        self._ever_ready = False
         self._worked = False
+
+    @property
+    def ever_ready(self) -> bool:
+        """Whether any worker has been."""
+        return self._ever_ready
 
     def ensure(self, now: float) -> None:
         """Somebody wants the worker: one that was given up long enough ago gets a try."""
@@ -115,7 +121,7 @@ class Lifecycle:
     def ready(self, now: float) -> None:
         self.phase, self._since, self._beat, self._stuck = "ready", now, now, 0.0
         self._failed_starts = self._kills = 0
-        self._was_ready = True
+        self._was_ready = self._ever_ready = True
         self.cause = ""
 
     def beat(self, now: float, stuck_seconds: float) -> None:
@@ -135,8 +141,14 @@ class Lifecycle:
         """Seconds since the last sign of life; None while none is expected."""
         return now - self._beat if self.phase == "ready" else None
 
-    def exited(self, now: float, cause: str, blame: Blame = "itself") -> Death:
-        """The process is gone. The cause of a kill is kept, since it says more."""
+    def exited(
+        self, now: float, cause: str, blame: Blame = "itself", *, final: bool = False
+    ) -> Death:
+        """The process is gone. The cause of a kill is kept, since it says more.
+
+        ``final``: the next one would end the same way. Where none was ever ready, that is the end;
+        what one worker could load, another may load again once the disturbance is over.
+        """
         death: Death = _DEATHS[blame]
         if not self._was_ready:
             death = "start"
@@ -154,7 +166,8 @@ class Lifecycle:
         else:
             self._failed_starts += 1
             repeats = self._failed_starts
-            if self._failed_starts >= self._timing.starts:
+            hopeless = final and not self._ever_ready
+            if hopeless or self._failed_starts >= self._timing.starts:
                 self.phase, self._since = "failed", now
                 return death
         delay = self._timing.delay * 2.0 ** min(repeats - 1, 16) if repeats > 0 else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from sartor.errors import UsageError
@@ -69,3 +70,6 @@ class ServerLimits:
             value = getattr(self, field.name)
             if not value >= least:
                 raise UsageError(f"limits: {field.name} is {value}; it must be at least {least}")
+            if not math.isfinite(value):
+                none = "; 0 sets no limit" if field.name == "request_seconds" else ""
+                raise UsageError(f"limits: {field.name} is {value}; it must be a number{none}")

@@ -78,14 +78,19 @@ ToWorker = Submit | Abort | LoadAdapter | DropAdapter
 class HostedModel(msgspec.Struct, frozen=True):
     """A model after loading: its context length, or the error that kept it from loading.
 
-    ``adapter_errors`` names the adapters that it came without, and why.
+    ``final``: another try would end the same way, as long as nobody changes anything.
+    ``adapter_errors`` names the adapters that it came without, and why. ``plan`` has every "auto"
+    replaced, and ``memory`` is in bytes, by owner.
     """
 
     name: str
     context_length: int = 0
     load_seconds: float = 0.0
     error: str | None = None
+    final: bool = False
     adapter_errors: dict[str, str] = {}
+    plan: ExecutionPlan | None = None
+    memory: dict[str, int] = {}
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -185,9 +190,10 @@ class Beat(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The worker's last words: why it ends."""
+    """The worker's last words: why it ends. ``final``: another one would end the same way."""
 
     cause: str
+    final: bool = False
 
 
 FromWorker = Ready | Chunks | Refused | AdapterLoaded | EngineStats | Beat | Failed

@@ -116,7 +116,12 @@ def view_of(request: Request, limits: ServerLimits) -> View:
 
 
 def _card(served: ServedName) -> Json:
-    model = served.model
+    """What clients learn of a model by one of its names, or by that of an adapter or preset."""
+    model, behind = served.model, {}
+    if served.adapter or served.preset:
+        behind = {"parent": model.name}
+    elif served.name != model.name:
+        behind = {"root": model.name}
     return {
         "id": served.name,
         "object": "model",
@@ -124,7 +129,7 @@ def _card(served: ServedName) -> Json:
         "owned_by": "sartor",
         "context_length": model.context_length,
         "makes": model.makes,
-        **({"parent": model.name} if served.name != model.name else {}),
+        **behind,
     }
 
 

@@ -36,7 +36,7 @@ def add_embeddings_route(router: APIRouter, gateway: Gateway, intake: Intake) ->
             answer.close()
         data = [_entry(delta, body) for delta in sorted(deltas, key=lambda d: d.prompt)]
         usage = {"prompt_tokens": answer.prompt_tokens, "total_tokens": answer.prompt_tokens}
-        return JSONAnswer({"object": "list", "data": data, "model": prepared.model, "usage": usage})
+        return JSONAnswer({"object": "list", "data": data, "model": body.model, "usage": usage})
 
 
 def _entry(delta: Delta, body: EmbeddingRequest) -> Json:

@@ -151,7 +151,7 @@ class EmbeddingList(Shape):
 
 
 class ModelCard(Shape):
-    """``parent`` is there for an adapter or a preset."""
+    """``parent`` is there for an adapter or preset, ``root`` for an alias: the model behind it."""
 
     id: str
     object: Literal["model"]
@@ -160,6 +160,7 @@ class ModelCard(Shape):
     context_length: int
     makes: Literal["text", "embeddings"]
     parent: str | None = None
+    root: str | None = None
 
 
 class ModelList(Shape):

@@ -1,10 +1,15 @@
 """Requests of the OpenAI API, as far as they are honoured.
 
-Every parameter is honoured, or a documented no-op, or refused by name:
+Every parameter is honoured, or a documented no-op, or refused by name
+(:mod:`sartor.serving.parameters` prints them all):
 
-- no-ops are taken and change nothing: they concern the operator of a service, not the answer;
+- :data:`NO_OPS` are taken and change nothing: they concern the operator of a service, not the
+  answer;
 - :data:`REFUSED` lists what the API knows and this server does not do yet;
 - anything else is unknown, and refused by name as well.
+
+Fields of messages are another matter: clients send back what answers of this server or of others
+had in them, and mean nothing by it. Those that are unknown are left out, and the log says so once.
 
 Source: the OpenAI API reference (chat, completions and embeddings); ``top_k``, ``min_p``,
 ``repetition_penalty``, ``ignore_eos``, ``stop_token_ids``, ``chat_template_kwargs``, ``priority``
@@ -56,6 +61,19 @@ REFUSED: dict[str, str] = {
     "use_beam_search": "beam search",
     "min_tokens": "a least number of tokens",
     "prompt_logprobs": "log probabilities of the prompt",
+    "grammar": "constrained output",
+    "json_schema": "constrained output",
+    "bad_words": "forbidden words",
+    "chat_template": "a chat template of its own",
+    "add_generation_prompt": "a prompt without the head of the answer",
+    "continue_final_message": "the end of a message that is begun",
+    "truncate_prompt_tokens": "a prompt that is cut",
+    "return_token_ids": "token ids in the answer",
+    "skip_special_tokens": "special tokens in the text",
+    "spaces_between_special_tokens": "special tokens in the text",
+    "include_stop_str_in_output": "the stop string in the text",
+    "length_penalty": "beam search",
+    "early_stopping": "beam search",
 }
 """Parameters that are known and not done yet, and what they ask for."""
 
@@ -70,8 +88,37 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "min_tokens": (0,),
     "use_beam_search": (False,),
+    "bad_words": ([],),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "return_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1.0,),
+    "early_stopping": (False,),
 }
 """Values of refused parameters that ask for nothing, beside null."""
+
+NO_OPS: dict[str, str] = {
+    "user": "whom a service answers",
+    "safety_identifier": "whom a service answers",
+    "metadata": "what a service keeps with the answer",
+    "store": "whether a service keeps the answer; nothing is kept here",
+    "service_tier": "what a service charges",
+    "prompt_cache_key": "prefixes are cached in any case",
+    "prompt_cache_retention": "prefixes are cached in any case",
+}
+"""Parameters that are taken and change nothing, and what they are about."""
+
+RENAMED: dict[str, str] = {
+    "max_new_tokens": "max_tokens",
+    "n_predict": "max_tokens",
+    "num_predict": "max_tokens",
+    "repeat_penalty": "repetition_penalty",
+    "stop_sequences": "stop",
+}
+"""Names that other programs have for parameters of this API."""
 
 REFUSED_IN_MESSAGES: dict[str, str] = {
     "tool_calls": "tool calling",
@@ -79,8 +126,8 @@ REFUSED_IN_MESSAGES: dict[str, str] = {
     "function_call": "function calling",
     "audio": "audio",
     "refusal": "a refusal of the model",
-    "annotations": "annotated text",
 }
+"""Fields of messages that mean something and are not done yet; null and [] ask for nothing."""
 REFUSED_ROLES = ("tool", "function")
 REFUSED_PARTS = ("image_url", "input_audio", "file", "video_url", "refusal")
 
@@ -136,6 +183,10 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class ForModels(Strict):
+    """Requests that a model answers: what :data:`REFUSED` says is of these."""
+
+
 class StreamOptions(Strict):
     """``include_obfuscation`` pads events against eavesdroppers; only false can be honoured.
 
@@ -148,11 +199,8 @@ class StreamOptions(Strict):
     include_obfuscation: Off | None = None
 
 
-class Generation(Strict):
-    """Parameters that chat and completions share.
-
-    No-ops: ``user``, ``metadata``, ``store``, ``service_tier``, ``safety_identifier``,
-    ``prompt_cache_key``, ``prompt_cache_retention`` (prefixes are cached in any case).
+class Generation(ForModels):
+    """Parameters that chat and completions share; the last ones are :data:`NO_OPS`.
 
     What a request leaves open of ``temperature``, ``top_p``, ``top_k``, ``min_p`` and
     ``repetition_penalty`` is the preset's, else the model's own, else the default.
@@ -190,16 +238,28 @@ class Generation(Strict):
     prompt_cache_retention: str | None = None
 
 
-class TextPart(Strict):
+class Echo(BaseModel):
+    """What clients send back as they got it: fields that nobody knows are kept apart."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class TextPart(Echo):
     type: Literal["text"]
     text: str
 
 
-class Message(Strict):
+def _describe_message(schema: dict[str, Any]) -> None:
+    schema["properties"] |= {name: {"enum": [None, []]} for name in REFUSED_IN_MESSAGES}
+
+
+class Message(Echo):
     """One message of a chat. ``name`` reaches the template, which may or may not show it.
 
     ``developer`` counts as ``system``: templates know no other role for instructions.
     """
+
+    model_config = ConfigDict(json_schema_extra=_describe_message)
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
@@ -210,9 +270,16 @@ class Message(Strict):
         role = "system" if self.role == "developer" else self.role
         content: object = self.content
         if isinstance(self.content, list):
-            content = [part.model_dump() for part in self.content]
+            content = [{"type": part.type, "text": part.text} for part in self.content]
         named = {} if self.name is None else {"name": self.name}
         return {"role": role, "content": content, **named}
+
+    def ignored(self) -> set[str]:
+        """Names of the fields that nobody knows, here and in the parts of the content."""
+        names = set(self.model_extra or ())
+        if isinstance(self.content, list):
+            names.update(*(part.model_extra or () for part in self.content))
+        return names
 
 
 class ChatRequest(Generation):
@@ -233,8 +300,8 @@ class CompletionRequest(Generation):
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE] | None = None
 
 
-class EmbeddingRequest(Strict):
-    """POST /v1/embeddings. ``user`` is a no-op.
+class EmbeddingRequest(ForModels):
+    """POST /v1/embeddings.
 
     ``dimensions`` gives that many of the first numbers of each vector, and the length is then
     less than 1. ``prompt_name``, which OpenAI does not have, names a prompt of the model to put

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
+from starlette.routing import BaseRoute
 
 from sartor.serving import openai_responses as responses
 from sartor.serving import openai_types as types
@@ -23,7 +25,7 @@ _WHY = {
     404: "There is no such thing, or the key may not use it.",
     408: "The body took too long to come.",
     413: "The body is too large.",
-    415: "The body is no JSON.",
+    415: "The body is no JSON, or in an encoding that is not known.",
     429: "The key or the server has its fill; Retry-After says when to try again.",
     431: "The head of the request is too large.",
     500: "The server made a mistake.",
@@ -91,7 +93,8 @@ def operation(
 
 def describe(app: FastAPI, limits: ServerLimits, *, with_keys: bool) -> Json:
     """The description of an app whose routes have one each (see :func:`operation`)."""
-    found = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    routes = [_without_head(route) for route in app.routes]
+    found = get_openapi(title=app.title, version=app.version, routes=routes)
     schemas: Json = {}
     for kind in _KINDS:
         own = kind.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -109,6 +112,15 @@ def describe(app: FastAPI, limits: ServerLimits, *, with_keys: bool) -> Json:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     found["components"] = components
     return found
+
+
+def _without_head(route: BaseRoute) -> BaseRoute:
+    """HEAD is there wherever GET is, and says nothing of its own."""
+    if "HEAD" not in (getattr(route, "methods", None) or ()):
+        return route
+    told = copy.copy(route)
+    told.methods = {"GET"}  # type: ignore[attr-defined]
+    return told
 
 
 def _event(chunk: type[BaseModel]) -> Json:

@@ -39,6 +39,7 @@ class Prepared(Generic[B]):
     the texts to put before the answers to each prompt, where the request wants that. ``name`` is
     the model as answers name it; ``adapter`` is empty for the model as it is. ``left_out`` are the
     tokens at the start of each prompt that take no part in its vector; empty where all do.
+    ``ignored`` names fields of messages that nobody knows.
     """
 
     body: B
@@ -49,6 +50,7 @@ class Prepared(Generic[B]):
     prompts: tuple[tuple[int, ...], ...]
     echoes: tuple[str, ...] = ()
     left_out: tuple[int, ...] = ()
+    ignored: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def _chat(body: ChatRequest, models: Models, view: View) -> Prepared[ChatRequest
     )
     prompt = _encode(text, "messages", model, view.limits, special=False)
     lean = body.model_copy(update={"messages": [], **_HEAVY, "chat_template_kwargs": None})
-    return Prepared(lean, found.name, model.name, found.adapter, params, (prompt,))
+    ignored = frozenset[str]().union(*(message.ignored() for message in body.messages))
+    return Prepared(lean, found.name, model.name, found.adapter, params, (prompt,), ignored=ignored)
 
 
 def _completion(body: CompletionRequest, models: Models, view: View) -> Prepared[CompletionRequest]:

@@ -119,6 +119,8 @@ def json_line(record: RequestRecord, client: bool = False) -> str:
         "total_seconds": _rounded(record.total_seconds),
         "worker_restarts": record.restarts,
     }
+    if record.near:
+        fields["near"] = record.near
     if client:
         fields["client"] = record.client
     return msgspec.json.encode(fields).decode()
@@ -126,9 +128,8 @@ def json_line(record: RequestRecord, client: bool = False) -> str:
 
 def text_line(record: RequestRecord, client: bool = False) -> str:
     """The same in words, without what is zero or unknown."""
-    parts = [
-        f"{_time(record):%Y-%m-%d %H:%M:%S} {record.status} {record.method} {record.route or '?'}"
-    ]
+    route = f"{record.route} (near {record.near})" if record.near else record.route or "?"
+    parts = [f"{_time(record):%Y-%m-%d %H:%M:%S} {record.status} {record.method} {route}"]
     if client:
         parts.append(f"from {record.client}")
     parts.append(f"id {record.id}")

@@ -33,6 +33,7 @@ class RequestRecord:
 
     id          the client's x-request-id where it is sane, else one of ours
     began       Unix time in nanoseconds at ``arrived``
+    near        the path that one without a route was probably meant to be
     operation   what a model is asked for (:data:`OPERATIONS`), "" for other routes
     asked       the model as the client named it; ``model`` as it is known here, "" if it is not
     key         name of the tenant, never the secret
@@ -51,6 +52,7 @@ class RequestRecord:
     client: str = ""
     trace: dict[str, str] = field(default_factory=dict)
     route: str = ""
+    near: str = ""
     operation: str = ""
     asked: str = ""
     model: str = ""

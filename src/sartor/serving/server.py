@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import math
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +17,9 @@ from types import FrameType
 import uvicorn
 
 from sartor.engine.preset import Preset
-from sartor.errors import UsageError
-from sartor.graph import describe_sampling
+from sartor.errors import SartorError, UsageError
 from sartor.plan import ExecutionPlan
-from sartor.serving.addresses import is_public, listen, room_for, url
+from sartor.serving.addresses import bind, is_public, listen, room_for, url, urls
 from sartor.serving.app import create_app
 from sartor.serving.frontend import ServedModel, open_served_model
 from sartor.serving.gateway import Gateway
@@ -28,11 +28,19 @@ from sartor.serving.intake import Intake
 from sartor.serving.keys import KeyFile
 from sartor.serving.lifecycle import Timing
 from sartor.serving.limits import ServerLimits
-from sartor.serving.messages import AdapterSpec
-from sartor.serving.names import lookup, served_names
+from sartor.serving.startup import (
+    Started,
+    add_adapters,
+    add_aliases,
+    add_presets,
+    check_adapters,
+    check_origins,
+)
 from sartor.serving.telemetry import Sink, Telemetry
 from sartor.store.progress import Progress
 from sartor.store.store import ModelStore
+
+Announce = Callable[[Started], None]
 
 
 def serve(
@@ -48,6 +56,7 @@ def serve(
     adapters: Mapping[str, Path] | None = None,
     adapter_folder: Path | None = None,
     presets: Sequence[Preset] = (),
+    aliases: Mapping[str, str] | None = None,
     telemetry: Telemetry | None = None,
     memory_bytes: int | None = None,
     limits: ServerLimits | None = None,
@@ -55,6 +64,7 @@ def serve(
     cors_origins: Sequence[str] = (),
     store: ModelStore | None = None,
     progress: Progress | None = None,
+    announce: Announce | None = None,
 ) -> int:
     """Serves models until a signal comes; the exit status is 0 after a drain, 1 when cut short.
 
@@ -64,6 +74,7 @@ def serve(
     adapters      LoRA adapters of the (only) model, by the names that requests use
     presets       served under their names beside the models; one that names a model needs that one
     adapter_folder  where adapters lie that clients may load; None lets them load none
+    aliases       further names that requests may use, each with the model that it stands for
     max_requests  prompts that may be unfinished at once; further ones get status 429
     max_wait      seconds that a request may wait for its first token, by estimate; one that would
                   wait longer gets status 429. 0: however long
@@ -72,35 +83,31 @@ def serve(
     telemetry     what is logged and traced of requests; None: nothing
     keys          file of API keys, of which every request needs one; None lets everybody ask
     cors_origins  web pages that may ask from a browser, like https://example.org
+    announce      is called when the server is ready; None prints the ready line
 
     Blocks. The first SIGINT or SIGTERM lets answers finish and turns new requests away (503); a
-    second one stops at once. Raises SartorError where a model cannot be found or read, or the port
-    is taken.
+    second one stops at once. Raises SartorError where a model cannot be found, read or loaded, or
+    the port is taken; what can be checked without a model is checked before there is any.
     """
     if not models:
         raise UsageError("serve: name at least one model, for example smollm2:135m")
+    if not math.isfinite(max_wait) or max_wait < 0:
+        raise UsageError(f"serve: max_wait is {max_wait}; it must be a number, and 0 takes all")
     plan = plan or ExecutionPlan()
     limits = limits or ServerLimits()
     limits = dataclasses.replace(limits, connections=room_for(limits.connections))
     key_file = None if keys is None else KeyFile(keys)
-    store = store or ModelStore()
-    served: dict[str, ServedModel] = {}
-    for reference in models:
-        stored = store.ensure(reference, progress)
-        if stored.name in served:
-            raise UsageError(f"serve: the model {stored.name} is named twice; name it once")
-        model = open_served_model(stored.name, stored.path, plan, cache)
-        # What the user typed works in requests too: "./m.gguf", or a name without its tag.
-        model.aliases = frozenset({reference})
-        served[stored.name] = model
-    _add_adapters(served, adapters or {})
-    _add_presets(served, presets, store)
-    if adapter_folder is not None and not adapter_folder.is_dir():
-        raise UsageError(f"serve: the adapter folder {adapter_folder} does not exist")
+    check_adapters(adapters or {}, adapter_folder)
+    check_origins(cors_origins)
     with (
         (telemetry or Telemetry()).open() as sinks,
-        contextlib.closing(listen(host, port)) as listener,
+        contextlib.closing(bind(host, port)) as listener,
     ):
+        store = store or ModelStore()
+        served = _open(models, plan, cache, store, progress)
+        add_adapters(served, adapters or {})
+        add_presets(served, presets, store)
+        add_aliases(served, aliases or {})
         if keys is None and is_public(listener):
             print(
                 f"warning: other machines may reach {url(listener)}, and whoever does can use it: "
@@ -120,12 +127,47 @@ def serve(
                 memory_bytes=memory_bytes,
             )
 
+        listen(listener)
         # What is there now stays: a collection that looked through it would hold up every stream.
         # Then what requests leave behind can be collected in small portions.
         gc.freeze()
         gc.set_threshold(5_000, 10, 10)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(_serve(make_gateway, listener, limits, key_file, cors_origins, sinks))
+            return runner.run(
+                _serve(
+                    make_gateway,
+                    listener,
+                    limits,
+                    key_file,
+                    cors_origins,
+                    sinks,
+                    announce or _print_ready_line,
+                )
+            )
+
+
+def _open(
+    models: Sequence[str],
+    plan: ExecutionPlan,
+    cache: Path | None,
+    store: ModelStore,
+    progress: Progress | None,
+) -> dict[str, ServedModel]:
+    """The models by name, from wherever they are. Raises SartorError."""
+    served: dict[str, ServedModel] = {}
+    for reference in models:
+        stored = store.ensure(reference, progress)
+        if stored.name in served:
+            raise UsageError(f"serve: the model {stored.name} is named twice; name it once")
+        model = open_served_model(stored.name, stored.path, plan, cache)
+        # What the user typed works in requests too: "./m.gguf", or a name without its tag.
+        model.aliases = frozenset({reference})
+        served[stored.name] = model
+    return served
+
+
+def _print_ready_line(started: Started) -> None:
+    print(started.ready_line, flush=True)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -139,47 +181,6 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-def _add_adapters(served: Mapping[str, ServedModel], adapters: Mapping[str, Path]) -> None:
-    if adapters and len(served) > 1:
-        raise UsageError("serve: adapters are for one model; serve it alone")
-    (model, *_) = served.values()
-    for name, path in adapters.items():
-        if lookup(served, name) is not None:
-            raise UsageError(f"serve: the adapter {name} has the name of the model; rename it")
-        if not path.is_dir():
-            raise UsageError(f"serve: the adapter {name}: {path} is no folder")
-        model.adapters[name] = AdapterSpec(name, str(path.resolve()))
-
-
-def _add_presets(
-    served: Mapping[str, ServedModel], presets: Sequence[Preset], store: ModelStore
-) -> None:
-    for preset in presets:
-        where = f"serve: the preset {preset.name}"
-        if (taken := lookup(served, preset.name)) is not None:
-            what = "preset" if taken.preset else "adapter" if taken.adapter else "model"
-            raise UsageError(f"{where} has the name of another {what} here; rename it")
-        if preset.model:
-            stored = store.resolve(preset.model)
-            if stored is None or stored.name not in served:
-                raise UsageError(f"{where} is for {preset.model}; name that model too")
-            model = served[stored.name]
-        elif len(served) == 1:
-            (model,) = served.values()
-        else:
-            raise UsageError(
-                f"{where} names no model, and {len(served)} are served; write model = ... into it"
-            )
-        if model.makes != "text":
-            raise UsageError(f"{where} is for models that write text; {model.name} makes vectors")
-        if preset.chats and model.template is None:
-            raise UsageError(
-                f"{where} has a system prompt or template variables, but {model.name} has no chat "
-                "template"
-            )
-        model.presets[preset.name] = preset
-
-
 async def _serve(
     make_gateway: Callable[[], Gateway],
     listener: socket.socket,
@@ -187,6 +188,7 @@ async def _serve(
     keys: KeyFile | None,
     cors_origins: Sequence[str],
     sinks: Sequence[Sink],
+    announce: Announce,
 ) -> int:
     gateway = make_gateway()
     intake = Intake(gateway.models, limits)
@@ -200,12 +202,24 @@ async def _serve(
         lifespan="off",
     )
     server = _Server(config, gateway)
-    announcement = asyncio.create_task(_announce(gateway, url(listener)))
+
+    def make_started() -> Started:
+        return Started(
+            tuple(urls(listener)),
+            tuple(gateway.models.values()),
+            gateway.hosted,
+            None if keys is None else len(keys),
+            gateway.memory_bytes,
+        )
+
+    announcement = asyncio.create_task(_settle(server, gateway, make_started, announce))
     sweeping = asyncio.create_task(keep_sweeping(server.server_state.connections))
     gateway.start()
     try:
         server.serving = asyncio.create_task(server.serve(sockets=[listener]))
         await server.serving
+        if server.failure:
+            raise SartorError(server.failure)
         return 0
     except asyncio.CancelledError:
         if not server.cut_short:
@@ -218,25 +232,22 @@ async def _serve(
         await intake.close()
 
 
-async def _announce(gateway: Gateway, address: str) -> None:
-    names = ", ".join(gateway.models)
-    print(f"Loading {names} ...", file=sys.stderr, flush=True)
-    for served in served_names(gateway.models):
-        if served.model.makes == "text" and not served.adapter:
-            if served.preset is None:
-                for note in served.model.sampling.notes:
-                    print(f"note: {note}", file=sys.stderr)
-            sampling = describe_sampling(*served.sampling)
-            print(f"{served.name} samples with {sampling}", file=sys.stderr, flush=True)
+async def _settle(
+    server: _Server, gateway: Gateway, make_started: Callable[[], Started], announce: Announce
+) -> None:
+    """Waits for the worker's first word. A model that cannot be loaded now was none to start the
+    server with, and ends it; one that is lost later does not."""
+    print(f"Loading {', '.join(gateway.models)} ...", file=sys.stderr, flush=True)
+    for model in gateway.models.values():
+        for note in model.sampling.notes:
+            print(f"note: {note}", file=sys.stderr, flush=True)
     await gateway.settled()
-    working = [name for name in gateway.models if gateway.problem(name) is None]
-    for name in gateway.models:
-        if problem := gateway.problem(name):
-            print(f"error: the model {name} is not available: {problem}", file=sys.stderr)
-    if working:
-        print(f"Ready: {', '.join(working)} at {address}/v1 (Ctrl-C stops)", flush=True)
-    else:
-        print(f"No model is available; {address}/health says why (Ctrl-C stops)", flush=True)
+    if failure := gateway.failure():
+        server.failure = f"the server cannot start: {failure}"
+        gateway.draining = True
+        return
+    with contextlib.suppress(OSError):  # whoever read standard output has gone
+        announce(make_started())
 
 
 class _Server(uvicorn.Server):
@@ -246,6 +257,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.serving: asyncio.Task[None] | None = None
         self.cut_short = False
+        self.failure = ""
         self._gateway = gateway
         self._loop = asyncio.get_running_loop()
 

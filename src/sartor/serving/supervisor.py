@@ -80,6 +80,7 @@ class WorkerProcess:
         self._receive = receive
         self._exited = exited
         self._last_words = ""
+        self._final = False
         self._killed_for = ""
         self._oom_kills = oom_kills()
         self._silent = False
@@ -144,7 +145,7 @@ class WorkerProcess:
 
     def _received(self, message: FromWorker) -> None:
         if isinstance(message, Failed):
-            self._last_words = message.cause
+            self._last_words, self._final = message.cause, message.final
         else:
             self._receive(self, message)
 
@@ -179,7 +180,7 @@ class WorkerProcess:
     def _ending(self) -> Ending:
         code = self._process.returncode
         if self._last_words or self._killed_for:  # a kill of ours is not one from outside
-            return Ending("itself", self._last_words or self._killed_for)
+            return Ending("itself", self._last_words or self._killed_for, self._final)
         return explain(code, self._oom_kills, oom_kills())
 
 
@@ -204,6 +205,7 @@ class Supervisor:
         self._gone = asyncio.Event()
         self._gone.set()
         self._closing = False
+        self._told = ""
 
     @property
     def phase(self) -> Phase:
@@ -321,9 +323,15 @@ class Supervisor:
     def _ended(self, ending: Ending) -> None:
         if self._closing:
             return
-        death = self._lifecycle.exited(time.monotonic(), ending.cause, ending.blame)
-        cause = self._lifecycle.cause
-        logger.warning("the worker is gone: %s", cause)
+        life = self._lifecycle
+        death = life.exited(time.monotonic(), ending.cause, ending.blame, final=ending.final)
+        cause = life.cause
+        given_up_at_once = life.phase == "failed" and not life.ever_ready
+        # The end of a start that never came to anything is for whoever started it to tell; one
+        # that fails again and again for one reason has told it.
+        if not given_up_at_once and (death != "start" or cause != self._told):
+            logger.warning("the worker is gone: %s", cause)
+        self._told = cause
         self._listener.worker_died(cause, death)
         if self._lifecycle.phase == "failed":
             self._listener.worker_failed(cause)

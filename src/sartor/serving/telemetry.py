@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sartor.errors import UnsupportedError, UsageError
-from sartor.serving.errors import internal
+from sartor.serving.errors import internal, respond
 from sartor.serving.gateway import Gateway
 from sartor.serving.names import lookup
 from sartor.serving.request_log import LogFormat, RequestLog
 from sartor.serving.request_record import RequestRecord
+from sartor.serving.targets import route_of, take_target
 from sartor.serving.tracing import Tracing, otlp_provider, wanted_by_environment
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,9 @@ class Telemetry:
     def __post_init__(self) -> None:
         if self.log not in ("text", "json", "none"):
             raise UsageError(f"log: {self.log!r} is unknown; choose text, json or none")
+        if self.log == "none" and (self.log_file is not None or self.log_client):
+            name = "--log-client" if self.log_file is None else "--log-file"
+            raise UsageError(f"log: {name} needs a log; choose --log text or json")
 
     @contextmanager
     def open(self) -> Iterator[list[Sink]]:
@@ -74,17 +77,26 @@ class Telemetry:
 
 class Observer:
     """ASGI middleware, the outermost: gives every request a record, as ``request.state.record``,
-    and every answer the header ``x-request-id``."""
+    and every answer the header ``x-request-id``; brings targets into the form of one of ``paths``.
+    """
 
-    def __init__(self, app: ASGIApp, gateway: Gateway, sinks: Sequence[Sink] = ()) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        gateway: Gateway,
+        sinks: Sequence[Sink] = (),
+        paths: Collection[str] = (),
+    ) -> None:
         self._app = app
         self._gateway = gateway
+        self._paths = frozenset(paths)
         self._sinks: tuple[Sink, ...] = (gateway.books.finish, *sinks)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        wrong = take_target(scope, self._paths)
         record = RequestRecord.of(scope)
         scope.setdefault("state", {})["record"] = record
 
@@ -96,6 +108,10 @@ class Observer:
             await send(message)
 
         try:
+            if wrong is not None:
+                record.error = wrong
+                await respond(wrong)(scope, receive, observed)
+                return
             await self._app(scope, receive, observed)
         except Exception as error:
             record.error = record.error or internal(f"the server made a mistake: {error}")
@@ -105,9 +121,7 @@ class Observer:
             self._finish(record, scope)
 
     def _finish(self, record: RequestRecord, scope: Scope) -> None:
-        # A path that no route has is the client's invention.
-        route: Any = scope.get("route")
-        record.route = getattr(route, "path", record.route)
+        record.route = route_of(scope) or record.route
         if not record.model and (found := lookup(self._gateway.models, record.asked)):
             record.model = found.model.name
         for sink in self._sinks:

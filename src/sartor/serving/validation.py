@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -17,11 +18,16 @@ from sartor.serving.openai_types import (
     REFUSED_IN_MESSAGES,
     REFUSED_PARTS,
     REFUSED_ROLES,
+    RENAMED,
+    ForModels,
     Message,
+    TextPart,
 )
 
 B = TypeVar("B", bound=BaseModel)
 _SHOWN = 80
+_NEAR = 0.8
+_MOST_UNKNOWN = 64
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _BRACKET = re.compile(rb"[][{}]")
 
@@ -123,14 +129,15 @@ def _check_sizes(data: Mapping[str, Any], limits: ServerLimits) -> None:
 def _refuse(data: dict[str, Any], kind: type[BaseModel]) -> None:
     """Refuses what is unknown, and what is known but not done yet; drops the latter where it
     asks for nothing."""
-    for name in REFUSED.keys() & data.keys():
+    known = REFUSED.keys() if issubclass(kind, ForModels) else set[str]()
+    for name in known & data.keys():
         value = data.pop(name)
         if value is not None and value not in NEUTRAL.get(name, ()):
             raise unsupported(name, f"it asks for {REFUSED[name]}")
     # Not left to the types: a list of all that is unknown may be a long one.
     for name in data:
         if name not in kind.model_fields:
-            raise _unknown(name)
+            raise _unknown(name, kind)
     messages = data.get("messages")
     for index, message in enumerate(messages if isinstance(messages, list) else ()):
         if isinstance(message, dict):
@@ -143,13 +150,23 @@ def _refuse_in_message(message: dict[str, Any], where: str) -> None:
     for name in REFUSED_IN_MESSAGES.keys() & message.keys():
         if message.pop(name) not in (None, []):
             raise unsupported(f"{where}.{name}", f"it holds {REFUSED_IN_MESSAGES[name]}")
-    for name in message:
-        if name not in Message.model_fields:
-            raise _unknown(f"{where}.{name}")
+    _check_fields(message, Message, where)
     content = message.get("content")
     for index, part in enumerate(content if isinstance(content, list) else ()):
-        if isinstance(part, dict) and part.get("type") in REFUSED_PARTS:
+        if not isinstance(part, dict):
+            continue
+        if part.get("type") in REFUSED_PARTS:
             raise unsupported(f"{where}.content[{index}]", f"it is a part of type {part['type']!r}")
+        _check_fields(part, TextPart, f"{where}.content[{index}]")
+
+
+def _check_fields(given: Mapping[str, Any], kind: type[BaseModel], where: str) -> None:
+    """Clients send back fields of earlier answers that nobody here knows, but not that many."""
+    unknown = len(given.keys() - kind.model_fields.keys())
+    if unknown > _MOST_UNKNOWN:
+        raise too_large(
+            where, f"{unknown} unknown fields, and the limit is {_MOST_UNKNOWN}; send fewer"
+        )
 
 
 def _explain(detail: ErrorDetails) -> ApiError:
@@ -167,9 +184,19 @@ def _explain(detail: ErrorDetails) -> ApiError:
     return invalid(f"{param} is {_show(detail['input'])}: {message}", param, "invalid_value")
 
 
-def _unknown(name: str) -> ApiError:
+def _unknown(name: str, kind: type[BaseModel] | None = None) -> ApiError:
     shown = name if len(name) <= _SHOWN else name[:_SHOWN] + "..."
-    return invalid(f"the parameter {shown!r} is unknown; remove it", shown, "unknown_parameter")
+    meant = "" if kind is None else _meant(shown, kind)
+    hint = f"did you mean {meant!r}?" if meant else "remove it"
+    return invalid(f"the parameter {shown!r} is unknown; {hint}", shown, "unknown_parameter")
+
+
+def _meant(name: str, kind: type[BaseModel]) -> str:
+    """The parameter that another name was probably meant to be, or nothing."""
+    if RENAMED.get(name) in kind.model_fields:
+        return RENAMED[name]
+    near = difflib.get_close_matches(name.lower(), kind.model_fields, 1, _NEAR)
+    return near[0] if near else ""
 
 
 def _spell(names: list[int | str]) -> str:

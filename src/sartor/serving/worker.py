@@ -30,6 +30,7 @@ from sartor.serving.messages import (
     DropAdapter,
     Failed,
     FromWorker,
+    HostedModel,
     LoadAdapter,
     Ready,
     Refused,
@@ -162,6 +163,12 @@ def _turn(
         pulse.turn()
 
 
+def _named(report: HostedModel) -> str:
+    """Why a model could not be loaded, with its name, which some errors begin with."""
+    error = report.error or ""
+    return error if report.name in error else f"{report.name}: {error}"
+
+
 def run(config: WorkerConfig) -> int:
     """Serves until the gateway is gone; the exit status is 1 after an error, which it reports."""
     channel: ToGateway = Channel(open_end(config.channel), ToWorker)
@@ -174,8 +181,10 @@ def run(config: WorkerConfig) -> int:
         hosting = host(config.models, config.memory_bytes)
         models = hosting.models
         if not models:
-            problems = (f"{model.name}: {model.error}" for model in hosting.reports)
-            channel.send(Failed("; ".join(problems)))
+            # An error that is the same for all of them is told once.
+            problems = dict.fromkeys(_named(report) for report in hosting.reports)
+            final = all(report.final for report in hosting.reports)
+            channel.send(Failed("; ".join(problems), final))
             return 1
         gc.freeze()  # a collection that looked through all of this would hold up a step
         pulse.watch()
