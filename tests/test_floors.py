@@ -28,6 +28,7 @@ FLOORS = {
     "hardware": 1,
     "plan": 1,
     "store": 1,
+    "progress": 0,
 }
 FREE = {"errors", "__version__"}
 """What every floor may import from the house's entrance."""

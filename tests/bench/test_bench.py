@@ -104,11 +104,11 @@ def test_report_takes_medians_of_counted_rounds(
     prompts = [1.0, 10.0, 30.0, 20.0]
     batches = [1.0, 7.0, 9.0, 8.0]
 
-    def single(engine: Engine, seed: int) -> phases.Single:
+    def single(engine: Engine, seed: int, mark: phases.Mark) -> phases.Single:
         return phases.Single(prompts[seed], 2 * prompts[seed], prompts[seed] / 100)
 
     monkeypatch.setattr(phases, "single", single)
-    monkeypatch.setattr(phases, "batch", lambda engine, size, seed: size * batches[seed])
+    monkeypatch.setattr(phases, "batch", lambda engine, size, seed, mark: size * batches[seed])
     report = run_bench(tiny_path, "tiny", NULL, batches=(4, 4, 2), repeats=3)
     assert report.rates == {
         "prompt_512": Spread(20.0, 10.0, 30.0),

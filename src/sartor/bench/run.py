@@ -18,6 +18,7 @@ from sartor.engine.load import load, make_engine
 from sartor.errors import CapacityError, UsageError
 from sartor.hardware import inventory
 from sartor.plan import ExecutionPlan
+from sartor.progress import SILENT, Progress, showing
 
 CEILING_SECONDS = 0.3
 """Of each loop that looks for a ceiling."""
@@ -32,6 +33,7 @@ def run_bench(
     repeats: int = 5,
     load_cache: Path | None = None,
     profile: bool = False,
+    progress: Progress = SILENT,
 ) -> BenchReport:
     """Loads a checkpoint and measures it: greedy, synthetic prompts, no prefix cache.
 
@@ -49,7 +51,7 @@ def run_bench(
     sizes = sorted(set(batches))
     plan = _widened(plan, sizes[-1])
     started = time.perf_counter()
-    loaded = load(path, plan, name, load_cache)
+    loaded = load(path, plan, name, load_cache, progress=progress)
     try:
         if not loaded.writes_text:
             raise UsageError(
@@ -65,10 +67,14 @@ def run_bench(
             profiled(loaded.executable)
         engine = make_engine(loaded)
         load_seconds = time.perf_counter() - started
-        rates, host_share = measure(engine, sizes, repeats)
+        count = (repeats + 1) * (2 + len(sizes))
+        with showing(progress, f"measuring {name}", count, "measurements"):
+            rates, host_share = measure(engine, sizes, repeats, progress)
         peak = peak_rss_bytes()
-        ceilings = measure_ceilings(engine.executable, CEILING_SECONDS)
-        parts = take_profile(engine, sizes, ceilings) if profile else {}
+        with showing(progress, f"measuring {loaded.plan.device}", seconds=4 * CEILING_SECONDS):
+            ceilings = measure_ceilings(engine.executable, CEILING_SECONDS)
+        with showing(progress, f"timing the operators of {name}"):
+            parts = take_profile(engine, sizes, ceilings) if profile else {}
         limits = {}
         if ceilings is not None:
             work = profiled(engine.executable).work()
@@ -102,16 +108,25 @@ def run_bench(
 
 
 def measure(
-    engine: Engine, batches: Sequence[int], repeats: int
+    engine: Engine, batches: Sequence[int], repeats: int, progress: Progress = SILENT
 ) -> tuple[dict[str, Spread], float]:
     """Rates by name, and the median host share of single decoding."""
     samples: dict[str, list[float]] = {}
     shares: list[float] = []
+    order = [f"prompt_{phases.PROMPT_TOKENS}", "decode", *(f"batch_{size}" for size in batches)]
+
+    def mark(phase: str) -> None:
+        """The next one begins where this one has ended."""
+        if phase:
+            progress.advance(1)
+            progress.part(order[(order.index(phase) + 1) % len(order)])
+
+    progress.part(order[0])
     for round_ in range(repeats + 1):
-        one = phases.single(engine, round_)
+        one = phases.single(engine, round_, mark)
         found = {f"prompt_{phases.PROMPT_TOKENS}": one.prompt, "decode": one.decode}
         for size in batches:
-            found[f"batch_{size}"] = phases.batch(engine, size, round_)
+            found[f"batch_{size}"] = phases.batch(engine, size, round_, mark)
         if round_ == 0:  # caches, clocks and pages warm up
             continue
         shares.append(one.host_share)

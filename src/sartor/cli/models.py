@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sartor.cli.options import Json, Model, Models
-from sartor.cli.screen import PullProgress, print_facts, print_json, print_table, say, size
+from sartor.cli.screen import print_facts, print_json, print_table, say, size
+from sartor.progress.line import ProgressLine
 
 if TYPE_CHECKING:
     from sartor.store import Source, StoredModel
@@ -17,7 +18,7 @@ def pull(models: Models, json: Json = False) -> None:
     """Bring models to this machine."""
     from sartor.store import ModelStore
 
-    store, progress = ModelStore(), PullProgress()
+    store, progress = ModelStore(), ProgressLine()
     pulled = [store.pull(model, progress) for model in models]
     if json:
         print_json({"models": [_stored(model) for model in pulled]})

@@ -1,4 +1,4 @@
-"""What the commands show: JSON, tables, sizes and the progress of a pull."""
+"""What the commands show: JSON, tables and sizes. Progress is in ``sartor.progress``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
-
     from sartor.hardware import Peak
 
 # A model may write escape sequences; in a terminal they would do more than show.
@@ -81,64 +78,3 @@ def tera(peak: Peak, unit: str) -> str:
     if share is None:
         return text
     return f"{text}, {share:.0%} of the issue width at {peak.clock_hz / 1e9:.2f} GHz"
-
-
-class Waiting:
-    """A word on what is being waited for; it vanishes. Nothing where standard error is a file."""
-
-    def __init__(self, text: str) -> None:
-        self._shows = sys.stderr is not None and sys.stderr.isatty()
-        if self._shows:
-            sys.stderr.write(text)
-            sys.stderr.flush()
-
-    def over(self) -> None:
-        if self._shows:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-        self._shows = False
-
-
-class PullProgress:
-    """The store's Progress on standard error: a bar in a terminal, else one line a file."""
-
-    def __init__(self) -> None:
-        self._bar: RichProgress | None = None
-        self._task: TaskID | None = None
-
-    def notice(self, text: str) -> None:
-        say(text)
-
-    def begin(self, file: str, total: int | None) -> None:
-        if sys.stderr is None or not sys.stderr.isatty():
-            say(f"{file}{f' ({size(total)})' if total else ''}")
-            return
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self._task = self._bar.add_task(file, total=total)
-        self._bar.start()
-
-    def advance(self, n: int) -> None:
-        if self._bar is not None and self._task is not None:
-            self._bar.advance(self._task, n)
-
-    def end(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None

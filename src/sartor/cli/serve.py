@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from sartor.cli import options
-from sartor.cli.screen import PullProgress
+from sartor.progress.line import ProgressLine
 from sartor.serving.limits import ServerLimits
 
 
@@ -138,5 +138,5 @@ def serve(
             body_bytes=max_body_bytes,
             connections=max_connections,
         ),
-        progress=PullProgress(),
+        progress=ProgressLine(),
     )
