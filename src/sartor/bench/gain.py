@@ -10,7 +10,7 @@ from sartor.backends.base import Tunable
 from sartor.bench import phases
 from sartor.bench.report import Spread
 from sartor.engine.engine import Engine
-from sartor.engine.load import LoadedModel, make_encoder, make_engine
+from sartor.engine.load import LoadedModel, called, make_encoder, make_engine
 from sartor.errors import SartorError
 from sartor.progress import SILENT, Progress, showing
 
@@ -63,7 +63,7 @@ def measure_gain(
     if not fitting:
         return {}
     differ = any(timing.chosen and timing.variant for timing in executable.timings())
-    with showing(progress, f"measuring {loaded.name}", seconds=seconds):
+    with showing(progress, f"speed of {called(loaded.name)}, before and after", seconds=seconds):
         try:
             runs = _take_turns(executable, once, fitting, seconds, differ)
         finally:

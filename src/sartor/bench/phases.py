@@ -76,6 +76,22 @@ def shapes(batches: Sequence[int], max_batch_tokens: int) -> dict[str, list[Step
     }
 
 
+def costs(batches: Sequence[int]) -> dict[str, int]:
+    """What the phases take beside each other, roughly, in tokens of a prompt; in their order."""
+
+    def steps(count: int, sequences: int) -> int:
+        return count * (8 + 3 * sequences)
+
+    return {
+        f"prompt_{PROMPT_TOKENS}": PROMPT_TOKENS,
+        "decode": steps(DECODE_TOKENS, 1),
+        **{
+            f"batch_{size}": size * BATCH_PROMPT_TOKENS + steps(BATCH_DECODE_TOKENS, size)
+            for size in batches
+        },
+    }
+
+
 Mark = Callable[[str], None]
 """Called with the name of a phase when it has ended, and with "" where one is about to begin."""
 

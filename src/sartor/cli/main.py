@@ -98,8 +98,15 @@ def _finish_threads() -> None:
     """Waits for files that are being written beside the answer, where an interrupt is caught."""
     import threading
 
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
+    mine = threading.current_thread()
+    open_threads = [t for t in threading.enumerate() if t is not mine and not t.daemon]
+    if not open_threads:
+        return
+    from sartor.progress import showing
+    from sartor.progress.line import ProgressLine
+
+    with showing(ProgressLine(), "keeping the packed weights for the next start"):
+        for thread in open_threads:
             thread.join()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -83,7 +84,7 @@ def load(
     what is missing, damaged or not supported.
     """
     started = time.perf_counter()
-    with _no_garbage_collection(), showing(progress, f"loading {name}"):
+    with _no_garbage_collection(), showing(progress, f"loading {called(name)}"):
         return _load(path, plan, name, cache, taps, progress, started)
 
 
@@ -115,7 +116,7 @@ def _load(
         program, source = requantize_head(model, plan.head_bits)
         if source is model.source:  # it has no more bits than that
             plan = plan.replace(head_bits=0)
-        with WatchedSource(source, program, progress, f"packing {name}") as watched:
+        with WatchedSource(source, program, progress, f"packing {called(name)}") as watched:
             weights = backend.pack(program, watched, plan, cache)
         executable = backend.compile(program, weights, plan, device.name, taps)
         if cache is not None and plan.tune and isinstance(executable, Tunable):
@@ -134,6 +135,11 @@ def _load(
         bits_per_weight=weights.bits_per_weight * program.size / model.program.size,
         identity=checkpoint.identity(),
     )
+
+
+def called(name: str) -> str:
+    """What a progress line calls a model: of a path, the last part."""
+    return Path(name).name if os.path.exists(name) else name
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sartor import __version__
+from sartor.engine.load import called
 from sartor.evaluation.compare import (
     Comparison,
     compare,
@@ -49,8 +50,9 @@ def evaluate(
     """
     nll, reference_nll, parts = [], [], []
     at = 0
-    beside = "" if reference is None else f" beside {reference.name}"
-    with showing(progress, f"evaluating {model.name}{beside}", len(tokens), "tokens"):
+    beside = "" if reference is None else f" beside {called(reference.name)}"
+    phase = f"evaluating {called(model.name)}{beside}"
+    with showing(progress, phase, len(tokens), "tokens"):
         for found, wanted in _paired(model, tokens, reference):
             targets = tokens[at + 1 : at + 1 + len(found)]
             at += len(found)

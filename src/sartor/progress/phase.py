@@ -73,6 +73,8 @@ class Phase:
         percent = "" if share is None else f"{share:4.0%}"
         count, speed = self._count(), self._speed()
         left = self._time(now)
+        if share is not None:
+            left = left.ljust(len("10 s left"))  # the bar does not grow while nothing is known
         # A narrow line does without the speed, then without the count.
         for fields in ((percent, count, speed, left), (percent, count, left), (percent, left)):
             tail = _GAP.join(part for part in fields if part)

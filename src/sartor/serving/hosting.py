@@ -20,6 +20,7 @@ from sartor.engine.scratch import scratch_bytes
 from sartor.errors import CapacityError, SartorError, UsageError
 from sartor.hardware import MemoryLedger
 from sartor.models import Model
+from sartor.progress.line import ProgressLine
 from sartor.serving.messages import AdapterSpec, HostedModel, ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def host(specs: Sequence[ModelSpec], limit: int | None) -> Host:
         begin = time.monotonic()
         try:
             cache = None if spec.cache is None else Path(spec.cache)
-            model = load(Path(spec.path), spec.plan, spec.name, cache)
+            model = load(Path(spec.path), spec.plan, spec.name, cache, progress=ProgressLine())
             if model.note:
                 print(f"note: {model.note}", file=sys.stderr, flush=True)
             _lease_model(hosting.ledger, model)
