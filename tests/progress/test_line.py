@@ -169,10 +169,15 @@ def test_a_failure_ends_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sartor.progress.line.DELAY", 0.0)
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with pytest.raises(ZeroDivisionError), showing(ProgressLine(), "dividing"):
-        while not terminal.getvalue():
-            time.sleep(0.01)
-        raise ZeroDivisionError
+
+    def work() -> None:
+        with showing(ProgressLine(), "dividing"):
+            while not terminal.getvalue():
+                time.sleep(0.01)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
     assert sys.stderr is terminal
     assert terminal.getvalue().endswith("\r\x1b[K")
 

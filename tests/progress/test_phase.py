@@ -11,7 +11,9 @@ from sartor.progress.phase import Phase, columns, shorten
 MODEL = "packing smollm2:135m"
 
 
-def phase(name: str = MODEL, total: int | None = 200, unit: str = "tensors", **more: float) -> Phase:
+def phase(
+    name: str = MODEL, total: int | None = 200, unit: str = "tensors", **more: float
+) -> Phase:
     return Phase(name, total, unit, more.get("seconds"), 0.0)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 BAR = 30  # columns at most
 _LEAST_BAR = 8
-_LEAST_NAME = 20
+_LEAST_NAME = 32
 _WINDOW = 60  # looks at the bytes; a speed is taken from the first to the last of them
 _GAP = "  "
 
