@@ -44,7 +44,8 @@ def test_it_fits_any_width(
     width: int,
     ascii_only: bool,
 ) -> None:
-    found = Phase(name, total, unit, seconds, 0.0, part=part)
+    found = Phase(name, total, unit, seconds, 0.0)
+    found.part = part
     found.look(now / 2)
     at(found, done, now / 2).look(now)
     text = found.text(width, now, ascii_only=ascii_only)

@@ -10,9 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Literal, TextIO, cast
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
-from sartor.progress.phase import Phase
+if TYPE_CHECKING:
+    from sartor.progress.phase import Phase
 
 DELAY = 0.3  # seconds; what ends before is not shown
 PERIOD = 0.25  # seconds between two looks: seldom, for the sake of what is being measured
@@ -43,6 +44,7 @@ class ProgressLine:
         self._clock = clock
         self._lock = threading.RLock()
         self._phases: list[Phase] = []
+        self._unseen = 0  # phases that are open where nothing is shown
         self._stop = threading.Event()
         self._stream: TextIO | None = None
         self._above: _Above | None = None
@@ -62,15 +64,19 @@ class ProgressLine:
         unit: str = "bytes",
         seconds: float | None = None,
     ) -> None:
-        now = self._clock()
         with self._lock:
-            first = not self._phases
-            self._phases.append(Phase(phase, total, unit, seconds, now, advanced=now))
-            if not first:
-                return
-            self._stream = sys.stderr
-            self._screen = screen(self._stream)
+            first = not self._phases and not self._unseen
+            if first:
+                self._stream = sys.stderr
+                self._screen = screen(self._stream)
             if self._screen == "none":
+                self._unseen += 1
+                return
+            from sartor.progress.phase import Phase
+
+            now = self._clock()
+            self._phases.append(Phase(phase, total, unit, seconds, now))
+            if not first:
                 return
             # One phase after the other is one wait: no gap between their lines.
             again = now - self._seen < DELAY
@@ -85,15 +91,20 @@ class ProgressLine:
             ).start()
 
     def part(self, name: str) -> None:
-        self._phases[-1].part = name
+        if self._phases:
+            self._phases[-1].part = name
 
     def advance(self, n: int) -> None:
-        phase = self._phases[-1]
-        phase.done += n
-        phase.advanced = self._clock()
+        if self._phases:
+            phase = self._phases[-1]
+            phase.done += n
+            phase.advanced = self._clock()
 
     def end(self) -> None:
         with self._lock:
+            if self._unseen:
+                self._unseen -= 1
+                return
             self._phases.pop()
             if self._phases:
                 return

@@ -5,9 +5,7 @@ Nothing here touches a terminal: ``line.py`` does.
 
 from __future__ import annotations
 
-import unicodedata
 from collections import deque
-from dataclasses import dataclass, field
 
 BAR = 30  # columns at most
 _LEAST_BAR = 8
@@ -16,24 +14,29 @@ _WINDOW = 60  # looks at the bytes; a speed is taken from the first to the last 
 _GAP = "  "
 
 
-@dataclass
 class Phase:
-    """What :meth:`Progress.begin` was told, and how far it is; times are seconds of one clock."""
+    """What :meth:`Progress.begin` was told, and how far it is; times are seconds of one clock.
 
-    name: str
-    total: int | None
-    unit: str
-    seconds: float | None
-    started: float
-    done: int = 0
-    part: str = ""
-    advanced: float = 0.0
-    widest: int = 0
-    looks: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    ``advanced`` is when it was told so last. No dataclass: making one is the most that
+    this module would cost a start.
+    """
+
+    def __init__(
+        self, name: str, total: int | None, unit: str, seconds: float | None, started: float
+    ) -> None:
+        self.name = name
+        self.total = total
+        self.unit = unit
+        self.seconds = seconds
+        self.started = self.advanced = started
+        self.done = 0
+        self.part = ""
+        self._widest = 0
+        self._looks: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
 
     def look(self, now: float) -> None:
         """Remembers how far it is now, for the speed."""
-        self.looks.append((now, self.done))
+        self._looks.append((now, self.done))
 
     def share(self, now: float) -> float | None:
         """0 to 1, or None where nobody knows."""
@@ -45,9 +48,9 @@ class Phase:
 
     def speed(self) -> float | None:
         """Units a second over the last looks: what a resumed file had before does not count."""
-        if len(self.looks) < 2:
+        if len(self._looks) < 2:
             return None
-        (start, before), (end, done) = self.looks[0], self.looks[-1]
+        (start, before), (end, done) = self._looks[0], self._looks[-1]
         return (done - before) / (end - start) if end - start > 0.2 and done > before else None
 
     def left(self, now: float) -> float | None:
@@ -84,8 +87,8 @@ class Phase:
         if not tail:
             return shorten(name, width, ascii_only=ascii_only)
         # The bar stands still while parts of different lengths come and go.
-        self.widest = max(self.widest, columns(name))
-        column = min(self.widest, max(room, 0))
+        self._widest = max(self._widest, columns(name))
+        column = min(self._widest, max(room, 0))
         name = shorten(name, column, ascii_only=ascii_only)
         name += " " * (column - columns(name))
         bar = min(BAR, room - column - len(_GAP))
@@ -158,6 +161,8 @@ def _fitting(text: str, width: int) -> str:
 
 
 def _width(character: str) -> int:
+    import unicodedata  # most names need none
+
     if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
