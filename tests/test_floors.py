@@ -28,8 +28,9 @@ FLOORS = {
     "hardware": 1,
     "plan": 1,
     "store": 1,
+    "progress": 0,
 }
-FREE = {"errors", "__version__"}
+FREE = {"errors", "printable", "__version__"}
 """What every floor may import from the house's entrance."""
 
 

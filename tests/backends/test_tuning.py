@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from test_bitwise import BLOCK, _batch, _program, _Weights
 
+from recorded import Recorded
 from sartor.backends.base import Tunable
 from sartor.backends.cpu import _native
 from sartor.backends.cpu.backend import CpuBackend, CpuExecutable
@@ -111,6 +112,32 @@ def test_the_budget_ends_it() -> None:
     calls = len(machine.calls)
     assert found.run(1e9)
     assert len(machine.calls) == calls
+
+
+def test_how_far_it_is() -> None:
+    progress = Recorded()
+    found = tuner(Machine())
+    assert not found.run(0.01, progress)
+    assert found.run(1e9, progress)
+    first, second = progress.phases
+    assert (first.name, first.total, first.unit) == ("measuring kernels", 8 + 5, "layers")
+    assert first.seconds == 0.01
+    assert 9 < (second.seconds or 0) <= 10  # what is left of the budget
+    assert first.done < second.done == second.total == 8 + 5
+    assert found.run(1e9, progress)
+    assert len(progress.phases) == 2  # nothing was left to do
+
+
+def test_the_defaults_can_be_used_for_a_while() -> None:
+    machine = Machine(streams=0.8)
+    found = tuner(machine)
+    found.run(1e9)
+    chosen = dict(machine.variants)
+    assert set(chosen.values()) != {DEFAULT.native()}
+    found.use_chosen(False)
+    assert set(machine.variants.values()) == {DEFAULT.native()}
+    found.use_chosen(True)
+    assert machine.variants == chosen
 
 
 def test_slices_are_short_and_lead_to_the_end() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recorded import Recorded
 from sartor.backends.registry import load_backend
 from sartor.bench import BenchReport, Spread, phases, run_bench
 from sartor.bench.ceiling import PhaseCeiling, PhaseWork, phase_ceiling
@@ -104,11 +105,11 @@ def test_report_takes_medians_of_counted_rounds(
     prompts = [1.0, 10.0, 30.0, 20.0]
     batches = [1.0, 7.0, 9.0, 8.0]
 
-    def single(engine: Engine, seed: int) -> phases.Single:
+    def single(engine: Engine, seed: int, mark: phases.Mark) -> phases.Single:
         return phases.Single(prompts[seed], 2 * prompts[seed], prompts[seed] / 100)
 
     monkeypatch.setattr(phases, "single", single)
-    monkeypatch.setattr(phases, "batch", lambda engine, size, seed: size * batches[seed])
+    monkeypatch.setattr(phases, "batch", lambda engine, size, seed, mark: size * batches[seed])
     report = run_bench(tiny_path, "tiny", NULL, batches=(4, 4, 2), repeats=3)
     assert report.rates == {
         "prompt_512": Spread(20.0, 10.0, 30.0),
@@ -117,6 +118,19 @@ def test_report_takes_medians_of_counted_rounds(
         "batch_4": Spread(32.0, 28.0, 36.0),
     }
     assert report.host_share == pytest.approx(0.2)
+
+
+def test_how_far_it_is(tiny_path: Path) -> None:
+    progress = Recorded()
+    run_bench(tiny_path, "tiny", NULL, batches=(2,), repeats=2, progress=progress)
+    assert [told.name for told in progress.phases[:2]] == ["loading tiny", "measuring tiny"]
+    told = progress.phase("measuring tiny")
+    assert told.done == told.total == 3 * sum(phases.costs([2]).values())
+    rounds = [part for part in told.parts if "of 3" in part]
+    assert rounds[:4] == [
+        "prompt_512, 1 of 3", "decode, 1 of 3", "batch_2, 1 of 3", "prompt_512, 1 of 3",
+    ]  # fmt: skip
+    assert "batch_2, 3 of 3" in rounds
 
 
 def test_rates_follow_the_device(tiny_path: Path) -> None:
@@ -242,7 +256,7 @@ def test_batch_measures_steps_in_which_all_decode(
 def test_prefix_cache_is_off(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[ExecutionPlan] = []
 
-    def measured(engine: Engine, batches: Sequence[int], repeats: int) -> object:
+    def measured(engine: Engine, batches: Sequence[int], repeats: int, *shown: object) -> object:
         seen.append(engine.executable.plan)
         return {}, 0.0
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sartor.cli.main import guarded
+from sartor.errors import SartorError
 
 Capture = pytest.CaptureFixture[str]
 
@@ -226,6 +227,82 @@ def test_devices(capsys: Capture) -> None:
             assert "TOPS, " in out
 
 
+def test_devices_for_tests_are_shown_on_demand(capsys: Capture) -> None:
+    found = run_json(capsys, "devices")["devices"]
+    tests = {device["name"] for device in found if device["for_tests"]}
+    assert {"reference", "null", "null-async-4ms"} <= tests
+    assert not tests & {"cpu", "torch-cpu"}
+
+    def listed(*options: str) -> set[str]:
+        code, out, _ = run(capsys, "devices", *options)
+        assert code == 0
+        table = out.split("\n\n")[1].splitlines()[1:]
+        return {line.split()[1] for line in table}
+
+    assert listed() == {device["name"] for device in found} - tests
+    assert listed("--all") == {device["name"] for device in found}
+
+
+def test_devices_names_what_could_be_installed(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine with nothing but the package itself."""
+    from sartor.backends import registry
+    from sartor.cli import extras
+
+    def load(name: str) -> Any:
+        if name == "torch":
+            raise SartorError("backend 'torch' cannot be loaded (No module named 'torch')")
+        return load_backend(name)
+
+    load_backend = registry.load_backend
+    monkeypatch.setattr(registry, "load_backend", load)
+    monkeypatch.setattr(extras, "_installed", lambda module: False)
+    monkeypatch.setattr(registry, "backend_names", lambda: ["null", "reference", "torch"])
+    code, out, _ = run(capsys, "devices")
+    assert code == 0
+    lines = out.splitlines()
+    for extra in ("torch", "gpu", "transformers", "otel"):
+        (line,) = [line for line in lines if line.startswith(f"{extra} is not installed (")]
+        assert line.endswith(f": pip install 'sartor[{extra}]'")
+    assert "No module named" not in out  # said already, in words
+    found = run_json(capsys, "devices")
+    assert [extra["name"] for extra in found["extras"]] == ["torch", "gpu", "transformers", "otel"]
+    assert not any(extra["installed"] for extra in found["extras"])
+    assert list(found["unavailable"]) == ["torch"]
+
+
+def test_extras_are_those_of_the_package() -> None:
+    import tomllib
+
+    from sartor.cli.extras import EXTRAS
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    declared = project["optional-dependencies"]
+    for_people = set(declared) - {"test", "dev", "clients"}
+    assert {extra.name for extra in EXTRAS} == for_people
+    for extra in EXTRAS:
+        packages = " ".join(declared[extra.name])
+        for module in extra.modules:
+            assert module.partition(".")[0] in packages
+
+
+def test_torch_without_an_accelerator_is_said(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    from sartor.backends.torch import devices
+
+    if [device.name for device in devices.list_devices("torch")] != ["torch-cpu"]:
+        assert devices.missing_accelerator() == ""
+        pytest.skip("there is an accelerator")
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    assert "finds no CUDA device" in devices.missing_accelerator()
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "a build for processors alone" in devices.missing_accelerator()
+    assert devices.missing_accelerator() in run(capsys, "devices")[1]
+
+
 def test_bench(capsys: Capture, tiny: Path) -> None:
     asked = ("bench", tiny, "--repeats", 1, "--batch", 2, "--profile")
     found = run_json(capsys, *asked)
@@ -243,8 +320,10 @@ def test_bench(capsys: Capture, tiny: Path) -> None:
     assert any(line[:1] == ["lm_head"] and line[6].endswith("%") for line in lines)
 
 
-def test_tune(capsys: Capture, tiny: Path, home: Path) -> None:
+def test_tune(capsys: Capture, tiny: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sartor.cli.tune.GAIN_SECONDS", 0.5)
     found = run_json(capsys, "tune", tiny, "--threads", 1)
+    assert all(rate > 0 for phase in found["speed"].values() for rate in phase.values())
     chosen = [timing for timing in found["timings"] if timing["chosen"]]
     assert {timing["operator"] for timing in chosen} == {"linear", "linear_group"}
     assert {1, 2, 4, 8, 16, 32, 64, 128} >= {timing["rows"] for timing in chosen} >= {1, 16}
@@ -252,6 +331,11 @@ def test_tune(capsys: Capture, tiny: Path, home: Path) -> None:
     code, out, _ = run(capsys, "tune", tiny, "--threads", 1)
     assert code == 0
     assert f" now, {len(chosen)} before" in out
+    rows = [line.split() for line in out.split("PHASE")[1].splitlines()]
+    assert rows[0] == ["TOKENS/S", "BEFORE", "NOW", "GAIN"]
+    assert [row[0].partition("_")[0] for row in rows[1:]] == ["prompt", "decode"]
+    assert all(float(row[1]) > 0 < float(row[2]) for row in rows[1:])
+    assert all(row[3].endswith("%") and row[3][0] in "+-" for row in rows[1:])
     code, out, _ = run(capsys, "tune", tiny, "--threads", 1, "--again")
     assert code == 0
     assert " now, 0 before" in out

@@ -117,6 +117,8 @@ class RandomWeights:
     def place(self, name: str) -> TensorPlace:
         return TensorPlace(name)
 
+    hf_place = place
+
     def identity(self) -> str:
         return f"random {self._quantized}"
 

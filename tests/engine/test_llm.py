@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,9 +16,9 @@ from engine_helpers import VOCAB, RandomWeights, byte_tokenizer, llama_program
 from safetensors.numpy import save_file
 
 from sartor import LLM, SamplingParams
-from sartor.backends.null.backend import null_program
+from sartor.backends.null.backend import NullExecutable, null_program
 from sartor.backends.registry import load_backend
-from sartor.engine.llm import Output
+from sartor.engine.llm import Output, progress_for
 from sartor.engine.load import LoadedModel, _check, load
 from sartor.engine.prompt import MixedPrompt, Prompt
 from sartor.engine.request import Chunk, Request
@@ -23,6 +26,8 @@ from sartor.errors import CapacityError, SartorError, UnsupportedError, UsageErr
 from sartor.graph import Capabilities, SamplingDefaults
 from sartor.models import Model
 from sartor.plan import ExecutionPlan
+from sartor.progress import SILENT, Silent
+from sartor.progress.line import ProgressLine
 from sartor.text.template import ChatTemplate
 
 BOS = 254
@@ -242,6 +247,92 @@ def test_threads_take_turns(llm: LLM) -> None:
     for thread in threads:
         thread.join()
     assert [found[i] for i in range(len(words))] == expected
+
+
+CALLS: dict[str, Callable[[LLM], object]] = {
+    "generate": lambda llm: llm.generate("abc", PARAMS),
+    "generate, of nothing": lambda llm: llm.generate([]),
+    "stream": lambda llm: llm.stream("abc", PARAMS),
+    "chat": lambda llm: llm.chat([{"role": "user", "content": "Hi"}]),
+    "chat, as it comes": lambda llm: llm.chat([{"role": "user", "content": "Hi"}], stream=True),
+    "embed": lambda llm: llm.embed("abc"),
+    "load_adapter": lambda llm: llm.load_adapter("mine", "nowhere"),
+    "drop_adapter": lambda llm: llm.drop_adapter("mine"),
+    "adapters": lambda llm: llm.adapters,
+    "__enter__": lambda llm: llm.__enter__(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("backend", ["null", "reference"])
+def test_after_close_every_call_says_so(call: str, backend: str) -> None:
+    llm = LLM.from_loaded(loaded(backend, activation="fp32"))
+    llm.generate("abc", PARAMS)
+    llm.close()
+    llm.close()
+    name = call.partition(",")[0]
+    with pytest.raises(UsageError, match=rf"LLM\.{name}: tiny is closed; open it again") as caught:
+        CALLS[call](llm)
+    assert "\n" not in str(caught.value)
+    llm.close()
+    assert (llm.context_length, llm.plan.backend) == (512, backend)  # facts stay
+
+
+def test_a_with_block_may_close_inside() -> None:
+    with LLM.from_loaded(loaded()) as llm:
+        llm.close()
+
+
+def test_closing_ends_streams_that_are_open(llm: LLM) -> None:
+    begun, fresh = llm.stream("one", PARAMS), llm.stream("two", PARAMS)
+    next(begun)
+    llm.close()
+    for stream in (begun, fresh):
+        with pytest.raises(UsageError, match=r"LLM\.stream: tiny is closed"):
+            next(stream)
+        with pytest.raises(StopIteration):
+            next(stream)
+
+
+def test_closing_while_another_thread_streams() -> None:
+    llm = LLM.from_loaded(loaded())
+    started, errors = threading.Event(), []
+
+    def follow() -> None:
+        try:
+            for _ in llm.stream("abc", SamplingParams(max_tokens=400, ignore_eos=True)):
+                started.set()
+        except BaseException as error:
+            errors.append(error)
+
+    cast(NullExecutable, llm._engine.executable).delay = 0.005  # seconds a step
+    threads = [threading.Thread(target=follow) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert started.wait(30)
+    llm.close()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert [type(error) for error in errors] == [UsageError] * 3
+    assert all("LLM.stream: tiny is closed" in str(error) for error in errors)
+
+
+def test_what_is_shown_while_a_model_is_opened(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    own = Silent()
+    monkeypatch.setenv("TERM", "xterm")
+    assert progress_for(own) is own
+    assert progress_for(None) is progress_for(False) is SILENT
+    assert isinstance(progress_for(True), ProgressLine)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert isinstance(progress_for(None), ProgressLine)
+    assert progress_for(False) is SILENT
 
 
 def test_a_real_program_runs_too() -> None:

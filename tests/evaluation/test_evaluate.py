@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from recorded import Recorded
 from sartor.errors import SartorError, UsageError
 from sartor.evaluation import against_transformers as against
 from sartor.evaluation import (
@@ -54,6 +55,18 @@ def test_logits_of_every_position_equal_transformers(
         found = logits(tiny_path, plan, tokens)
         assert found.shape == (POSITIONS, 259)
         assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_how_far_it_is(tiny_path: Path) -> None:
+    progress = Recorded()
+    run_evaluation(
+        tiny_path, "tiny", EXACT, reference=tiny_path, positions=POSITIONS, progress=progress
+    )
+    names = [told.name for told in progress.phases if told.name.startswith("loading")]
+    assert names == ["loading tiny", f"loading {tiny_path.name}"]
+    told = progress.phase(f"evaluating tiny beside {tiny_path.name}")
+    assert told.done == told.total == POSITIONS
+    assert told.unit == "tokens"
 
 
 def test_evaluation_equals_its_definition(tiny_path: Path, tokens: tuple[int, ...]) -> None:

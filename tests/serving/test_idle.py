@@ -36,6 +36,9 @@ class Executable(NullExecutable):
     def timings(self) -> list[Any]:
         return []
 
+    def use_tuned(self, on: bool) -> None:
+        raise AssertionError("an idle worker compares nothing")
+
     def tune(self, seconds: float) -> bool:
         self.clock.now += seconds
         self.tuned += 1

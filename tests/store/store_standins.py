@@ -173,11 +173,17 @@ class Recorder:
     def notice(self, text: str) -> None:
         self.notices.append(text)
 
-    def begin(self, file: str, total: int | None) -> None:
+    def begin(
+        self, file: str, total: int | None, unit: str = "bytes", seconds: float | None = None
+    ) -> None:
         assert not self.open
+        assert (unit, seconds) == ("bytes", None)
         self.open = True
         self.files.append((file, total))
         self.bytes[file] = 0
+
+    def part(self, name: str) -> None:
+        raise AssertionError(f"a file has no part {name}")
 
     def advance(self, n: int) -> None:
         assert self.open

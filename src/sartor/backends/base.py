@@ -18,6 +18,7 @@ from sartor.graph import Batch, Capabilities, LowRank, Program, ProgramWork, Ste
 from sartor.hardware import Ceilings
 from sartor.ops.weights import Weight
 from sartor.plan import ExecutionPlan
+from sartor.progress import SILENT, Progress
 
 
 class WeightSource(Protocol):
@@ -220,8 +221,11 @@ class Tunable(Protocol):
         """Uses what is stored there and keeps there what will be measured; takes a few
         milliseconds. ``again`` measures what is stored once more."""
 
-    def tune(self, seconds: float) -> bool:
+    def tune(self, seconds: float, progress: Progress = SILENT) -> bool:
         """Measures between two steps, for about ``seconds``; True when nothing is left to do."""
+
+    def use_tuned(self, on: bool) -> None:
+        """Runs what was chosen, as it does anyway, or every kernel's default, to compare them."""
 
     def timings(self) -> list[KernelTiming]:
         """What is known of this executable's layers."""

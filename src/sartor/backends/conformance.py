@@ -34,6 +34,7 @@ from sartor.ops.weights import (
     quantize_affine,
 )
 from sartor.plan import ExecutionPlan
+from sartor.progress import SILENT, Progress, showing
 
 WITHOUT_ARITHMETIC = ("null",)
 """Backends that run no operator, and that nothing can be said of here."""
@@ -581,7 +582,7 @@ def run_case(backend: Backend, case: Case, device: str, isa: str = "auto") -> Re
     )
 
 
-def run(backend_name: str, isa: str = "auto") -> Report:
+def run(backend_name: str, isa: str = "auto", progress: Progress = SILENT) -> Report:
     """The whole matrix for one backend on its first device; ``isa`` picks a path of the CPU."""
     backend = load_backend(backend_name)
     devices = backend.devices()
@@ -591,10 +592,14 @@ def run(backend_name: str, isa: str = "auto") -> Report:
     capabilities = backend.capabilities(device)
     results: list[Result] = []
     not_offered: list[NotOffered] = []
-    for case in cases():
-        lacks = lacking(case, capabilities)
-        if lacks:
-            not_offered.append(NotOffered(case.operator, case.format, lacks))
-        else:
-            results.append(run_case(backend, case, device, isa))
+    every = list(cases())
+    with showing(progress, f"conformance of {backend_name}", len(every), "cases"):
+        for case in every:
+            progress.part(case.operator)
+            lacks = lacking(case, capabilities)
+            if lacks:
+                not_offered.append(NotOffered(case.operator, case.format, lacks))
+            else:
+                results.append(run_case(backend, case, device, isa))
+            progress.advance(1)
     return Report(backend_name, device, tuple(results), tuple(not_offered))

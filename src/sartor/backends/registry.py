@@ -28,6 +28,9 @@ PREFERENCE = (("torch", "cuda"), ("cpu", ""), ("torch", ""), ("reference", ""))
 """Order of automatic choice: a backend, and how the names of those of its devices begin that
 count. One that cannot be loaded, or that shows no such device, is passed over."""
 
+FOR_TESTS = frozenset({"reference", "null"})
+"""Backends that define or imitate what others do; nobody runs a model on them to use it."""
+
 _DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg")
 """Signs of an NVIDIA driver: Linux, its containers, and Linux inside Windows."""
 

@@ -23,6 +23,7 @@ from sartor.errors import UnsupportedError
 from sartor.graph import Builder, StepShape, Value
 from sartor.hardware import Ceilings, Work, bound
 from sartor.plan import ExecutionPlan
+from sartor.progress import SILENT, Progress, showing
 
 SIZE = 768  # inputs and outputs: a multiple of every group
 LENGTHS = (32, 32)
@@ -52,7 +53,7 @@ def slow(speeds: Sequence[Speed]) -> list[Speed]:
     return [s for s in speeds if s.operations_per_s < SLOW * best[s.operator]]
 
 
-def measure_speed(backend: Backend, isa: str = "auto") -> list[Speed]:
+def measure_speed(backend: Backend, isa: str = "auto", progress: Progress = SILENT) -> list[Speed]:
     """Every format of ``linear`` on the first device, 64 rows at once.
 
     UnsupportedError for a backend that cannot measure its ceilings.
@@ -60,13 +61,21 @@ def measure_speed(backend: Backend, isa: str = "auto") -> list[Speed]:
     device = backend.devices()[0].name
     if not isinstance(backend, Probed):
         raise UnsupportedError(f"backend {backend.name} has no way to measure what it can reach")
-    ceilings = backend.ceilings(device, CEILING_SECONDS, isa=isa)
+    with showing(progress, f"measuring {device}", seconds=4 * CEILING_SECONDS):
+        ceilings = backend.ceilings(device, CEILING_SECONDS, isa=isa)
     capabilities = backend.capabilities(device)
-    return [
-        time_case(backend, case, device, isa, ceilings)
+    chosen = [
+        case
         for case in cases()
         if case.operator in ("linear/int8", "linear/fp32") and not lacking(case, capabilities)
     ]
+    speeds = []
+    with showing(progress, f"timing {backend.name}", len(chosen), "formats"):
+        for case in chosen:
+            progress.part(f"{case.operator} {case.format}")
+            speeds.append(time_case(backend, case, device, isa, ceilings))
+            progress.advance(1)
+    return speeds
 
 
 def time_case(backend: Backend, case: Case, device: str, isa: str, ceilings: Ceilings) -> Speed:

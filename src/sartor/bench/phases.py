@@ -18,6 +18,7 @@ from sartor.engine.engine import Engine
 from sartor.engine.request import Chunk, Request
 from sartor.errors import CapacityError, SartorError
 from sartor.graph import SamplingParams, StepShape
+from sartor.text.tokenizer import Tokenizer
 
 PROMPT_TOKENS = 512
 DECODE_TOKENS = 64
@@ -32,11 +33,13 @@ _ids = itertools.count()
 
 @dataclass(frozen=True)
 class Single:
-    """Rates in tokens a second of one request; ``host_share`` of the decode steps."""
+    """Rates in tokens a second of one request; ``host_share`` of the decode steps. ``tokens`` are
+    the answer."""
 
     prompt: float
     decode: float
     host_share: float
+    tokens: tuple[int, ...] = ()
 
 
 def synthetic_prompt(
@@ -73,23 +76,48 @@ def shapes(batches: Sequence[int], max_batch_tokens: int) -> dict[str, list[Step
     }
 
 
+def costs(batches: Sequence[int]) -> dict[str, int]:
+    """What the phases take beside each other, roughly, in tokens of a prompt; in their order."""
+
+    def steps(count: int, sequences: int) -> int:
+        return count * (8 + 3 * sequences)
+
+    return {
+        f"prompt_{PROMPT_TOKENS}": PROMPT_TOKENS,
+        "decode": steps(DECODE_TOKENS, 1),
+        **{
+            f"batch_{size}": size * BATCH_PROMPT_TOKENS + steps(BATCH_DECODE_TOKENS, size)
+            for size in batches
+        },
+    }
+
+
 Mark = Callable[[str], None]
 """Called with the name of a phase when it has ended, and with "" where one is about to begin."""
 
 
-def single(engine: Engine, seed: int, mark: Mark = lambda phase: None) -> Single:
-    """One prompt of 512 tokens, then 64 tokens after the one that the prompt gives."""
-    request = _request(engine, seed, PROMPT_TOKENS)
+def single(
+    engine: Engine,
+    seed: int,
+    mark: Mark = lambda phase: None,
+    *,
+    prompt_tokens: int = PROMPT_TOKENS,
+    decode_tokens: int = DECODE_TOKENS,
+) -> Single:
+    """One prompt, then so many tokens after the one that the prompt gives."""
+    request = _request(engine, seed, prompt_tokens)
+    answer: list[int] = []
     started = time.perf_counter()
     engine.add(request)
-    while not _tokens(engine.step()):
-        pass
+    while not answer:
+        answer += _answered(engine.step())
     prompt_seconds = time.perf_counter() - started
-    mark(f"prompt_{PROMPT_TOKENS}")
+    mark(f"prompt_{prompt_tokens}")
+    first = len(answer)
     started = time.perf_counter()
-    done, steps = 0, 0
-    while done < DECODE_TOKENS:
-        done += _tokens(engine.step())
+    steps = 0
+    while len(answer) < first + decode_tokens:
+        answer += _answered(engine.step())
         steps += 1
     decode_seconds = time.perf_counter() - started
     mark("decode")
@@ -97,7 +125,12 @@ def single(engine: Engine, seed: int, mark: Mark = lambda phase: None) -> Single
     _end(engine, [request])
     host = sum(r.host_seconds for r in records)
     whole = host + sum(r.execute_seconds for r in records)
-    return Single(PROMPT_TOKENS / prompt_seconds, DECODE_TOKENS / decode_seconds, host / whole)
+    return Single(
+        prompt_tokens / prompt_seconds,
+        decode_tokens / decode_seconds,
+        host / whole,
+        tuple(answer),
+    )
 
 
 def batch(engine: Engine, size: int, seed: int, mark: Mark = lambda phase: None) -> float:
@@ -133,18 +166,27 @@ def _too_large(size: int) -> CapacityError:
 
 
 def _request(engine: Engine, seed: int, length: int) -> Request:
-    tokenizer = engine.tokenizer
-    vocab = min(engine.executable.program.vocab, tokenizer.vocab_size)
+    vocab = engine.executable.program.vocab
+    return synthetic_request(engine.tokenizer, vocab, seed, length)
+
+
+def synthetic_request(tokenizer: Tokenizer, vocab: int, seed: int, length: int) -> Request:
+    """A greedy request for a :func:`synthetic_prompt` that the model knows."""
+    vocab = min(vocab, tokenizer.vocab_size)
     prompt = synthetic_prompt(seed, length, vocab, tokenizer.special_ids | tokenizer.eos_ids)
     return Request(f"bench-{next(_ids)}", prompt, GREEDY, seed=0)
 
 
 def _tokens(chunks: Sequence[Chunk]) -> int:
+    return len(_answered(chunks))
+
+
+def _answered(chunks: Sequence[Chunk]) -> list[int]:
     """Tokens of a step; SartorError where a request failed."""
     for chunk in chunks:
         if chunk.error is not None:
             raise SartorError(f"the model failed while it was measured: {chunk.error}")
-    return sum(len(chunk.tokens) for chunk in chunks)
+    return [token for chunk in chunks for token in chunk.tokens]
 
 
 def _end(engine: Engine, requests: Sequence[Request]) -> None:

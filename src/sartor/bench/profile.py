@@ -12,6 +12,7 @@ from sartor.engine.engine import Engine
 from sartor.errors import UnsupportedError
 from sartor.graph import ProgramWork, StepShape
 from sartor.hardware import Bound, Ceilings, Work, bound
+from sartor.progress import SILENT, Progress, showing
 
 
 @dataclass(frozen=True)
@@ -88,22 +89,28 @@ def work_by_operator(work: ProgramWork, steps: Sequence[StepShape]) -> dict[str,
 
 
 def take_profile(
-    engine: Engine, batches: Sequence[int], ceilings: Ceilings | None
+    engine: Engine,
+    batches: Sequence[int],
+    ceilings: Ceilings | None,
+    progress: Progress = SILENT,
 ) -> dict[str, dict[str, OperatorTime]]:
     """One round of the phases with a timer around every node, by phase and operator."""
     timer = profiled(engine.executable)
     seconds: dict[str, dict[str, float]] = {}
+    costs = phases.costs(batches)
 
     def mark(phase: str) -> None:
         if phase:
             seconds[phase] = by_operator(timer.seconds())
+            progress.advance(costs[phase])
         timer.profile(True)  # from zero again
 
-    timer.profile(True)
-    phases.single(engine, 0, mark)
-    for size in batches:
-        phases.batch(engine, size, 0, mark)
-    timer.profile(False)
+    with showing(progress, "timing the operators", sum(costs.values()), unit=""):
+        timer.profile(True)
+        phases.single(engine, 0, mark)
+        for size in batches:
+            phases.batch(engine, size, 0, mark)
+        timer.profile(False)
     shapes = phases.shapes(batches, engine.executable.plan.max_batch_tokens)
     return {
         phase: _beside(times, timer.work(), shapes[phase], ceilings)

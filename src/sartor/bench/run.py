@@ -14,10 +14,11 @@ from sartor.bench.memory import peak_rss_bytes
 from sartor.bench.profile import profiled, take_profile
 from sartor.bench.report import BenchReport, Spread
 from sartor.engine.engine import Engine
-from sartor.engine.load import load, make_engine
+from sartor.engine.load import called, load, make_engine
 from sartor.errors import CapacityError, UsageError
 from sartor.hardware import inventory
 from sartor.plan import ExecutionPlan
+from sartor.progress import SILENT, Progress, showing
 
 CEILING_SECONDS = 0.3
 """Of each loop that looks for a ceiling."""
@@ -32,6 +33,7 @@ def run_bench(
     repeats: int = 5,
     load_cache: Path | None = None,
     profile: bool = False,
+    progress: Progress = SILENT,
 ) -> BenchReport:
     """Loads a checkpoint and measures it: greedy, synthetic prompts, no prefix cache.
 
@@ -49,7 +51,7 @@ def run_bench(
     sizes = sorted(set(batches))
     plan = _widened(plan, sizes[-1])
     started = time.perf_counter()
-    loaded = load(path, plan, name, load_cache)
+    loaded = load(path, plan, name, load_cache, progress=progress)
     try:
         if not loaded.writes_text:
             raise UsageError(
@@ -65,10 +67,11 @@ def run_bench(
             profiled(loaded.executable)
         engine = make_engine(loaded)
         load_seconds = time.perf_counter() - started
-        rates, host_share = measure(engine, sizes, repeats)
+        rates, host_share = measure(engine, sizes, repeats, progress, called(name))
         peak = peak_rss_bytes()
-        ceilings = measure_ceilings(engine.executable, CEILING_SECONDS)
-        parts = take_profile(engine, sizes, ceilings) if profile else {}
+        with showing(progress, f"measuring {loaded.plan.device}", seconds=4 * CEILING_SECONDS):
+            ceilings = measure_ceilings(engine.executable, CEILING_SECONDS)
+        parts = take_profile(engine, sizes, ceilings, progress) if profile else {}
         limits = {}
         if ceilings is not None:
             work = profiled(engine.executable).work()
@@ -102,21 +105,42 @@ def run_bench(
 
 
 def measure(
-    engine: Engine, batches: Sequence[int], repeats: int
+    engine: Engine,
+    batches: Sequence[int],
+    repeats: int,
+    progress: Progress = SILENT,
+    name: str = "",
 ) -> tuple[dict[str, Spread], float]:
     """Rates by name, and the median host share of single decoding."""
     samples: dict[str, list[float]] = {}
     shares: list[float] = []
-    for round_ in range(repeats + 1):
-        one = phases.single(engine, round_)
-        found = {f"prompt_{phases.PROMPT_TOKENS}": one.prompt, "decode": one.decode}
-        for size in batches:
-            found[f"batch_{size}"] = phases.batch(engine, size, round_)
-        if round_ == 0:  # caches, clocks and pages warm up
-            continue
-        shares.append(one.host_share)
-        for key, value in found.items():
-            samples.setdefault(key, []).append(value)
+    costs = phases.costs(batches)
+    order = list(costs)
+    round_ = 0
+
+    def mark(phase: str) -> None:
+        """The next one begins where this one has ended."""
+        if phase:
+            progress.advance(costs[phase])
+            show(order[(order.index(phase) + 1) % len(order)])
+
+    def show(phase: str) -> None:
+        progress.part(f"{phase}, {round_ + 1} of {repeats + 1}")
+
+    # Costs are no unit that people know: the share and the time are shown.
+    total = (repeats + 1) * sum(costs.values())
+    with showing(progress, f"measuring {name}", total, unit=""):
+        for round_ in range(repeats + 1):
+            show(order[0])
+            one = phases.single(engine, round_, mark)
+            found = {f"prompt_{phases.PROMPT_TOKENS}": one.prompt, "decode": one.decode}
+            for size in batches:
+                found[f"batch_{size}"] = phases.batch(engine, size, round_, mark)
+            if round_ == 0:  # caches, clocks and pages warm up
+                continue
+            shares.append(one.host_share)
+            for key, value in found.items():
+                samples.setdefault(key, []).append(value)
     return {key: Spread.of(values) for key, values in samples.items()}, statistics.median(shares)
 
 

@@ -8,14 +8,13 @@ import typer
 
 from sartor.cli import options
 from sartor.cli.screen import (
-    PullProgress,
-    Waiting,
     arithmetic,
     print_facts,
     print_json,
     print_table,
     tera,
 )
+from sartor.progress.line import ProgressLine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,22 +59,20 @@ def bench(
         isa=isa,
         tune=tune,
     )
-    stored = ModelStore().ensure(model, PullProgress())
-    waiting = Waiting(f"measuring {stored.name} ...")
-    try:
-        from sartor.bench.run import run_bench
+    progress = ProgressLine()
+    stored = ModelStore().ensure(model, progress)
+    from sartor.bench.run import run_bench
 
-        report = run_bench(
-            stored.path,
-            stored.name,
-            plan,
-            batches=batch or (16,),
-            repeats=repeats,
-            load_cache=sartor_home() / "packed",
-            profile=profile,
-        )
-    finally:
-        waiting.over()
+    report = run_bench(
+        stored.path,
+        stored.name,
+        plan,
+        batches=batch or (16,),
+        repeats=repeats,
+        load_cache=sartor_home() / "packed",
+        profile=profile,
+        progress=progress,
+    )
     if json:
         print_json(report.to_json_dict())
     else:

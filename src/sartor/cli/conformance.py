@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sartor.cli import options
-from sartor.cli.screen import Waiting, print_json, print_table, say
+from sartor.cli.screen import print_json, print_table, say
+from sartor.progress import Progress, showing
+from sartor.progress.line import ProgressLine
 
 if TYPE_CHECKING:
     from sartor.backends.conformance import Report, Result
@@ -37,8 +39,9 @@ def conformance(
 
     Exit code 1 where anything is wrong.
     """
-    reports, unavailable = _run(backend, isa)
-    speeds = _speeds(backend, isa) if speed else []
+    progress = ProgressLine()
+    reports, unavailable = _run(backend, isa, progress)
+    speeds = _speeds(backend, isa, progress) if speed else []
     failures = [(r.backend, result) for r in reports for result in r.results if not result.right]
     if json:
         found = _json(reports, unavailable, only_wrong=wrong)
@@ -66,50 +69,37 @@ def conformance(
     return 1 if failures else 0
 
 
-def _run(backend: str, isa: str) -> tuple[list[Report], dict[str, str]]:
+def _run(backend: str, isa: str, progress: Progress) -> tuple[list[Report], dict[str, str]]:
     """One backend, which then has to be there; or all, and why some are not."""
-    from sartor.backends.conformance import WITHOUT_ARITHMETIC
+    from sartor.backends.conformance import WITHOUT_ARITHMETIC, run
     from sartor.backends.registry import backend_names, load_backend
     from sartor.errors import SartorError
 
     if backend != "auto":
-        return [_waited(backend, isa)], {}
+        return [run(backend, isa, progress)], {}
     reports, unavailable = [], {}
     for name in backend_names():
         if name in WITHOUT_ARITHMETIC:
             continue
         try:
-            there = bool(load_backend(name).devices())
+            with showing(progress, f"looking for devices of {name}"):
+                there = bool(load_backend(name).devices())
         except SartorError as error:
             unavailable[name] = str(error)
             continue
         if there:
-            reports.append(_waited(name, isa))
+            reports.append(run(name, isa, progress))
         else:
             unavailable[name] = "no device on this machine"
     return reports, unavailable
 
 
-def _waited(name: str, isa: str) -> Report:
-    from sartor.backends.conformance import run
-
-    waiting = Waiting(f"running the operators of {name} ...")
-    try:
-        return run(name, isa)
-    finally:
-        waiting.over()
-
-
-def _speeds(backend: str, isa: str) -> list[Speed]:
+def _speeds(backend: str, isa: str, progress: Progress) -> list[Speed]:
     """Of the CPU where no backend is named: it is the one that can tell."""
     from sartor.backends.registry import load_backend
     from sartor.backends.speed import measure_speed
 
-    waiting = Waiting("timing the weight formats ...")
-    try:
-        return measure_speed(load_backend("cpu" if backend == "auto" else backend), isa)
-    finally:
-        waiting.over()
+    return measure_speed(load_backend("cpu" if backend == "auto" else backend), isa, progress)
 
 
 # One line an operator, formats folded -------------------------------------------------

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sartor.cli import options
-from sartor.cli.screen import PullProgress, Waiting, arithmetic, print_facts, print_json
+from sartor.cli.screen import arithmetic, print_facts, print_json
+from sartor.progress.line import ProgressLine
 
 if TYPE_CHECKING:
     from sartor.evaluation.evaluate import EvaluationReport
@@ -51,26 +52,23 @@ def evaluate(
         head_bits=head_bits,
         isa=isa,
     )
-    store, progress = ModelStore(), PullProgress()
+    store, progress = ModelStore(), ProgressLine()
     stored = store.ensure(model, progress)
     other: Path | str | None = reference
     if reference not in (None, "transformers"):
         other = store.ensure(str(reference), progress).path
-    waiting = Waiting(f"evaluating {stored.name} ...")
-    try:
-        from sartor.evaluation.evaluate import run_evaluation
+    from sartor.evaluation.evaluate import run_evaluation
 
-        report = run_evaluation(
-            stored.path,
-            stored.name,
-            plan,
-            reference=other,
-            text=text,
-            positions=positions,
-            cache=sartor_home() / "packed",
-        )
-    finally:
-        waiting.over()
+    report = run_evaluation(
+        stored.path,
+        stored.name,
+        plan,
+        reference=other,
+        text=text,
+        positions=positions,
+        cache=sartor_home() / "packed",
+        progress=progress,
+    )
     if json:
         print_json(report.to_json_dict())
     else:

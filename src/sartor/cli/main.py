@@ -76,7 +76,7 @@ def _fail(message: str, code: int, debug: bool) -> int:
             import traceback
 
             traceback.print_exc()
-        from sartor.cli.screen import plain  # a file's own texts may be in the message
+        from sartor.printable import plain  # a file's own texts may be in the message
 
         print(f"error: {plain(' '.join(message.split()))}", file=sys.stderr, flush=True)
     except OSError:
@@ -100,8 +100,15 @@ def _finish_threads() -> None:
     """Waits for files that are being written beside the answer, where an interrupt is caught."""
     import threading
 
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
+    mine = threading.current_thread()
+    open_threads = [t for t in threading.enumerate() if t is not mine and not t.daemon]
+    if not open_threads:
+        return
+    from sartor.progress import showing
+    from sartor.progress.line import ProgressLine
+
+    with showing(ProgressLine(), "keeping the packed weights for the next start"):
+        for thread in open_threads:
             thread.join()
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeGuard
 import typer
 
 from sartor.cli.options import Json, Model, Models
-from sartor.cli.screen import PullProgress, plain, print_facts, print_json, print_table, say, size
+from sartor.cli.screen import print_facts, print_json, print_table, say, size
+from sartor.printable import plain
+from sartor.progress.line import ProgressLine
 
 if TYPE_CHECKING:
     from sartor.engine.describe import ModelFacts
@@ -24,7 +26,7 @@ def pull(models: Models, json: Json = False) -> None:
     """
     from sartor.store import ModelStore
 
-    store, progress = ModelStore(), PullProgress()
+    store, progress = ModelStore(), ProgressLine()
     pulled = [store.pull(model, progress) for model in models]
     if json:
         packed = _packed_folder(store)

@@ -11,8 +11,9 @@ import typer
 
 from sartor.cli import options, presets
 from sartor.cli.answer import Answer, follow
-from sartor.cli.screen import PullProgress, Waiting, print_json, say, write_text
+from sartor.cli.screen import print_json, say, write_text
 from sartor.cli.settings import settings_of
+from sartor.progress.line import ProgressLine
 
 if TYPE_CHECKING:
     from sartor.engine.llm import LLM
@@ -189,16 +190,13 @@ def run(
 def _open(model: str, plan: ExecutionPlan) -> tuple[LoadedModel, LLM]:
     from sartor.store import ModelStore, sartor_home
 
-    stored = ModelStore().ensure(model, PullProgress())
-    waiting = Waiting(f"loading {stored.name} ...")
-    try:
-        from sartor.engine.llm import LLM
-        from sartor.engine.load import load
+    progress = ProgressLine()
+    stored = ModelStore().ensure(model, progress)
+    from sartor.engine.llm import LLM
+    from sartor.engine.load import load
 
-        loaded = load(stored.path, plan, stored.name, sartor_home() / "packed")
-        return loaded, LLM.from_loaded(loaded)
-    finally:
-        waiting.over()
+    loaded = load(stored.path, plan, stored.name, sartor_home() / "packed", progress=progress)
+    return loaded, LLM.from_loaded(loaded)
 
 
 def _answer(

@@ -1,4 +1,4 @@
-"""What the commands show: JSON, tables, sizes and the progress of a pull."""
+"""What the commands show: JSON, tables and sizes. Progress is in ``sartor.progress``."""
 
 from __future__ import annotations
 
@@ -10,19 +10,10 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sartor.printable import plain, printable
+
 if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
-
     from sartor.hardware import Peak
-
-# A model may write escape sequences; in a terminal they would do more than show.
-_CONTROL = {code: None for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
-
-
-def plain(text: str) -> str:
-    """One line without control characters: a file's texts must not steer the terminal."""
-    return text.translate(_CONTROL).replace("\n", " ").replace("\t", " ")
 
 
 def print_json(value: object) -> None:
@@ -47,7 +38,7 @@ def say(text: str) -> None:
 
 def write_text(text: str) -> None:
     """Text of a model, at once."""
-    sys.stdout.write(text.translate(_CONTROL) if sys.stdout.isatty() else text)
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
@@ -105,65 +96,3 @@ def tera(peak: Peak, unit: str) -> str:
     if share is None:
         return text
     return f"{text}, {share:.0%} of the issue width at {peak.clock_hz / 1e9:.2f} GHz"
-
-
-class Waiting:
-    """A word on what is being waited for; it vanishes. Nothing where standard error is a file."""
-
-    def __init__(self, text: str) -> None:
-        self._shows = sys.stderr is not None and sys.stderr.isatty()
-        if self._shows:
-            sys.stderr.write(text)
-            sys.stderr.flush()
-
-    def over(self) -> None:
-        if self._shows:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-        self._shows = False
-
-
-class PullProgress:
-    """The store's Progress on standard error: a bar in a terminal, else one line a file."""
-
-    def __init__(self) -> None:
-        self._bar: RichProgress | None = None
-        self._task: TaskID | None = None
-
-    def notice(self, text: str) -> None:
-        say(plain(text))
-
-    def begin(self, file: str, total: int | None) -> None:
-        file = plain(file)
-        if sys.stderr is None or not sys.stderr.isatty():
-            say(f"{file}{f' ({size(total)})' if total else ''}")
-            return
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self._task = self._bar.add_task(file, total=total)
-        self._bar.start()
-
-    def advance(self, n: int) -> None:
-        if self._bar is not None and self._task is not None:
-            self._bar.advance(self._task, n)
-
-    def end(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from sartor.cli import options, presets
-from sartor.cli.screen import PullProgress
 from sartor.cli.settings import settings_of
+from sartor.progress.line import ProgressLine
 from sartor.serving.limits import ServerLimits
 
 
@@ -160,6 +160,6 @@ def serve(
             bodies_bytes=max(ServerLimits.bodies_bytes, 4 * max_body_bytes),
             connections=max_connections,
         ),
-        progress=PullProgress(),
+        progress=ProgressLine(),
         announce=show,
     )

@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sartor.cli import options
-from sartor.cli.screen import PullProgress, Waiting, print_facts, print_json, print_table
+from sartor.cli.screen import print_facts, print_json, print_table
+from sartor.progress.line import ProgressLine
 
 if TYPE_CHECKING:
-    from sartor.backends.base import KernelTiming
+    from collections.abc import Mapping
 
-SECONDS = 10.0
+    from sartor.backends.base import KernelTiming
+    from sartor.bench.gain import Gain
+
+SECONDS = 10.0  # of measuring kernels
+GAIN_SECONDS = 10.0  # of measuring what they bring
 
 
 def tune(
@@ -28,33 +33,39 @@ def tune(
     isa: options.Isa = "auto",
     json: options.Json = False,
 ) -> None:
-    """Measure which kernels are fastest for a model here, in 10 seconds at most.
+    """Measure which kernels are fastest for a model here, and what they bring.
 
-    Answers stay the same, bit by bit. What is found is kept for every later run on this machine.
+    Takes 10 seconds at most for the kernels, then about 10 for the speed before and after. Answers
+    stay the same, bit by bit. What is found is kept for every later run on this machine.
     """
     import msgspec
 
     from sartor.backends.base import Tunable
+    from sartor.bench.gain import CONTEXT
     from sartor.errors import UsageError
     from sartor.store import ModelStore, sartor_home
 
     plan = options.make_plan(
         threads=threads,
-        context=0,
+        context=CONTEXT,
         backend=backend,
         device=device,
         kv="bf16",
         activation=activation,
         head_bits=head_bits,
         isa=isa,
+        max_sequences=1,
+        prefix_cache=False,
     )
-    stored = ModelStore().ensure(model, PullProgress())
-    waiting = Waiting(f"tuning {stored.name} ...")
-    try:
-        from sartor.engine.load import load
+    progress = ProgressLine()
+    stored = ModelStore().ensure(model, progress)
+    from sartor.bench.gain import measure_gain
+    from sartor.engine.load import load
 
-        loaded = load(stored.path, plan, stored.name, sartor_home() / "packed")
-        executable = loaded.executable
+    cache = sartor_home() / "packed"
+    loaded = load(stored.path, plan, stored.name, cache, progress=progress)
+    executable = loaded.executable
+    try:
         if not isinstance(executable, Tunable):
             raise UsageError(
                 f"tune: backend {loaded.plan.backend} chooses its kernels itself; there is nothing "
@@ -63,10 +74,11 @@ def tune(
         if again:
             executable.tuned_from(sartor_home() / "tuned", again=True)
         known = {timing.layer for timing in executable.timings()}
-        executable.tune(SECONDS)
+        executable.tune(SECONDS, progress)
         timings = executable.timings()
+        gains = measure_gain(loaded, GAIN_SECONDS, progress)
     finally:
-        waiting.over()
+        executable.close()
     if json:
         plan = loaded.plan
         print_json(
@@ -75,6 +87,13 @@ def tune(
                 "device": plan.device,
                 "isa": plan.isa,
                 "threads": plan.threads,
+                "speed": {
+                    name: {
+                        "before_tps": gain.before.median,
+                        "after_tps": gain.after.median,
+                    }
+                    for name, gain in gains.items()
+                },
                 "timings": [msgspec.structs.asdict(timing) for timing in timings],
             }
         )
@@ -93,6 +112,9 @@ def tune(
     if changed:
         print()
         print_table(_rows(changed))
+    if gains:
+        print()
+        print_table(_speed(gains))
 
 
 def _by_layer(timings: list[KernelTiming]) -> list[tuple[KernelTiming, KernelTiming]]:
@@ -110,4 +132,13 @@ def _rows(changed: list[tuple[KernelTiming, KernelTiming]]) -> list[list[str]]:
         row += [f"{chosen.n} x {chosen.k}", str(chosen.rows)]
         row += [f"{default.seconds * 1e6:.0f}", f"{chosen.seconds * 1e6:.0f}", f"{saved:.0%}"]
         rows.append([*row, variant])
+    return rows
+
+
+def _speed(gains: Mapping[str, Gain]) -> list[list[str]]:
+    """Medians of what was measured in turns."""
+    rows = [["PHASE", "TOKENS/S BEFORE", "NOW", "GAIN"]]
+    for name, gain in gains.items():
+        row = [name, f"{gain.before.median:.1f}", f"{gain.after.median:.1f}"]
+        rows.append([*row, f"{gain.share:+.1%}"])
     return rows

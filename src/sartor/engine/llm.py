@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from sartor.errors import SartorError, UsageError
 from sartor.graph.batch import F32
 from sartor.graph.sampling import SamplingDefaults, SamplingParams
 from sartor.plan import ExecutionPlan
+from sartor.progress import SILENT, Progress
 from sartor.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -69,7 +71,12 @@ class LLM:
     to run it; further keywords change single fields of it (``threads=2``). ``adapters`` are
     loaded as :meth:`load_adapter` does.
 
-    Calls from several threads take turns, step by step.
+    Pulling, packing and loading are shown on standard error where that is a terminal;
+    ``progress=False`` shows nothing, True also writes a pull's notices to a file, and a
+    :class:`~sartor.progress.Progress` gets what there is to tell.
+
+    Calls from several threads take turns, step by step. After :meth:`close` they raise UsageError,
+    and so does an answer that is then being made in another thread.
     """
 
     def __init__(
@@ -78,17 +85,24 @@ class LLM:
         *,
         plan: ExecutionPlan | None = None,
         adapters: Mapping[str, str | Path] | None = None,
+        progress: Progress | bool | None = None,
         **plan_fields: object,
     ) -> None:
         from sartor.store import ModelStore, sartor_home
 
         plan = (plan or ExecutionPlan()).replace(**plan_fields)
+        shown = progress_for(progress)
         if isinstance(model, Path):  # also where nothing is there: no repository "org/name"
             model = str(Path(os.path.expanduser(model)).absolute())
-        stored = ModelStore().ensure(model)
-        self._open(load(stored.path, plan, stored.name, sartor_home() / "packed"))
-        for name, path in (adapters or {}).items():
-            self.load_adapter(name, path)
+        stored = ModelStore().ensure(model, shown)
+        cache = sartor_home() / "packed"
+        self._open(load(stored.path, plan, stored.name, cache, progress=shown))
+        try:
+            for name, path in (adapters or {}).items():
+                self.load_adapter(name, path)
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def from_loaded(cls, loaded: LoadedModel) -> LLM:
@@ -104,6 +118,7 @@ class LLM:
         self._lock = threading.RLock()
         self._ids = itertools.count()
         self._inboxes: dict[str, deque[Chunk]] = {}
+        self._closed = False
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -125,12 +140,26 @@ class LLM:
         return self._loaded.sampling
 
     def close(self) -> None:
-        """Frees state and weights; the object cannot be used any more."""
+        """Frees state and weights; the object cannot be used any more. Closing again is nothing.
+
+        A step that is under way in another thread ends first.
+        """
         with self._lock:
+            if self._closed:
+                return
+            self._closed = True
             self._engine.reset()  # a step may be in flight
             self._engine.executable.close()
 
+    def _check_open(self, what: str) -> None:
+        if self._closed:
+            raise UsageError(
+                f"LLM.{what}: {self._loaded.name} is closed; open it again with LLM(...), or "
+                "close it later"
+            )
+
     def __enter__(self) -> LLM:
+        self._check_open("__enter__")
         return self
 
     def __exit__(
@@ -146,6 +175,7 @@ class LLM:
     @property
     def adapters(self) -> tuple[str, ...]:
         """Names of the loaded adapters."""
+        self._check_open("adapters")
         return self._writer().adapters
 
     def load_adapter(self, name: str, path: str | Path) -> None:
@@ -153,14 +183,17 @@ class LLM:
         answered with ``adapter=name``. Errors name what does not fit the model."""
         from sartor.engine.peft import read_peft
 
+        self._check_open("load_adapter")
         writer = self._writer()
         layers = read_peft(Path(path), self._loaded.model, self._loaded.executable.program)
         with self._lock:
+            self._check_open("load_adapter")  # another thread may have closed it meanwhile
             writer.load_adapter(name, layers)
 
     def drop_adapter(self, name: str) -> None:
         """Unloads an adapter, once the answers that are being made with it have ended."""
         with self._lock:
+            self._check_open("drop_adapter")
             self._writer().drop_adapter(name)
 
     # Answers --------------------------------------------------------------------------
@@ -179,12 +212,13 @@ class LLM:
         among them. ``params`` is for all prompts, or one each. ``adapter`` names a loaded adapter.
         Raises what :meth:`Engine.add` raises, and SartorError when a step failed.
         """
+        self._check_open("generate")
         self._writer()
         batch = prompt_list(prompts)
         each = _params(params, len(batch))
         requests = [self._request(p, q, adapter) for p, q in zip(batch, each, strict=True)]
         answers: dict[str, list[Chunk]] = {request.id: [] for request in requests}
-        with closing(self._chunks(requests)) as chunks:
+        with closing(self._chunks(requests, "generate")) as chunks:
             for chunk in chunks:
                 answers[chunk.request_id].append(chunk)
         return [_fold(request, answers[request.id]) for request in requests]
@@ -193,8 +227,10 @@ class LLM:
         self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str = ""
     ) -> Iterator[Chunk]:
         """Continues one prompt, chunk by chunk; closing the iterator aborts."""
+        self._check_open("stream")
         self._writer()
-        return self._chunks([self._request(prompt, params or SamplingParams(), adapter)])
+        request = self._request(prompt, params or SamplingParams(), adapter)
+        return self._chunks([request], "stream")
 
     @overload
     def chat(
@@ -232,6 +268,7 @@ class LLM:
         ``template``: further arguments of :meth:`ChatTemplate.render` (``tools``, ...).
         UsageError when the model has no chat template.
         """
+        self._check_open("chat")
         if self._loaded.template is None:
             raise UsageError(
                 f"{self._loaded.name} has no chat template, so it was not made for chat; use "
@@ -260,6 +297,7 @@ class LLM:
         then less than 1. UsageError for a model that writes text, an unknown prompt and more
         dimensions than there are; CapacityError for a text that is too long (it is not cut).
         """
+        self._check_open("embed")
         if isinstance(self._engine, Engine):
             raise UsageError(
                 f"{self._loaded.name} writes text and makes no vectors of it; use generate, or "
@@ -283,7 +321,7 @@ class LLM:
                 raise UsageError("embed: a prompt goes in front of text; token ids take none")
             requests.append(request)
         vectors: dict[str, bytes] = {}
-        with closing(self._chunks(requests)) as chunks:
+        with closing(self._chunks(requests, "embed")) as chunks:
             for chunk in chunks:
                 vectors[chunk.request_id] = chunk.embedding
         rows = [np.frombuffer(vectors[request.id], "<f4", count) for request in requests]
@@ -311,17 +349,18 @@ class LLM:
             segments=segments,
         )
 
-    def _chunks(self, requests: Sequence[Request]) -> Generator[Chunk, None, None]:
-        """Runs requests together and yields their chunks as they come."""
+    def _chunks(self, requests: Sequence[Request], what: str) -> Generator[Chunk, None, None]:
+        """Runs requests together and yields their chunks as they come; ``what`` asked for them."""
         inbox: deque[Chunk] = deque()
         open_choices = sum(request.params.n for request in requests)
         try:
             with self._lock:
+                self._check_open(what)
                 for request in requests:
                     self._inboxes[request.id] = inbox
                     self._engine.add(request)
             while open_choices:
-                chunk = self._next(inbox)
+                chunk = self._next(inbox, what)
                 open_choices -= chunk.finish_reason is not None
                 if chunk.finish_reason == "error":
                     raise SartorError(f"the model failed: {chunk.error}")
@@ -329,7 +368,8 @@ class LLM:
         except KeyboardInterrupt:
             # It may have come in the middle of any change to the engine's books.
             with self._lock:
-                self._engine.reset()
+                if not self._closed:
+                    self._engine.reset()
             raise
         finally:
             with self._lock:
@@ -337,15 +377,27 @@ class LLM:
                     self._inboxes.pop(request.id, None)
                     self._engine.abort(request.id)
 
-    def _next(self, inbox: deque[Chunk]) -> Chunk:
+    def _next(self, inbox: deque[Chunk], what: str) -> Chunk:
         """The next chunk of one caller; steps on for all of them until there is one."""
         with self._lock:
+            self._check_open(what)
             while not inbox:
                 for chunk in self._engine.step():
                     owner = self._inboxes.get(chunk.request_id)
                     if owner is not None:  # else its caller has gone
                         owner.append(chunk)
             return inbox.popleft()
+
+
+def progress_for(wish: Progress | bool | None) -> Progress:
+    """What :class:`LLM` was asked to show; None decides by whether standard error is a terminal."""
+    if not isinstance(wish, bool | None):
+        return wish
+    from sartor.progress.line import ProgressLine, screen
+
+    if wish is None:
+        wish = screen(sys.stderr) != "none"
+    return ProgressLine() if wish else SILENT
 
 
 def _random_seed() -> int:

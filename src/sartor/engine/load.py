@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +19,12 @@ from sartor.engine.engine import Engine
 from sartor.engine.head import requantize_head
 from sartor.engine.sizing import MEMORY_SHARE, size_state
 from sartor.engine.vectors import text_limit
+from sartor.engine.watched import WatchedSource
 from sartor.errors import UnsupportedError
 from sartor.graph import UNSAID, Capabilities, Program, SamplingDefaults
 from sartor.hardware import memory
 from sartor.plan import ExecutionPlan
+from sartor.progress import SILENT, Progress, showing
 
 if TYPE_CHECKING:
     from sartor.engine.fallback.model import FallbackModel
@@ -83,6 +86,7 @@ def load(
     name: str,
     cache: Path | None,
     taps: Sequence[str] = (),
+    progress: Progress = SILENT,
 ) -> LoadedModel:
     """Opens a checkpoint, packs its weights and compiles its program.
 
@@ -92,8 +96,8 @@ def load(
     what is missing, damaged or not supported.
     """
     started = time.perf_counter()
-    with _no_garbage_collection():
-        return _load(path, plan, name, cache, taps, started)
+    with _no_garbage_collection(), showing(progress, f"loading {called(name)}"):
+        return _load(path, plan, name, cache, taps, progress, started)
 
 
 def _load(
@@ -102,6 +106,7 @@ def _load(
     name: str,
     cache: Path | None,
     taps: Sequence[str],
+    progress: Progress,
     started: float,
 ) -> LoadedModel:
     from sartor.formats import open_checkpoint
@@ -111,6 +116,7 @@ def _load(
     try:
         model = load_model(checkpoint)
     except UnknownArchitectureError as unknown:
+        progress.part("with transformers")
         return _load_fallback(checkpoint, unknown, plan, name, taps, started)
     # A large vocabulary takes as long as the weights, and packing leaves the interpreter free.
     notes: list[str] = []
@@ -123,7 +129,8 @@ def _load(
         program, source = requantize_head(model, plan.head_bits)
         if source is model.source:  # it has no more bits than that
             plan = plan.replace(head_bits=0)
-        weights = backend.pack(program, source, plan, cache)
+        with WatchedSource(source, program, progress, f"packing {called(name)}") as watched:
+            weights = backend.pack(program, watched, plan, cache)
         executable = backend.compile(program, weights, plan, device.name, taps)
         if cache is not None and plan.tune and isinstance(executable, Tunable):
             executable.tuned_from(cache.with_name("tuned"))
@@ -143,6 +150,11 @@ def _load(
         sampling=own_sampling(checkpoint),
         notes=(*model.notes, *notes),
     )
+
+
+def called(name: str) -> str:
+    """What a progress line calls a model: of a path, the last part."""
+    return Path(name).name if os.path.exists(name) else name
 
 
 @contextmanager

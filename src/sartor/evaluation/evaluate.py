@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sartor import __version__
+from sartor.engine.load import called
 from sartor.evaluation.compare import (
     Comparison,
     compare,
@@ -20,6 +21,7 @@ from sartor.evaluation.compare import (
 from sartor.evaluation.logits import F32, LogitSource, open_logits
 from sartor.evaluation.text import evaluation_tokens, read_text
 from sartor.plan import ExecutionPlan
+from sartor.progress import SILENT, Progress, showing
 
 TRANSFORMERS = "transformers"
 """The reference that runs the same checkpoint in fp32 with the library of that name."""
@@ -36,7 +38,10 @@ class Quality:
 
 
 def evaluate(
-    model: LogitSource, tokens: Sequence[int], reference: LogitSource | None = None
+    model: LogitSource,
+    tokens: Sequence[int],
+    reference: LogitSource | None = None,
+    progress: Progress = SILENT,
 ) -> Quality:
     """Runs a text through a model, and a reference beside it, chunk by chunk.
 
@@ -45,13 +50,17 @@ def evaluate(
     """
     nll, reference_nll, parts = [], [], []
     at = 0
-    for found, wanted in _paired(model, tokens, reference):
-        targets = tokens[at + 1 : at + 1 + len(found)]
-        at += len(found)
-        nll.append(_nll(found, targets))
-        if wanted is not None:
-            parts.append(compare(wanted, found))
-            reference_nll.append(_nll(wanted, targets))
+    beside = "" if reference is None else f" beside {called(reference.name)}"
+    phase = f"evaluating {called(model.name)}{beside}"
+    with showing(progress, phase, len(tokens), "tokens"):
+        for found, wanted in _paired(model, tokens, reference):
+            targets = tokens[at + 1 : at + 1 + len(found)]
+            at += len(found)
+            nll.append(_nll(found, targets))
+            if wanted is not None:
+                parts.append(compare(wanted, found))
+                reference_nll.append(_nll(wanted, targets))
+            progress.advance(len(found))
     if reference is None:
         return Quality(len(tokens), perplexity(np.concatenate(nll)))
     return Quality(
@@ -112,19 +121,20 @@ def run_evaluation(
     text: Path | None = None,
     positions: int = 512,
     cache: Path | None = None,
+    progress: Progress = SILENT,
 ) -> EvaluationReport:
     """Evaluates a checkpoint over the first tokens of a text file, or of the bundled page.
 
     ``reference`` is the path of another checkpoint (run with fp32 activations and state, its
     head as it is; the same path measures what the plan's arithmetic costs), or ``"transformers"``.
     """
-    model = open_logits(path, plan, name, cache)
+    model = open_logits(path, plan, name, cache, progress)
     other: LogitSource | None = None
     try:
         tokens = evaluation_tokens(model.loaded.tokenizer, read_text(text), positions)
-        other = _open_reference(reference, path, plan, cache)
+        other = _open_reference(reference, path, plan, cache, progress)
         started = time.perf_counter()
-        quality = evaluate(model, tokens, other)
+        quality = evaluate(model, tokens, other, progress)
         seconds = time.perf_counter() - started
     finally:
         model.close()
@@ -154,13 +164,18 @@ def run_evaluation(
 
 
 def _open_reference(
-    reference: Path | str | None, path: Path, plan: ExecutionPlan, cache: Path | None
+    reference: Path | str | None,
+    path: Path,
+    plan: ExecutionPlan,
+    cache: Path | None,
+    progress: Progress,
 ) -> LogitSource | None:
     if reference is None:
         return None
     if reference == TRANSFORMERS:
         from sartor.evaluation.transformers_reference import TransformersLogits
 
-        return TransformersLogits(path)
+        with showing(progress, f"loading {path.name} with transformers"):
+            return TransformersLogits(path)
     exact = plan.replace(activation="fp32", kv="fp32", head_bits=0)
-    return open_logits(Path(reference), exact, str(reference), cache)
+    return open_logits(Path(reference), exact, str(reference), cache, progress)

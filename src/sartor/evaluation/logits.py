@@ -16,6 +16,7 @@ from sartor.formats import open_checkpoint
 from sartor.graph import Batch, Program, Ragged, SamplingParams
 from sartor.models import UnknownArchitectureError, load_model
 from sartor.plan import ExecutionPlan
+from sartor.progress import SILENT, Progress
 
 F32 = npt.NDArray[np.float32]
 ROWS = 32
@@ -48,7 +49,11 @@ def head_node(program: Program) -> str:
 
 
 def open_logits(
-    path: Path, plan: ExecutionPlan, name: str, cache: Path | None = None
+    path: Path,
+    plan: ExecutionPlan,
+    name: str,
+    cache: Path | None = None,
+    progress: Progress = SILENT,
 ) -> ModelLogits:
     """Loads a model with its head tapped; errors as those of :func:`sartor.engine.load.load`."""
     checkpoint = open_checkpoint(path)
@@ -58,7 +63,7 @@ def open_logits(
         head = LOGITS
     finally:
         checkpoint.close()
-    return ModelLogits(load(path, plan, name, cache, taps=(head,)))
+    return ModelLogits(load(path, plan, name, cache, (head,), progress))
 
 
 class ModelLogits:

@@ -21,6 +21,7 @@ from sartor.engine.scratch import scratch_bytes
 from sartor.errors import CapacityError, SartorError, UsageError
 from sartor.hardware import MemoryLedger
 from sartor.models import Model
+from sartor.progress.line import ProgressLine
 from sartor.serving.messages import AdapterSpec, HostedModel, ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def host(specs: Sequence[ModelSpec], limit: int | None) -> Host:
         begin = time.monotonic()
         try:
             cache = None if spec.cache is None else Path(spec.cache)
-            model = load(Path(spec.path), spec.plan, spec.name, cache)
+            model = load(Path(spec.path), spec.plan, spec.name, cache, progress=ProgressLine())
             for note in model.notes:
                 whose = f"{spec.name}: " if len(specs) > 1 else ""
                 print(f"note: {whose}{note}", file=sys.stderr, flush=True)

@@ -44,6 +44,7 @@ from sartor.ops.functions import OUTLIER
 from sartor.ops.rope import attention_factor, inverse_frequencies
 from sartor.ops.weights import F32, dense
 from sartor.plan import ExecutionPlan
+from sartor.progress import SILENT, Progress
 
 # The order of `enum class Op` in native/core/executor.hpp.
 OPCODES = (
@@ -313,10 +314,14 @@ class CpuExecutable:
         if again or self._tuned.path.exists():
             self._tuner = self._make_tuner(again=again)
 
-    def tune(self, seconds: float) -> bool:
+    def tune(self, seconds: float, progress: Progress = SILENT) -> bool:
         if self._tuner is None:
             self._tuner = self._make_tuner()
-        return self._tuner.run(seconds)
+        return self._tuner.run(seconds, progress)
+
+    def use_tuned(self, on: bool) -> None:
+        if self._tuner is not None:
+            self._tuner.use_chosen(on)
 
     def timings(self) -> list[KernelTiming]:
         return [] if self._tuner is None else self._tuner.timings()

@@ -19,6 +19,7 @@ from sartor.backends.cpu import _native
 from sartor.backends.cpu.packing import PackedMatrix
 from sartor.backends.cpu.tuned import TunedStore
 from sartor.graph import Node, Program
+from sartor.progress import SILENT, Progress, showing
 
 BUDGET_SECONDS = 10.0  # of measuring, for one model
 GAIN = 0.03  # a variant that saves less is not worth leaving the default for
@@ -260,6 +261,7 @@ class Tuner:
         self._random = random.Random(0)
         self._left = budget
         self._slice = budget
+        self._passed = 0  # jobs that are measured, or left out
         self._timings: dict[Job, list[KernelTiming]] = {}
         self._turns: dict[Layers, int] = {}
         self._seconds: dict[Layers, tuple[int, float]] = {}
@@ -274,21 +276,37 @@ class Tuner:
         """What is known of this program's layers; those with ``chosen`` are in use."""
         return [timing for timings in self._timings.values() for timing in timings]
 
-    def run(self, seconds: float) -> bool:
+    def run(self, seconds: float, progress: Progress = SILENT) -> bool:
         """Measures for about ``seconds``; True when there is nothing left to measure.
 
         A slice is longer only where a single layer, once, takes longer; jobs that are known to
         need that are left out.
         """
         self._slice = seconds
+        if self._next is None or self._left <= 0:
+            return True
+        limit = min(seconds, self._left)
+        with showing(progress, "measuring kernels", len(self._jobs), "layers", limit):
+            progress.advance(self._passed)
+            return self._run(seconds, progress)
+
+    def _run(self, seconds: float, progress: Progress) -> bool:
         begin = self._clock()
         first = True
         while self._next is not None and self._left > 0:
             if not first and self._clock() - begin + self._next > seconds:
                 return False
             first = False
+            passed = self._passed
             self._next = next(self._steps, None)
+            progress.advance(self._passed - passed)
         return True
+
+    def use_chosen(self, on: bool) -> None:
+        """The choices that were made, or the defaults in their place."""
+        for job, timings in self._timings.items():
+            chosen = next(timing.variant for timing in timings if timing.chosen)
+            self._use(job, LinearVariant.of(chosen) if on else DEFAULT)
 
     def _recall(self, jobs: Sequence[Job], known: Sequence[KernelTiming]) -> None:
         by_layer: dict[object, list[KernelTiming]] = {}
@@ -317,6 +335,7 @@ class Tuner:
             if seconds * job.rows / rows <= self._slice:
                 yield from self._measure(job, self._left * job.weight / open_weight)
             open_weight -= job.weight
+            self._passed += 1
 
     def _measure(self, job: Job, share: float) -> Iterator[float]:
         """Screens all candidates, then compares the best of them in turns."""

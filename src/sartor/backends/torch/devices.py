@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import psutil
 import torch
 
@@ -30,6 +32,19 @@ def list_devices(backend: str) -> list[Device]:
         found.append(Device("mps", backend, "Apple GPU", memory))
     cpu = f"{cpu_name()}, {available_cores()} cores, by torch"
     return [*found, Device(CPU, backend, cpu, memory)]
+
+
+def missing_accelerator() -> str:
+    """One line for people where torch drives nothing but the processor; empty elsewhere."""
+    if [device.name for device in list_devices("torch")] != [CPU]:
+        return ""
+    version = f"torch {torch.__version__}"
+    if torch.version.cuda is None and torch.version.hip is None and sys.platform != "darwin":
+        return (
+            f"{version} is a build for processors alone; for a GPU install another build of it "
+            "(https://pytorch.org/get-started)"
+        )
+    return f"{version} finds no CUDA device and no other accelerator here"
 
 
 def torch_device(name: str, known: list[Device]) -> torch.device:
