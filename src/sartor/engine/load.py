@@ -17,7 +17,7 @@ from sartor.engine.encoder import Encoder
 from sartor.engine.engine import Engine
 from sartor.engine.head import requantize_head
 from sartor.engine.sizing import MEMORY_SHARE, size_state
-from sartor.errors import UnsupportedError
+from sartor.errors import UnsupportedError, UsageError
 from sartor.graph import Capabilities, Program
 from sartor.hardware import memory
 from sartor.plan import ExecutionPlan
@@ -100,6 +100,7 @@ def _load(
         model = load_model(checkpoint)
     except UnknownArchitectureError as unknown:
         return _load_fallback(checkpoint, unknown, plan, name, taps, started)
+    check_context(plan, model.context_length, name)
     # A large vocabulary takes as long as the weights, and packing leaves the interpreter free.
     with ThreadPoolExecutor(1) as pool:
         text = pool.submit(load_text, checkpoint)
@@ -155,6 +156,7 @@ def _load_fallback(
     from sartor.engine.fallback.model import CAPABILITIES, open_fallback
 
     model, executable = open_fallback(checkpoint, unknown, plan, taps)
+    check_context(plan, model.context_length, name)
     tokenizer, template = load_text(checkpoint)
     return LoadedModel(
         name=name,
@@ -215,6 +217,16 @@ def load_text(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None]:
     return tokenizer_from_folder(checkpoint.path), template_from_folder(checkpoint.path)
 
 
+def check_context(plan: ExecutionPlan, limit: int, name: str) -> None:
+    """UsageError where the plan asks for a longer context than the model has been made for."""
+    if plan.max_context > limit:
+        raise UsageError(
+            f"plan: max_context is {plan.max_context}, but {name} has a limit of its own of "
+            f"{limit} tokens; give at most that, or leave it out to get it",
+            fields=("max_context",),
+        )
+
+
 def _check(capabilities: Capabilities, program: Program, plan: ExecutionPlan) -> None:
     """Refuses what the backend cannot do before any weight is read."""
     missing = {node.op for node in program.nodes} - capabilities.operators
@@ -232,5 +244,6 @@ def _check(capabilities: Capabilities, program: Program, plan: ExecutionPlan) ->
             choices = ", ".join(map(str, known))
             raise UnsupportedError(
                 f"plan: {field} {value} is not supported by backend {plan.backend} on "
-                f"{plan.device}; choose from {choices}"
+                f"{plan.device}; choose from {choices}",
+                fields=(field,),
             )

@@ -67,7 +67,9 @@ class SamplingParams:
         if self.seed is not None:
             _within("seed", self.seed, -(2**63), 2**64 - 1)
         if len(self.stop) > MAX_STOP_STRINGS or not all(self.stop):
-            raise UsageError(f"stop: at most {MAX_STOP_STRINGS} strings, none of them empty")
+            raise UsageError(
+                f"stop: at most {MAX_STOP_STRINGS} strings, none of them empty", fields=("stop",)
+            )
         for token, value in self.logit_bias.items():
             if not isinstance(token, int) or token < 0:
                 raise UsageError(f"logit_bias: {token!r} is not a token id")
@@ -102,4 +104,6 @@ class SamplingParams:
 def _within(name: str, value: float, low: float, high: float) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not low <= value <= high:
-        raise UsageError(f"{name} is {value!r}; it must be a number from {low} to {high}")
+        raise UsageError(
+            f"{name} is {value!r}; it must be a number from {low} to {high}", fields=(name,)
+        )

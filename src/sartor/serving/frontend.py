@@ -93,7 +93,8 @@ def open_served_model(
 ) -> ServedModel:
     """Reads configuration and tokenizer of a checkpoint.
 
-    SartorError (FormatError, UnsupportedError, UsageError) says what is wrong with it.
+    A ``max_context`` that is above the model's own limit is left out of its plan. SartorError
+    (FormatError, UnsupportedError, UsageError) says what is wrong with it.
     """
     checkpoint = open_checkpoint(path)
     makes: Makes = "text"
@@ -104,6 +105,8 @@ def open_served_model(
             makes = "text" if model.program.samples else "embeddings"
         except UnknownArchitectureError as unknown:
             context, vocab_size = describe_fallback(checkpoint, unknown, plan)
+        if plan.max_context > context:
+            plan = plan.replace(max_context=0)
         tokenizer, template = load_text(checkpoint)
         identity = f"{checkpoint.identity()} {plan.numerics()}"
     finally:

@@ -68,4 +68,7 @@ class ServerLimits:
                 least = 0
             value = getattr(self, field.name)
             if not value >= least:
-                raise UsageError(f"limits: {field.name} is {value}; it must be at least {least}")
+                raise UsageError(
+                    f"limits: {field.name} is {value}; it must be at least {least}",
+                    fields=(field.name,),
+                )

@@ -153,8 +153,8 @@ class CpuBackend:
         usable = _native.usable_paths()
         if plan.isa != "auto" and plan.isa not in usable:
             raise UsageError(
-                f"plan: instruction-set path {plan.isa} cannot run on this machine; "
-                f"choose from {', '.join(usable)}"
+                f"plan: isa {plan.isa} cannot run on this machine; choose from {', '.join(usable)}",
+                fields=("isa",),
             )
         plan = plan.replace(
             backend=self.name,
@@ -204,8 +204,8 @@ class CpuExecutable:
         except MemoryError:
             need = sum(n * self.block_bytes(g) for g, n in enumerate(blocks))
             raise CapacityError(
-                f"no memory for {need >> 20} MiB of sequence state; lower state_bytes, "
-                "max_sequences or max_context"
+                f"no memory for {need >> 20} MiB of sequence state",
+                advice=("lower {}", ("state_bytes", "max_sequences", "max_context")),
             ) from None
         self._allocated = True
 
