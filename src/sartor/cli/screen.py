@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,15 +33,24 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def say(text: str) -> None:
-    """One line for the person at the screen; never part of the result."""
+def say(text: str, end: str = "\n") -> None:
+    """One line for the person at the screen; never part of the result.
+
+    Where standard error cannot be written (a full disk), the work goes on without it.
+    """
     if sys.stderr is not None:
-        print(text, file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(text, end=end, file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Text of a model without what a terminal would obey instead of showing it."""
+    return text.translate(_CONTROL)
 
 
 def write_text(text: str) -> None:
     """Text of a model, at once."""
-    sys.stdout.write(text.translate(_CONTROL) if sys.stdout.isatty() else text)
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
