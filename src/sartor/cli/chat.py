@@ -53,6 +53,11 @@ def chat(
         f"{loaded.name}, {state.context} tokens of context; /help lists what there is, /clear "
         "starts anew, Ctrl-D leaves"
     )
+    if state.context < loaded.context_length:
+        remark(
+            f"note: {loaded.name} could have {loaded.context_length} tokens of context; memory for "
+            "no more is free"
+        )
     with left_as_found():
         _converse(llm, loaded, state, adapter)
 

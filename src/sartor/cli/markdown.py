@@ -27,8 +27,10 @@ _ITEM = re.compile(r"([ \t]*)([-*+]|\d{1,9}[.)])[ \t]+(\[[ xX]\][ \t]+)?")
 _QUOTE = re.compile(r"(?: {0,3}>[ \t]?)+")
 _DELIMITERS = re.compile(r"[ \t]*\|?(?:[ \t]*:?-+:?[ \t]*\|)+(?:[ \t]*:?-+:?[ \t]*)?\|?[ \t]*$")
 _UNDECIDED = re.compile(
-    r"[ \t]*(?:[-*_+#> \t]*|[-*+][ \t]+\[[ xX]?\]?[ \t]*|\d{1,9}[.)]?[ \t]*|`+[^`\n]*|~+.*|\|.*)$"
+    r"[ \t]*(?:[-*_+#> \t]*|[-*+][ \t]+\[[ xX]?\]?[ \t]*|\d{1,9}[.)]?[ \t]*|`{1,2}|~{1,2})$"
 )
+_LINES = ("```", "~~~", "|")
+"""What begins a line that is looked at as a whole."""
 _MATH = re.compile(r"\\(?=[()\[\]])")
 """Formulas are written between ``\\(`` and ``\\)``: the signs stay, as what is inside does."""
 
@@ -108,17 +110,20 @@ class MarkdownScreen:
     def _stream(self, final: bool) -> None:
         """Shows as much of the line as is certain, or all of it."""
         if not self._begun:
-            if not final and (_UNDECIDED.match(self._source) or len(self._source) < 2):
+            if not final and self._is_undecided():
                 return
             self._begin()
-            if not self._begun:
-                return
         while text := self._source[self._shown :]:
             certain = len(text) if final else _certain(text)
             if not certain:
                 break
             self._inline(text[:certain], self._style)
             self._shown += certain
+
+    def _is_undecided(self) -> bool:
+        if self._source.lstrip(" \t").startswith(_LINES):
+            return True
+        return len(self._source) < HOLD and bool(_UNDECIDED.match(self._source))
 
     def _begin(self) -> None:
         """The first sight of a line: what kind it is."""
