@@ -116,13 +116,13 @@ def test_the_end_of_input_ends_a_chat(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["hi", "--temperature", "-1"], "temperature"),
-        (["hi", "--top-p", "2"], "top_p"),
-        (["hi", "--max-tokens", "0"], "max_tokens"),
+        (["hi", "--temperature", "-1"], "--temperature is"),
+        (["hi", "--top-p", "2"], "--top-p is"),
+        (["hi", "--max-tokens", "0"], "--max-tokens is"),
         (["hi", "--seed", "x"], "--seed"),
         (["hi", "--kv", "q4"], "bf16, fp16, fp32"),
         (["hi", "--activation", "int3"], "int8, fp32"),
-        (["hi", "--threads", "-1"], "threads"),
+        (["hi", "--threads", "-1"], "--threads is"),
         (["hi", "--backend", "abacus"], "reference"),
         (["hi", "--raw", "--system", "x"], "--raw"),
         (["hi", "--colour"], "--colour"),
@@ -362,7 +362,7 @@ def test_a_head_of_fewer_bits(capsys: Capture, tiny: Path) -> None:
     assert code == 0
     assert "head in 4 bits" in out
     for command in (("run", tiny, "hello"), ("eval", tiny), ("bench", tiny), ("serve", tiny)):
-        assert "head_bits is 9; it must be 2 to 8" in fails(capsys, 2, *command, "--head-bits", 9)
+        assert "--head-bits is 9; it must be 2 to 8" in fails(capsys, 2, *command, "--head-bits", 9)
 
 
 def test_what_a_server_tells(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,7 +197,7 @@ def test_help_of_sampling_says_the_documented_default() -> None:
         ("[run]\nstop = [1]", "[run] stop is 1; it must be a list of strings"),
         (
             "[run]\ntop_p = 7",
-            "top_p is 7.0; it must be a number from 0 to 1 (top_p is set by [run]",
+            "--top-p is 7.0; it must be a number from 0 to 1 (--top-p is set by [run]",
         ),
     ],
 )
@@ -229,7 +229,7 @@ def test_variables_that_are_wrong_or_unknown(
     assert "SARTOR_THREADS: 'four' is not a valid int" in fails(capsys, "run", tiny, "hi")
     monkeypatch.setenv("SARTOR_THREADS", "1")
     monkeypatch.setenv("SARTOR_TEMPERATURE", "-1")
-    assert "(temperature is set by SARTOR_TEMPERATURE)" in fails(capsys, "run", tiny, "hi")
+    assert "(--temperature is set by SARTOR_TEMPERATURE)" in fails(capsys, "run", tiny, "hi")
     monkeypatch.delenv("SARTOR_TEMPERATURE")
     monkeypatch.setenv("SARTOR_TREADS", "1")
     monkeypatch.setenv("SARTOR_TEST_ANYTHING", "1")  # of the project's tests

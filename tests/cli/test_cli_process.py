@@ -68,7 +68,7 @@ def test_threads_that_cannot_be_had_are_an_error(tiny: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: only ")
     assert "of 2000 threads could be started" in done.stderr
-    assert "set threads to fewer" in done.stderr
+    assert "; lower --threads, or raise" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -47,7 +47,7 @@ from sartor.serving.startup import Started
         (("--cors-origin", "example.org"), 2, "'example.org' is no origin"),
         (("--max-wait", "nan"), 2, "max_wait is nan"),
         (("--max-wait", -1), 2, "-1"),
-        (("--max-seconds", "inf"), 2, "request_seconds is inf"),
+        (("--max-seconds", "inf"), 2, "--max-seconds is inf"),
         (("--max-requests", 0), 2, "0 is not in the range"),
         (("--max-sequences", 0), 2, "0 is not in the range"),
         (("--max-connections", 0), 2, "0 is not in the range"),

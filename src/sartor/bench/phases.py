@@ -160,8 +160,8 @@ def batch(engine: Engine, size: int, seed: int, mark: Mark = lambda phase: None)
 
 def _too_large(size: int) -> CapacityError:
     return CapacityError(
-        f"a batch of {size} does not fit in the sequence state of this plan; raise state_bytes, "
-        "or measure a smaller batch"
+        f"a batch of {size} does not fit in the sequence state; measure a smaller batch, or raise "
+        "state_bytes"
     )
 
 

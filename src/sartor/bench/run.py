@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sartor import __version__
@@ -46,22 +47,28 @@ def run_bench(
     """
     if repeats < 1 or not batches or min(batches) < 1:
         raise UsageError(
-            f"bench: repeats is {repeats} and batches are {list(batches)}; all must be at least 1"
+            f"bench: repeats is {repeats} and batches are {list(batches)}; all must be at least 1",
+            fields=("repeats", "batches"),
         )
     sizes = sorted(set(batches))
     plan = _widened(plan, sizes[-1])
     started = time.perf_counter()
     loaded = load(path, plan, name, load_cache, progress=progress)
+    if not plan.max_context:  # no more state than the phases use
+        loaded = replace(loaded, plan=loaded.plan.replace(max_context=phases.CONTEXT))
     try:
         if not loaded.writes_text:
             raise UsageError(
                 f"bench: {name} makes vectors of texts and writes none; take a model that writes"
             )
         if loaded.context_length < phases.CONTEXT:
+            own = loaded.model.context_length >= phases.CONTEXT
+            remedy = "raise max_context" if own else "take a model with a longer context"
             raise CapacityError(
                 f"{name}: bench needs {phases.CONTEXT} tokens of context "
                 f"({phases.PROMPT_TOKENS} of prompt, then {phases.DECODE_TOKENS}), but there are "
-                f"{loaded.context_length}; raise max_context, or take a model with a longer context"
+                f"{loaded.context_length}; {remedy}",
+                fields=("max_context",),
             )
         if profile:
             profiled(loaded.executable)
@@ -145,11 +152,10 @@ def measure(
 
 
 def _widened(plan: ExecutionPlan, largest: int) -> ExecutionPlan:
-    """The plan with room for the largest batch, and no more state than the phases use."""
+    """The plan with room for the largest batch."""
     return plan.replace(
         prefix_cache=False,
         max_sequences=max(plan.max_sequences, largest),
         # Twice: while some of a batch decode, the prompts of the others must go on.
         max_batch_tokens=max(plan.max_batch_tokens, 2 * largest),
-        max_context=plan.max_context or phases.CONTEXT,
     )

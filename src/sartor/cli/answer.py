@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from sartor.engine.load import LoadedModel
     from sartor.engine.request import Chunk, FinishReason
 
 
@@ -51,8 +52,15 @@ class Answer:
         return ", ".join(parts)
 
 
-def follow(chunks: Iterator[Chunk], show: Callable[[str], None]) -> Answer:
-    """Hands each piece of text to ``show`` as it comes; the request ends with this call."""
+def follow(
+    chunks: Iterator[Chunk],
+    show: Callable[[str], None],
+    stopped: Callable[[], bool] = lambda: False,
+) -> Answer:
+    """Hands each piece of text to ``show`` as it comes; the request ends with this call.
+
+    Where ``stopped`` says so after a piece, nothing more is made: ``finish_reason`` is None then.
+    """
     started = first = last = time.perf_counter()
     texts: list[str] = []
     chunk: Chunk | None = None
@@ -65,6 +73,8 @@ def follow(chunks: Iterator[Chunk], show: Callable[[str], None]) -> Answer:
             if chunk.text:
                 texts.append(chunk.text)
                 show(chunk.text)
+            if stopped():
+                break
     assert chunk is not None  # every request ends with a chunk
     return Answer(
         text="".join(texts),
@@ -75,6 +85,16 @@ def follow(chunks: Iterator[Chunk], show: Callable[[str], None]) -> Answer:
         prompt_seconds=first - started,
         decode_seconds=last - first,
     )
+
+
+def more_context(loaded: LoadedModel, context: int) -> str:
+    """How to get a longer context than this one, as the end of a sentence; empty for not at all."""
+    limit = loaded.model.context_length
+    if context < loaded.context_length:
+        return f", or free some memory: it holds no more than {context} tokens of context now"
+    if context < limit:
+        return f", or start with a --context of up to {limit}"
+    return f" ({limit} is this model's own limit)"
 
 
 def _rate(rate: float | None) -> str:

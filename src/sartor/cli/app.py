@@ -131,7 +131,10 @@ def dispatch(arguments: list[str]) -> int:
         with _make_context(command, arguments, settings, defaults) as context:
             return command.invoke(context) or 0
     except UsageError as error:
-        raise UsageError(settings.explained(str(error))) from error
+        explained = settings.explained(str(error))
+        if explained == str(error):
+            raise
+        raise UsageError(explained, fields=error.fields) from error
     except typer.Exit as end:
         return end.exit_code
 

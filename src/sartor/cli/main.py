@@ -41,15 +41,17 @@ def guarded(arguments: list[str]) -> int:
         return 1
     except Exception as error:
         _forget_output()
-        return _fail(*_explain(error), debug)
+        return _fail(*_explain(error, next(iter(arguments), "")), debug)
 
 
-def _explain(error: Exception) -> tuple[str, int]:
+def _explain(error: Exception, command: str) -> tuple[str, int]:
     """The line and the exit code for an error."""
     from sartor.errors import SartorError
 
     if isinstance(error, SartorError):
-        return str(error), error.exit_code
+        from sartor.cli.spelling import spelling
+
+        return error.spelled(spelling(command)), error.exit_code
     # Typer's exceptions for wrong usage; their base class lives elsewhere in each of its versions.
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         context = getattr(error, "ctx", None)
@@ -59,6 +61,11 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.strerror:
         place = error.filename or "reading or writing failed"
         return f"{place}: {error.strerror}; --debug shows where", 1
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return (
+            "the system gives no further thread; use fewer --threads, or raise the limits of this "
+            "process on memory and threads (ulimit -v, ulimit -u)"
+        ), 1
     if isinstance(error, MemoryError):
         return "out of memory; free some, or choose a smaller model or --context", 1
     detail = " ".join(str(error).split())
@@ -85,15 +92,35 @@ def _fail(message: str, code: int, debug: bool) -> int:
 
 
 def _ready_streams() -> None:
-    """An answer may hold characters that the terminal's encoding lacks; they must not stop it."""
+    """Standard streams that work whatever the shell has made of them.
+
+    One that is closed becomes /dev/null: the next file that is opened would get its number, and
+    whatever is written there would end in that file. An answer may hold characters that the
+    terminal's encoding lacks; they must not stop it.
+    """
     from sartor.errors import SartorError
 
-    if sys.stdout is None:
+    closed = sys.stdout is None
+    _open_closed()
+    if closed:
         raise SartorError("standard output is closed; redirect it to a file or to /dev/null")
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")
+
+
+def _open_closed() -> None:
+    if None not in (sys.stdin, sys.stdout, sys.stderr):
+        return
+    null = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    while null <= 2:
+        null = os.dup(null)
+    os.close(null)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
 
 
 def _finish_threads() -> None:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sartor.cli import options, presets
-from sartor.cli.answer import Answer, follow
+from sartor.cli.answer import Answer, follow, more_context
+from sartor.cli.display import open_display
 from sartor.cli.screen import print_json, say, write_text
 from sartor.cli.settings import settings_of
+from sartor.cli.terminal import is_terminal, remark
 from sartor.progress.line import ProgressLine
 
 if TYPE_CHECKING:
@@ -28,7 +30,11 @@ def run(
     model: options.Model,
     prompt: Annotated[
         str | None,
-        typer.Argument(help="What to answer; without it, chat (or read it from a pipe)."),
+        typer.Argument(
+            help="What to answer. Text from a pipe or a file (cat FILE | sartor run ..., or "
+            "< FILE) follows it after an empty line, or is the prompt. Without both: chat.",
+            show_default=False,
+        ),
     ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     raw: Annotated[
@@ -96,22 +102,34 @@ def run(
     activation: options.Activation = "int8",
     head_bits: options.HeadBits = 0,
     isa: options.Isa = "auto",
+    markdown: Annotated[
+        bool, typer.Option(help="On a terminal, show Markdown as text with style.")
+    ] = True,
+    history: Annotated[
+        bool, typer.Option(help="Keep what is typed in a chat for the next one.")
+    ] = True,
     json: options.Json = False,
 ) -> None:
     """Answer a prompt, or chat when there is none.
 
     The answer goes to standard output while it is made; the speed follows on standard error.
     """
+    from sartor.cli.piped import is_piped, read_piped
     from sartor.engine.preset import Preset
-    from sartor.errors import UsageError
+    from sartor.errors import CapacityError, UsageError
 
     model, found = presets.chosen(settings_of(call), model, preset)
     way = found or Preset("")
     system = way.system if system is None else system
     if raw and system is not None:
         raise UsageError("run: --raw writes no chat, so it has no place for --system; drop one")
-    if prompt is None and not sys.stdin.isatty():
-        prompt = sys.stdin.read().removesuffix("\n")
+    if not is_terminal(sys.stdin) and (prompt is None or is_piped()):
+        text = read_piped()
+        if not text.strip() and prompt is None:
+            raise UsageError(
+                "run: standard input is empty; write a PROMPT, or start it on a terminal to chat"
+            )
+        prompt = "\n\n".join(part for part in (prompt, text) if part and part.strip())
     if prompt is not None and not prompt.strip():
         raise UsageError("run: the prompt is empty; write one, or leave it out to chat")
     if prompt is None and (json or raw):
@@ -171,20 +189,42 @@ def run(
 
             if any(layer.said() for layer in layers):
                 say(f"sampling: {describe_sampling(*layers)}")
-            chat(llm, loaded.name, params, system, name, way.template)
+            chat(
+                llm,
+                loaded,
+                params,
+                system,
+                name,
+                variables=way.template,
+                markdown=markdown,
+                history=history,
+            )
             return
         chunks = _answer(llm, loaded, prompt, params, system, raw, name, way.template)
-        answer = follow(chunks, _ignore if json else write_text)
+        if json:
+            answer = follow(chunks, _ignore)
+        else:
+            display = open_display(markdown)
+            try:
+                answer = follow(chunks, display.feed)
+            except CapacityError as error:
+                raise CapacityError(f"{error}{more_context(loaded, llm.context_length)}") from None
+            finally:
+                display.end()
+            if not answer.text:
+                write_text("\n")
+        context = llm.context_length
     if json:
         from sartor.cli.sampling import sampling_values
 
         print_json(_report(loaded, answer) | {"sampling": sampling_values(*layers)})
         return
-    if not answer.text.endswith("\n"):
-        write_text("\n")
     if answer.finish_reason == "length":
-        say("(the answer reached --max-tokens or the end of the context)")
-    say(answer.speed())
+        if answer.prompt_tokens + answer.completion_tokens >= context:
+            remark(f"(the answer reached the end of the context, {context} tokens)")
+        else:
+            remark(f"(the answer reached --max-tokens, {answer.completion_tokens})")
+    remark(answer.speed())
 
 
 def _open(model: str, plan: ExecutionPlan) -> tuple[LoadedModel, LLM]:

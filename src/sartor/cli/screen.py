@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sartor.printable import plain, printable
@@ -30,10 +31,14 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def say(text: str) -> None:
-    """One line for the person at the screen; never part of the result."""
+def say(text: str, end: str = "\n") -> None:
+    """One line for the person at the screen; never part of the result.
+
+    Where standard error cannot be written (a full disk), the work goes on without it.
+    """
     if sys.stderr is not None:
-        print(text, file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(text, end=end, file=sys.stderr, flush=True)
 
 
 def write_text(text: str) -> None:

@@ -49,7 +49,7 @@ class BlockPool(Generic[T]):
             self._evict(keeper, block)
         else:
             raise CapacityError(
-                f"all {self.total} state blocks are in use; raise the plan's state_bytes"
+                f"all {self.total} state blocks are in use", advice=("raise {}", ("state_bytes",))
             )
         self.references[block] = 1
         return block

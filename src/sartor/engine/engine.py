@@ -79,7 +79,8 @@ class Engine:
             if blocks < least:
                 raise CapacityError(
                     f"{blocks} state blocks of {block_size} tokens are too few for this model "
-                    f"(at least {least} needed); raise the plan's state_bytes"
+                    f"(at least {least} needed)",
+                    advice=("raise {}", ("state_bytes",)),
                 )
             if not group.window:
                 context_length = min(context_length, blocks * block_size)

@@ -20,7 +20,7 @@ from sartor.engine.head import requantize_head
 from sartor.engine.sizing import MEMORY_SHARE, size_state
 from sartor.engine.vectors import text_limit
 from sartor.engine.watched import WatchedSource
-from sartor.errors import UnsupportedError
+from sartor.errors import UnsupportedError, UsageError
 from sartor.graph import UNSAID, Capabilities, Program, SamplingDefaults
 from sartor.hardware import memory
 from sartor.plan import ExecutionPlan
@@ -118,6 +118,7 @@ def _load(
     except UnknownArchitectureError as unknown:
         progress.part("with transformers")
         return _load_fallback(checkpoint, unknown, plan, name, taps, started)
+    check_context(plan, model.context_length, name)
     # A large vocabulary takes as long as the weights, and packing leaves the interpreter free.
     notes: list[str] = []
     with ThreadPoolExecutor(1) as pool:
@@ -183,6 +184,7 @@ def _load_fallback(
     from sartor.models import own_sampling
 
     model, executable = open_fallback(checkpoint, unknown, plan, taps)
+    check_context(plan, model.context_length, name)
     notes: list[str] = []
     tokenizer, template = load_text(checkpoint, notes)
     return LoadedModel(
@@ -261,6 +263,16 @@ def load_text(
     return tokenizer, template_from_folder(folder, notes)
 
 
+def check_context(plan: ExecutionPlan, limit: int, name: str) -> None:
+    """UsageError where the plan asks for a longer context than the model has been made for."""
+    if plan.max_context > limit:
+        raise UsageError(
+            f"plan: max_context is {plan.max_context}, but {name} has a limit of its own of "
+            f"{limit} tokens; give at most that, or leave it out to get it",
+            fields=("max_context",),
+        )
+
+
 def _check(capabilities: Capabilities, program: Program, plan: ExecutionPlan) -> None:
     """Refuses what the backend cannot do before any weight is read."""
     missing = {node.op for node in program.nodes} - capabilities.operators
@@ -278,5 +290,6 @@ def _check(capabilities: Capabilities, program: Program, plan: ExecutionPlan) ->
             choices = ", ".join(map(str, known))
             raise UnsupportedError(
                 f"plan: {field} {value} is not supported by backend {plan.backend} on "
-                f"{plan.device}; choose from {choices}"
+                f"{plan.device}; choose from {choices}",
+                fields=(field,),
             )

@@ -64,13 +64,13 @@ def size_state(
     least, bounds = [], []
     for group in groups:
         needed = least_blocks(group, size)
-        least.append(needed if group.kind == "recurrent" else min(whole, needed))
+        least.append(needed)
         if group.kind == "recurrent":
             most = STATES + SNAPSHOTS
         else:
             most = most_blocks(group, size, plan.max_batch_tokens)
             most = min(whole, most + 1) if most else whole
-        bounds.append(plan.max_sequences * most)
+        bounds.append(max(plan.max_sequences * most, needed))
     counts = [0] * len(groups)
     recurrent = [g for g, group in enumerate(groups) if group.kind == "recurrent"]
     paged = [g for g in range(len(groups)) if g not in recurrent]
@@ -87,8 +87,12 @@ def size_state(
         if count < needed:
             source = "plan: state_bytes" if plan.state_bytes else f"{share:.0%} of the free memory"
             raise CapacityError(
-                f"{source} holds {count} state blocks of {size} tokens, but at least {needed} "
-                f"are needed; a state_bytes of {paged_least + recurrent_least} or more will do"
+                f"{source} holds {count} state blocks of {size} tokens, but at least {needed} are "
+                "needed",
+                advice=(
+                    f"a {{}} of {paged_least + recurrent_least} or more will do",
+                    ("state_bytes",),
+                ),
             )
     return tuple(counts)
 

@@ -84,8 +84,8 @@ class ModelLogits:
         limit = self.loaded.context_length
         if len(tokens) > limit:
             raise UsageError(
-                f"{len(tokens)} positions, but the context of {self.name} is {limit} tokens; "
-                "evaluate fewer at a time"
+                f"{len(tokens)} positions, but the context of {self.name} is {limit} tokens",
+                advice=("lower {}", ("positions",)),
             )
         executable = self.loaded.executable
         blocks = -(-len(tokens) // self.loaded.plan.block_size)

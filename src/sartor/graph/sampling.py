@@ -42,7 +42,9 @@ def _within(name: str, value: object, low: float, high: float) -> None:
         what = "a whole number" if name in _WHOLE else "a number"
         shown = repr(value)
         shown = shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
-        raise UsageError(f"{name} is {shown}; it must be {what} from {low} to {high}")
+        raise UsageError(
+            f"{name} is {shown}; it must be {what} from {low} to {high}", fields=(name,)
+        )
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,9 @@ class SamplingParams:
         if self.seed is not None:
             _within("seed", self.seed, -(2**63), 2**64 - 1)
         if len(self.stop) > MAX_STOP_STRINGS or not all(self.stop):
-            raise UsageError(f"stop: at most {MAX_STOP_STRINGS} strings, none of them empty")
+            raise UsageError(
+                f"stop: at most {MAX_STOP_STRINGS} strings, none of them empty", fields=("stop",)
+            )
         for token, value in self.logit_bias.items():
             if not isinstance(token, int) or token < 0:
                 raise UsageError(f"logit_bias: {token!r} is not a token id")

@@ -66,7 +66,8 @@ class ExecutionPlan:
         if self.head_bits == 1 or self.head_bits > 8:
             raise UsageError(
                 f"plan: head_bits is {self.head_bits}; it must be 2 to 8, or 0 to keep the head "
-                "as the file has it"
+                "as the file has it",
+                fields=("head_bits",),
             )
         _at_least("threads", self.threads, 0)
         _at_least("max_batch_tokens", self.max_batch_tokens, 1)
@@ -75,7 +76,8 @@ class ExecutionPlan:
         _at_least("state_bytes", self.state_bytes, 0)
         if self.block_size < 16 or self.block_size > 256 or self.block_size & (self.block_size - 1):
             raise UsageError(
-                f"plan: block_size {self.block_size} must be a power of two from 16 to 256"
+                f"plan: block_size {self.block_size} must be a power of two from 16 to 256",
+                fields=("block_size",),
             )
 
     def numerics(self) -> tuple[object, ...]:
@@ -96,9 +98,13 @@ class ExecutionPlan:
 
 def _choice(field: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise UsageError(f"plan: {field} is {value!r}; choose from {', '.join(allowed)}")
+        raise UsageError(
+            f"plan: {field} is {value!r}; choose from {', '.join(allowed)}", fields=(field,)
+        )
 
 
 def _at_least(field: str, value: int, low: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise UsageError(f"plan: {field} is {value!r}; it must be an integer >= {low}")
+        raise UsageError(
+            f"plan: {field} is {value!r}; it must be an integer >= {low}", fields=(field,)
+        )

@@ -112,7 +112,8 @@ def open_served_model(
 ) -> ServedModel:
     """Reads configuration and tokenizer of a checkpoint.
 
-    SartorError (FormatError, UnsupportedError, UsageError) says what is wrong with it.
+    A ``max_context`` that is above the model's own limit is left out of its plan. SartorError
+    (FormatError, UnsupportedError, UsageError) says what is wrong with it.
     """
     checkpoint = open_checkpoint(path)
     vectors, width = None, 0
@@ -124,6 +125,8 @@ def open_served_model(
                 vectors, width = model.config.vectors, vector_width(model.program)
         except UnknownArchitectureError as unknown:
             context, vocab_size = describe_fallback(checkpoint, unknown, plan)
+        if plan.max_context > context:
+            plan = plan.replace(max_context=0)
         tokenizer, template = load_text(checkpoint, vectors=vectors)
         sampling = own_sampling(checkpoint)
         identity = f"{checkpoint.identity()} {plan.numerics()}"

@@ -69,7 +69,13 @@ class ServerLimits:
                 least = 0
             value = getattr(self, field.name)
             if not value >= least:
-                raise UsageError(f"limits: {field.name} is {value}; it must be at least {least}")
+                raise UsageError(
+                    f"limits: {field.name} is {value}; it must be at least {least}",
+                    fields=(field.name,),
+                )
             if not math.isfinite(value):
                 none = "; 0 sets no limit" if field.name == "request_seconds" else ""
-                raise UsageError(f"limits: {field.name} is {value}; it must be a number{none}")
+                raise UsageError(
+                    f"limits: {field.name} is {value}; it must be a number{none}",
+                    fields=(field.name,),
+                )

@@ -105,6 +105,7 @@ def serve(
     ):
         store = store or ModelStore()
         served = _open(models, plan, cache, store, progress)
+        _check_context(plan.max_context, list(served.values()))
         add_adapters(served, adapters or {})
         add_presets(served, presets, store)
         add_aliases(served, aliases or {})
@@ -179,6 +180,23 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
         return None
     factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
     return factory
+
+
+def _check_context(asked: int, served: Sequence[ServedModel]) -> None:
+    """One of several models may be made for shorter texts than the plan allows, but not all."""
+    short = [model for model in served if model.context_length < asked]
+    if not short:
+        return
+    limits = ", ".join(
+        f"{model.name} has a limit of its own of {model.context_length} tokens" for model in short
+    )
+    if len(short) == len(served):
+        raise UsageError(
+            f"plan: max_context is {asked}, but {limits}; give at most that, or leave it out to "
+            "get it",
+            fields=("max_context",),
+        )
+    print(f"note: {limits}, less than the context asked for", file=sys.stderr, flush=True)
 
 
 async def _serve(

@@ -124,10 +124,8 @@ class CpuBackend:
                 try:
                     self._pools[threads] = _native.ThreadPool(threads)
                 except RuntimeError as error:
-                    raise CapacityError(
-                        f"{error}; set threads to fewer, or raise the limits of this process on "
-                        "memory and threads (ulimit -v, ulimit -u)"
-                    ) from None
+                    step = "lower {}, or raise the process's limits (ulimit -v, ulimit -u)"
+                    raise CapacityError(str(error), advice=(step, ("threads",))) from None
             return self._pools[threads]
 
     def ceilings(
@@ -161,8 +159,8 @@ class CpuBackend:
         usable = _native.usable_paths()
         if plan.isa != "auto" and plan.isa not in usable:
             raise UsageError(
-                f"plan: instruction-set path {plan.isa} cannot run on this machine; "
-                f"choose from {', '.join(usable)}"
+                f"plan: isa {plan.isa} cannot run on this machine; choose from {', '.join(usable)}",
+                fields=("isa",),
             )
         plan = plan.replace(
             backend=self.name,
@@ -212,8 +210,8 @@ class CpuExecutable:
         except MemoryError:
             need = sum(n * self.block_bytes(g) for g, n in enumerate(blocks))
             raise CapacityError(
-                f"no memory for {need >> 20} MiB of sequence state; lower state_bytes, "
-                "max_sequences or max_context"
+                f"no memory for {need >> 20} MiB of sequence state",
+                advice=("lower {}", ("state_bytes", "max_sequences", "max_context")),
             ) from None
         self._allocated = True
 

@@ -107,8 +107,8 @@ class TorchState:
             except torch.OutOfMemoryError:
                 self.free()
         raise CapacityError(
-            f"no memory on {self._plan.device} for {need >> 20} MiB of sequence state; lower "
-            "state_bytes, max_sequences or max_context"
+            f"no memory on {self._plan.device} for {need >> 20} MiB of sequence state",
+            advice=("lower {}", ("state_bytes", "max_sequences", "max_context")),
         )
 
     def _pool(self, index: int, count: int) -> tuple[_Pool, ...]:
