@@ -2,14 +2,15 @@
 
     python locks/renew.py                 keep each version that still fits pyproject.toml
     python locks/renew.py --upgrade       take the newest of each
-    python locks/renew.py --lowest FILE   the lowest versions of build, program and tests, for one Python
+    python locks/renew.py --lowest FILE   the lowest that build, program and tests allow
 
-One file for each list: ``build.txt`` (what the build needs), ``app.txt`` (what the program needs) and
-one for each extra. All come from one resolution, so that they can be installed together, and hold for
-every Python and system that the packages know. torch has a file without hashes, ``unhashed.txt``: its
-builds for different hardware carry the same version, and each brings its own libraries.
+There is one file for each list: ``build.txt`` (what the build needs), ``app.txt`` (what the program
+needs) and one for each extra. All come from one resolution, so that they can be installed together,
+and hold for every Python and system that the packages know. torch has a file without hashes,
+``unhashed.txt``: its builds for different hardware carry the same version, and each brings its own
+libraries.
 
-The work is uv's, which the extra ``dev`` installs; it asks the package index that uv is configured with.
+The work is uv's, which the extra ``dev`` installs. It asks the index that uv is configured with.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,8 +20,10 @@ _COMMANDS = {
     "tune": "sartor.cli.tune:tune",
     "eval": "sartor.cli.evaluate:evaluate",
     "conformance": "sartor.cli.conformance:conformance",
+    "completion": "sartor.cli.completion:completion",
+    "_complete": "sartor.cli.candidates:complete",
 }
-"""Where the function of each command is, or its group of commands."""
+"""Where the function of each command is, or its group of commands; ``_`` begins hidden ones."""
 
 
 def _root(
@@ -60,8 +62,13 @@ def _app(first: str) -> typer.Typer:
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name)
         else:
-            app.command(name)(command)
+            app.command(name, hidden=name.startswith("_"))(command)
     return app
+
+
+def command_line(first: str) -> Any:
+    """The command line as typer reads it, with the commands that ``_app`` gives it."""
+    return typer.main.get_command(_app(first))
 
 
 def take_debug(arguments: list[str]) -> tuple[bool, list[str]]:
@@ -73,7 +80,7 @@ def take_debug(arguments: list[str]) -> tuple[bool, list[str]]:
 
 def dispatch(arguments: list[str]) -> int:
     """Runs the command that the arguments name; returns its exit code, errors are raised."""
-    command = typer.main.get_command(_app(arguments[0] if arguments else ""))
+    command = command_line(arguments[0] if arguments else "")
     try:
         # Not `app()`: it would print errors and turn interrupts into exits by itself.
         with command.make_context("sartor", arguments) as context:
