@@ -26,10 +26,14 @@ BUILT_IN = {
 }
 PREFERENCE = (("torch", "cuda"), ("cpu", ""), ("torch", ""), ("reference", ""))
 """Order of automatic choice: a backend, and how the names of those of its devices begin that
-count. One that cannot be loaded, or that shows no such device, is passed over."""
+count. One that shows no such device, or that needs a package that is not there, is passed over."""
 
 _DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg")
 """Signs of an NVIDIA driver: Linux, its containers, and Linux inside Windows."""
+
+
+class MissingCoreError(SartorError):
+    """The CPU backend's compiled part, which every installation has, cannot be imported."""
 
 
 @cache
@@ -51,6 +55,12 @@ def load_backend(name: str) -> Backend:
     try:
         backend: Backend = _factory(name)()
     except ImportError as error:
+        if name == "cpu":
+            raise MissingCoreError(
+                f"the native core of Sartor cannot be loaded ({error}); it is missing, or was "
+                "built for another Python or system: install Sartor again in this environment, or "
+                "do without it, slowly: --backend torch or --backend reference"
+            ) from error
         raise SartorError(
             f"backend {name!r} cannot be loaded ({error}); install what it needs, or choose "
             f"another of {', '.join(backend_names())}"
@@ -75,8 +85,8 @@ def choose(backend: str = "auto", device: str = "auto") -> tuple[Backend, Device
             continue
         try:
             candidate = load_backend(name)
-        except UsageError:
-            raise
+        except (UsageError, MissingCoreError):
+            raise  # numpy in the place of the core would be a hundred times slower without a word
         except SartorError as error:
             reasons.append(str(error))
             continue
