@@ -26,14 +26,6 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install
 # Versions and hashes are those of the locks (locks/renew.py writes them).
 LOCKED := $(PIP) --require-hashes
 
-# Said before minutes of installing; src/sartor/native/CMakeLists.txt says it where pip builds.
-CHECK_COMPILER := set -- $${CXX:-$$(command -v c++ || command -v g++ || command -v clang++)}; \
-	hint="install one (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install), or name another: make CXX=/path/to/c++ run"; \
-	command -v "$$1" > /dev/null || { echo "error: there is no C++ compiler$${1:+ at $$1}, and the native core is built with one; $$hint" >&2; exit 1; }; \
-	printf '\043include <span>\nint main() { return std::span<int>().empty(); }\n' | \
-		"$$@" -std=c++20 -x c++ -fsyntax-only - 2> /dev/null || \
-		{ echo "error: the C++ compiler $$* does not know C++20, as g++ 11 and clang 14 do; $$hint" >&2; exit 1; }
-
 # Stamps lie inside the environment that they speak of. Their name holds the folder's own: an
 # environment does not survive a move, and is made anew.
 STAMPS := .venv/stamps-$(shell pwd | cksum | cut -d' ' -f1)
@@ -45,7 +37,7 @@ BY_THE_CLOCK := $(addprefix tests/,bench benchmarks cli hardware serving)
 # What `make test-long` runs, one after the other.
 LONG := test test-lowest
 
-.PHONY: run test test-long test-lowest lock update lint format arm64 clean setup
+.PHONY: run test test-long test-lowest lock update lint format arm64 clean setup compiler
 
 run: setup
 	@$(BIN)/sartor run "$$MODEL" "$$PROMPT"
@@ -121,6 +113,15 @@ arm64: setup
 	@$(BIN)/python -m sartor.backends.record $(ARM64)/cases.bin
 	qemu-aarch64 $(ARM64)/sartor_replay $(ARM64)/cases.bin
 
+# Said before minutes of installing; src/sartor/native/CMakeLists.txt says it where pip builds.
+compiler:
+	@set -- $${CXX:-$$(command -v c++ || command -v g++ || command -v clang++)}; \
+	hint="install one (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install), or name another: make CXX=/path/to/c++ run"; \
+	command -v "$$1" > /dev/null || { echo "error: there is no C++ compiler$${1:+ at $$1}, and the native core is built with one; $$hint" >&2; exit 1; }; \
+	printf '#include <span>\nint main() { return std::span<int>().empty(); }\n' | \
+		"$$@" -std=c++20 -x c++ -fsyntax-only - 2> /dev/null || \
+		{ echo "error: the C++ compiler $$* does not know C++20, as g++ 11 and clang 14 do; $$hint" >&2; exit 1; }
+
 clean:
 	rm -rf .venv build
 
@@ -136,7 +137,7 @@ $(STAMPS)/venv:
 # What the build needs is kept here, not fetched for each build: after a change of the C++
 # sources only they are compiled, and no network is needed.
 $(STAMPS)/app: $(STAMPS)/venv pyproject.toml locks/build.txt locks/app.txt $(NATIVE)
-	@$(CHECK_COMPILER)
+	@$(MAKE) --silent --no-print-directory compiler
 	@echo "Installing Sartor and building its native core (the first time takes some minutes) ..." >&2
 	@$(LOCKED) -r locks/build.txt -r locks/app.txt
 	@$(PIP) --no-build-isolation --no-deps --editable .
