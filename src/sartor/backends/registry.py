@@ -58,8 +58,7 @@ def load_backend(name: str) -> Backend:
         if name == "cpu":
             raise MissingCoreError(
                 f"the native core of Sartor cannot be loaded ({error}); it is missing, or was "
-                "built for another Python or system: install Sartor again in this environment, or "
-                "do without it, slowly: --backend torch or --backend reference"
+                "built for another Python or system: install Sartor again in this environment"
             ) from error
         raise SartorError(
             f"backend {name!r} cannot be loaded ({error}); install what it needs, or choose "
@@ -80,19 +79,27 @@ def _factory(name: str) -> Callable[[], Backend]:
 def choose(backend: str = "auto", device: str = "auto") -> tuple[Backend, Device]:
     """The backend and device of a plan; "auto" takes the first that has a device."""
     reasons: list[str] = []
+    missing_core = ""
     for name, prefix in PREFERENCE if backend == "auto" else ((backend, ""),):
         if prefix == "cuda" and not _may_have_cuda():
             continue
         try:
             candidate = load_backend(name)
-        except (UsageError, MissingCoreError):
-            raise  # numpy in the place of the core would be a hundred times slower without a word
+        except UsageError:
+            raise
         except SartorError as error:
             reasons.append(str(error))
+            if isinstance(error, MissingCoreError):
+                missing_core = str(error)
             continue
         found = candidate.devices()
         for place in found:
             if place.name == device or (device == "auto" and place.name.startswith(prefix)):
+                if missing_core:
+                    import logging
+
+                    message = "%s; backend %s runs in its place, slowly"
+                    logging.getLogger("sartor").warning(message, missing_core, name)
                 return candidate, place
         names = ", ".join(place.name for place in found) or "none"
         reasons.append(f"backend {name!r} has no device {device!r} here (it has: {names})")
