@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,13 @@ def test_the_request_example_is_valid() -> None:
     request = re.search(r"-d '(\{.*?\})'", README, re.DOTALL)
     assert request is not None
     assert json.loads(request[1])["model"] == "smollm2:135m"
+
+
+def test_the_page_on_installing_names_what_is_there() -> None:
+    page = (ROOT / "docs" / "installing.md").read_text(encoding="utf-8")
+    for lock in re.findall(r"locks/[a-z]+\.txt", page):
+        assert (ROOT / lock).is_file(), lock
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = set(re.findall(r"(?m)^\| `(\w+)` \|", page))
+    assert extras <= project["optional-dependencies"].keys()
+    assert extras == project["optional-dependencies"].keys() - {"test", "clients", "dev"}

@@ -15,7 +15,7 @@ import pytest
 from tiny_model import write_tiny_model
 
 from sartor.cli import serve as serve_module
-from sartor.cli.app import all_commands, take_config
+from sartor.cli.app import command_line, take_config
 from sartor.cli.main import guarded
 from sartor.cli.settings import config_path, leaves, options_of
 from sartor.errors import UsageError
@@ -167,7 +167,7 @@ def test_help_shows_what_is_built_in(capsys: Capture, file: Path) -> None:
 
 
 def test_help_of_sampling_says_the_documented_default() -> None:
-    (command,) = [c for names, c in leaves(all_commands()) if names == ("run",)]
+    (command,) = [c for names, c in leaves(command_line("")) if names == ("run",)]
     told = {o.key: o.parameter.show_default for o in options_of(command)}
     for name, (value, _) in sampling_in_effect().items():
         assert told[name] == f"the model's own, else {value:g}"
@@ -357,7 +357,7 @@ def test_config_shows_each_value_and_where_it_is_from(
     assert found["run", "max_tokens"] == (1024, "default")
     assert found["run", "temperature"] == ("the model's own, else 0.7", "default")
     # Every option of every command.
-    for names, command in leaves(all_commands()):
+    for names, command in leaves(command_line("")):
         for option in options_of(command):
             assert (" ".join(names), option.key) in found
     assert ("serve", "cors_origin") in found

@@ -26,13 +26,17 @@ BUILT_IN = {
 }
 PREFERENCE = (("torch", "cuda"), ("cpu", ""), ("torch", ""), ("reference", ""))
 """Order of automatic choice: a backend, and how the names of those of its devices begin that
-count. One that cannot be loaded, or that shows no such device, is passed over."""
+count. One that shows no such device, or that needs a package that is not there, is passed over."""
 
 FOR_TESTS = frozenset({"reference", "null"})
 """Backends that define or imitate what others do; nobody runs a model on them to use it."""
 
 _DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg")
 """Signs of an NVIDIA driver: Linux, its containers, and Linux inside Windows."""
+
+
+class MissingCoreError(SartorError):
+    """The CPU backend's compiled part, which every installation has, cannot be imported."""
 
 
 @cache
@@ -54,6 +58,11 @@ def load_backend(name: str) -> Backend:
     try:
         backend: Backend = _factory(name)()
     except ImportError as error:
+        if name == "cpu":
+            raise MissingCoreError(
+                f"the native core of Sartor cannot be loaded ({error}); it is missing, or was "
+                "built for another Python or system: install Sartor again in this environment"
+            ) from error
         raise SartorError(
             f"backend {name!r} cannot be loaded ({error}); install what it needs, or choose "
             f"another of {', '.join(backend_names())}"
@@ -73,6 +82,7 @@ def _factory(name: str) -> Callable[[], Backend]:
 def choose(backend: str = "auto", device: str = "auto") -> tuple[Backend, Device]:
     """The backend and device of a plan; "auto" takes the first that has a device."""
     reasons: list[str] = []
+    missing_core = ""
     for name, prefix in PREFERENCE if backend == "auto" else ((backend, ""),):
         if prefix == "cuda" and not _may_have_cuda():
             continue
@@ -82,10 +92,17 @@ def choose(backend: str = "auto", device: str = "auto") -> tuple[Backend, Device
             raise
         except SartorError as error:
             reasons.append(str(error))
+            if isinstance(error, MissingCoreError):
+                missing_core = str(error)
             continue
         found = candidate.devices()
         for place in found:
             if place.name == device or (device == "auto" and place.name.startswith(prefix)):
+                if missing_core:
+                    import logging
+
+                    message = "%s; backend %s runs in its place, slowly"
+                    logging.getLogger("sartor").warning(message, missing_core, name)
                 return candidate, place
         names = ", ".join(place.name for place in found) or "none"
         reasons.append(f"backend {name!r} has no device {device!r} here (it has: {names})")

@@ -26,8 +26,10 @@ _COMMANDS = {
     "tune": "sartor.cli.tune:tune",
     "eval": "sartor.cli.evaluate:evaluate",
     "conformance": "sartor.cli.conformance:conformance",
+    "completion": "sartor.cli.completion:completion",
+    "_complete": "sartor.cli.candidates:complete",
 }
-"""Where the function of each command is, or its group of commands."""
+"""Where the function of each command is, or its group of commands; ``_`` begins hidden ones."""
 
 
 def _root(
@@ -76,8 +78,13 @@ def _app(first: str) -> typer.Typer:
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name)
         else:
-            app.command(name)(command)
+            app.command(name, hidden=name.startswith("_"))(command)
     return app
+
+
+def command_line(first: str) -> Any:
+    """The command line as typer reads it: the command of that name, or all for another word."""
+    return typer.main.get_command(_app(first))
 
 
 def take_debug(arguments: list[str]) -> tuple[bool, list[str]]:
@@ -104,11 +111,6 @@ def take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     return found, rest + arguments[end:]
 
 
-def all_commands() -> Any:
-    """Every command, as the option parser knows it."""
-    return typer.main.get_command(_app(""))
-
-
 class _Context(typer.Context):
     """Settings are defaults for the options of a call, but not those that ``--help`` shows."""
 
@@ -121,7 +123,7 @@ def dispatch(arguments: list[str]) -> int:
     """Runs the command that the arguments name; returns its exit code, errors are raised."""
     named, arguments = take_config(arguments)
     first = arguments[0] if arguments else ""
-    command = typer.main.get_command(_app(first))
+    command = command_line(first)
     settings = read_settings(named)
     defaults: dict[str, Any] = {}
     if first in _COMMANDS and first != "config" and settings.say_something:
@@ -144,7 +146,7 @@ def _settle(settings: Settings, command: Any, arguments: list[str]) -> dict[str,
 
     Raises UsageError for what is wrong, unless the arguments ask for help.
     """
-    found = settle(settings, all_commands())
+    found = settle(settings, command_line(""))
     names = next((n for n, _ in leaves(command) if list(n) == arguments[: len(n)]), ())
     settings.used = found.values.get(names, {})
     asks_for_help = any(argument in ("-h", "--help") for argument in arguments)

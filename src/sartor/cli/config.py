@@ -91,9 +91,9 @@ def show(
     """
     if call.invoked_subcommand is not None:
         return 0
-    from sartor.cli.app import all_commands
+    from sartor.cli.app import command_line
 
-    settings, root = settings_of(call), all_commands()
+    settings, root = settings_of(call), command_line("")
     settled = settle(settings, root)
     rows = _rows(settings, root)
     presets, problems = _presets(settings)
