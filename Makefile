@@ -23,8 +23,9 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$p && break; done)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install
-# Versions and hashes are those of the locks (locks/renew.py writes them).
-LOCKED := $(PIP) --require-hashes
+# Versions and hashes are those of the locks (locks/renew.py writes them), which are complete: pip has
+# nothing to add, and would want a hash of torch where it is already there.
+LOCKED := $(PIP) --require-hashes --no-deps
 
 # Stamps lie inside the environment that they speak of. Their name holds the folder's own: an
 # environment does not survive a move, and is made anew.
