@@ -8,6 +8,7 @@ import pytest
 from test_template import CHATML, GEMMA, LLAMA3, TOOLS, oracle, template
 
 from sartor.errors import UsageError
+from sartor.text.template_process import TemplateProcess
 
 EACH = "{% for m in messages %}"
 END = "{% endfor %}"
@@ -215,19 +216,19 @@ def test_what_one_request_sets_decides_for_no_other() -> None:
     assert ours.render(TEXT, shown=True) == "hello there"
 
 
-def test_probes_are_made_once() -> None:
+def test_probes_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = template(PARTS_ONLY["selectattr"])
     ours.render(THREE)
-    program = ours._program
-    assert program is not None
     calls: list[object] = []
-    render = program.render
-    program.render = lambda v: calls.append(v) or render(v)  # type: ignore[method-assign,func-returns-value]
-    try:
-        ours.render(THREE)
-        ours.render(THREE[:2])
-    finally:
-        del program.render
+    render = TemplateProcess.render
+
+    def counted(process: TemplateProcess, source: str, variables: dict[str, Any]) -> str:
+        calls.append(variables)
+        return render(process, source, variables)
+
+    monkeypatch.setattr(TemplateProcess, "render", counted)
+    ours.render(THREE)
+    ours.render(THREE[:2])
     assert len(calls) == 2
 
 

@@ -208,9 +208,9 @@ def test_runaway_templates_are_stopped(source: str) -> None:
 
 def test_syntax_errors_name_the_line() -> None:
     with pytest.raises(FormatError, match="syntax error in line 2"):
-        template("\n{% for %}")
+        template("\n{% for %}").render(CHAT)
     with pytest.raises(FormatError, match="nested too deeply"):
-        template("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}")
+        template("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}").render(CHAT)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 
 from sartor.errors import FormatError, UsageError
 from sartor.text import template_process
+from sartor.text.content_shape import TemplateStopped
 from sartor.text.template_process import TemplateProcess
 
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -29,18 +30,18 @@ def pid_of(process: TemplateProcess) -> int:
 
 @pytest.fixture
 def chat() -> Iterator[TemplateProcess]:
-    process = TemplateProcess([CHAT])
+    process = TemplateProcess()
     yield process
     process.close()
 
 
 def test_it_writes_what_the_template_says(chat: TemplateProcess) -> None:
-    assert chat.render(0, CASES) == "<user>grüße 🙂 \ud800"
+    assert chat.render(CHAT, CASES) == "<user>grüße 🙂 \ud800"
     first = pid_of(chat)
-    assert chat.render(0, CASES) == "<user>grüße 🙂 \ud800"
+    assert chat.render(CHAT, CASES) == "<user>grüße 🙂 \ud800"
     assert pid_of(chat) == first
     long = {"messages": [{"role": "user", "content": "word " * 1_600_000}]}
-    assert len(chat.render(0, long)) == len("<user>") + 8_000_000
+    assert len(chat.render(CHAT, long)) == len("<user>") + 8_000_000
 
 
 def test_threads_get_their_own_answers(chat: TemplateProcess) -> None:
@@ -48,7 +49,7 @@ def test_threads_get_their_own_answers(chat: TemplateProcess) -> None:
 
     def ask(i: int) -> None:
         for _ in range(50):
-            found[i] = chat.render(0, {"messages": [{"role": "user", "content": str(i)}]})
+            found[i] = chat.render(CHAT, {"messages": [{"role": "user", "content": str(i)}]})
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
     for thread in threads:
@@ -92,7 +93,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_a_template_takes_is_limited(name: str) -> None:
     """It ends with an error or with a short text; the process never has more than its memory."""
-    process = TemplateProcess([HOSTILE[name], CHAT])
+    process = TemplateProcess()
     process.start()
     peak = 0
     done = threading.Event()
@@ -108,7 +109,7 @@ def test_what_a_template_takes_is_limited(name: str) -> None:
     watcher.start()
     before = cpu_of_children()
     try:
-        text = process.render(0, {"messages": []})
+        text = process.render(HOSTILE[name], {"messages": []})
     except (UsageError, FormatError) as error:
         text = str(error)
     finally:
@@ -117,7 +118,7 @@ def test_what_a_template_takes_is_limited(name: str) -> None:
     assert len(text) < 10_000
     assert "\n" not in text
     assert peak < 300 << 20
-    assert process.render(1, CASES) == "<user>grüße 🙂 \ud800"
+    assert process.render(CHAT, CASES) == "<user>grüße 🙂 \ud800"
     process.close()
     assert cpu_of_children() - before < template_process.CPU_SECONDS + 1.0
 
@@ -135,46 +136,48 @@ def cpu_of_children() -> float:
 
 
 def test_errors_keep_their_kind() -> None:
-    process = TemplateProcess(["{% if", "{{ raise_exception('no tools') }}", "{{ ''.__class__ }}"])
-    with pytest.raises(FormatError, match="syntax error in line 1"):
-        process.render(0, {})
-    with pytest.raises(UsageError, match="refuses these messages: no tools"):
-        process.render(1, {})
-    with pytest.raises(UsageError, match="__class__"):
-        process.render(2, {})
+    process = TemplateProcess()
+    for ask in (process.check, lambda source: process.render(source, {})):
+        with pytest.raises(FormatError, match="syntax error in line 1"):
+            ask("{% if")
+    with pytest.raises(UsageError, match="refuses these messages: no tools") as refused:
+        process.render("{{ raise_exception('no tools') }}", {})
+    assert not isinstance(refused.value, TemplateStopped)
+    with pytest.raises(TemplateStopped, match="__class__"):
+        process.render("{{ ''.__class__ }}", {})
+    process.check("{{ raise_exception('no tools') }}")
     process.close()
 
 
 def test_a_killed_process_is_replaced(chat: TemplateProcess) -> None:
-    chat.render(0, CASES)
+    chat.render(CHAT, CASES)
     os.kill(pid_of(chat), signal.SIGKILL)
     time.sleep(0.1)
-    assert chat.render(0, CASES) == "<user>grüße 🙂 \ud800"
+    assert chat.render(CHAT, CASES) == "<user>grüße 🙂 \ud800"
 
 
-def test_a_death_in_the_midst_is_an_error_of_that_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    process = TemplateProcess(
-        ["{% for a in range(99999) %}{{ range(9999)|sum }}{% endfor %}", CHAT]
-    )
-    process.render(1, CASES)
+def test_a_death_in_the_midst_is_an_error_of_that_call() -> None:
+    process = TemplateProcess()
+    endless = "{% for a in range(99999) %}{{ range(9999)|sum }}{% endfor %}"
+    process.render(CHAT, CASES)
     timer = threading.Timer(0.2, os.kill, (pid_of(process), signal.SIGKILL))
     timer.start()
     with pytest.raises(UsageError, match="was stopped: its process ended with signal 9"):
-        process.render(0, {})
-    assert process.render(1, CASES) == "<user>grüße 🙂 \ud800"
+        process.render(endless, {})
+    assert process.render(CHAT, CASES) == "<user>grüße 🙂 \ud800"
     process.close()
 
 
 def test_one_that_waits_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes no processor time: the clock on the wall ends it."""
     monkeypatch.setattr(template_process, "_PATIENCE", 0.5)
-    process = TemplateProcess([CHAT])
-    process.render(0, CASES)
+    process = TemplateProcess()
+    process.render(CHAT, CASES)
     os.kill(pid_of(process), signal.SIGSTOP)
     with pytest.raises(UsageError, match=r"takes more than 0\.5 s"):
-        process.render(0, CASES)
+        process.render(CHAT, CASES)
     monkeypatch.undo()
-    assert process.render(0, CASES) == "<user>grüße 🙂 \ud800"
+    assert process.render(CHAT, CASES) == "<user>grüße 🙂 \ud800"
     process.close()
 
 
@@ -184,7 +187,7 @@ def test_it_holds_no_secrets_and_opens_nothing(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     chat.close()
-    chat.render(0, CASES)
+    chat.render(CHAT, CASES)
     place = Path("/proc") / str(pid_of(chat))
     assert b"hf_secret" not in (place / "environ").read_bytes()
     assert b"hf_secret" not in (place / "cmdline").read_bytes()
@@ -199,7 +202,7 @@ def test_it_ends_with_its_owner(tmp_path: Path) -> None:
     """Also where the owner had no time to say so."""
     script = (
         "import os, signal; from sartor.text.template_process import TemplateProcess\n"
-        "p = TemplateProcess(['x']); p.render(0, {}); print(p._process.pid, flush=True)\n"
+        "p = TemplateProcess(); p.render('x', {}); print(p._process.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run(
@@ -213,8 +216,8 @@ def test_it_ends_with_its_owner(tmp_path: Path) -> None:
 
 
 def test_an_unused_one_leaves_no_process() -> None:
-    process = TemplateProcess([CHAT])
-    process.render(0, CASES)
+    process = TemplateProcess()
+    process.render(CHAT, CASES)
     running = process._process
     assert running is not None
     del process

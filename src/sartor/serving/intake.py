@@ -58,7 +58,8 @@ class Intake:
         return prepared
 
     async def _prepare(self, kind: type[B], body: bytes, view: View) -> Prepared[B]:
-        if len(body) <= INLINE_BYTES:
+        # A chat waits for the process of its template, which must not hold up the event loop.
+        if len(body) <= INLINE_BYTES and kind is not ChatRequest:
             return prepare(kind, body, self._models, view)
         if len(body) <= THREAD_BYTES:
             loop = asyncio.get_running_loop()

@@ -87,7 +87,7 @@ _CONTEXTS: tuple[tuple[str, ...], ...] = (
 def shapes_of_role(role: str, render: Render, variables: Mapping[str, Any]) -> Shapes:
     """The shapes in which messages of one role are shown.
 
-    ``variables``: all of the template's but ``messages``.
+    ``variables``: all of the template's but ``messages``. Raises TemplateStopped.
     """
 
     def chats(shape: Shape) -> Iterator[list[Message]]:
@@ -125,6 +125,8 @@ def shows_calls(content: Message, render: Render, variables: Mapping[str, Any]) 
     for chat in ([user, calls, result], [user, calls]):
         try:
             output = render({**variables, "messages": chat})
+        except TemplateStopped:
+            raise
         except UsageError:
             continue
         if FIRST in output and "None" not in output:
@@ -146,8 +148,8 @@ def _shapes(
         for messages in chats(shape):
             try:
                 output = render({**variables, "messages": messages})
-            except TemplateStopped:
-                return Shapes(frozenset(), False)
+            except TemplateStopped:  # each further probe would take as much as this one
+                raise
             except UsageError:
                 continue
             rendered = True

@@ -1,15 +1,16 @@
 """Chat templates: Jinja2 programs that come with a checkpoint and write the prompt of a chat.
 
 A template is somebody else's code. It runs in Jinja2's immutable sandbox, sees only plain data, and
-has a budget of loop steps and string sizes.
+in a process of its own that is limited and can be stopped (``template_process.py``).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sartor.errors import FormatError, UsageError
 from sartor.text.content_shape import (
@@ -17,27 +18,27 @@ from sartor.text.content_shape import (
     Message,
     Shape,
     Shapes,
+    TemplateStopped,
     shapes_in_chat,
     shapes_of_role,
     shows_calls,
 )
-
-if TYPE_CHECKING:
-    from sartor.text.template_sandbox import Program
+from sartor.text.template_process import TemplateProcess
 
 _RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
 _TEXT_PARTS = ("text", "input_text", "output_text")  # the last two: OpenAI's Responses API
 _MOST_ROLES = 64  # whose shapes are kept: callers may name any role
+_GGUF_KEY = "tokenizer.chat_template"
 _PLAIN = frozenset({Shape.TEXT})
 
 
 class ChatTemplate:
-    """A compiled template.
+    """A template, and the process that it runs in.
 
     ``source``: the template. ``tools_source``: the one to use when tools are given, for models that
     have two. ``variables``: further names that the template may use (other special tokens).
     ``fault``: why there is no template to use, for a model that has one and cannot chat with it;
-    then ``source`` is not read. FormatError if a template has a syntax error.
+    then ``source`` is not read. ``process``: one that has been started already.
     """
 
     def __init__(
@@ -49,16 +50,15 @@ class ChatTemplate:
         tools_source: str | None = None,
         variables: Mapping[str, str] | None = None,
         fault: str = "",
+        process: TemplateProcess | None = None,
     ) -> None:
-        from sartor.text.template_sandbox import compiled
-
         self.source = source
         self.fault = fault
-        self._program = None if fault else compiled(source)
-        self._tools_program = compiled(tools_source) if tools_source is not None else None
+        self._tools_source = tools_source
+        self._process = TemplateProcess() if process is None else process
         self._variables = {**(variables or {}), "bos_token": bos_token, "eos_token": eos_token}
-        self._shapes: dict[tuple[Program, bool, str], Shapes] = {}
-        self._nothing: dict[tuple[Program, bool], Message] = {}
+        self._shapes: dict[tuple[str, bool, str], Shapes] = {}
+        self._nothing: dict[tuple[str, bool], Message] = {}
 
     def render(
         self,
@@ -78,12 +78,13 @@ class ChatTemplate:
         (``enable_thinking``, ``documents``, ...).
 
         UsageError if the messages are malformed, or the template shows their text in no shape,
-        refuses them, fails, reaches for Python internals or exceeds its budget.
+        refuses them, fails, reaches for Python internals or takes too much time or memory.
+        FormatError if the template has a syntax error.
         """
         if taken := _RESERVED & kwargs.keys():
             raise UsageError(f"{', '.join(sorted(taken))} cannot be set as a template variable")
-        program = self._tools_program if tools and self._tools_program else self._program
-        if program is None:
+        source = self._tools_source if tools and self._tools_source is not None else self.source
+        if self.fault and source is self.source:
             raise UsageError(f"{self.fault}; a plain prompt needs no template")
         variables = {
             "documents": None,
@@ -93,13 +94,14 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         plain = [_message(m, i) for i, m in enumerate(messages)]
-        variables["messages"] = self._shaped(plain, program, variables)
-        return program.render(variables)
+        variables["messages"] = self._shaped(plain, source, variables)
+        return self._process.render(source, variables)
 
     def _shaped(
-        self, messages: list[Message], program: Program, variables: Mapping[str, Any]
+        self, messages: list[Message], source: str, variables: Mapping[str, Any]
     ) -> list[Message]:
         """The messages, each content in a shape that the template shows."""
+        render = partial(self._process.render, source)
         tools = bool(variables["tools"])
         # Without what one request sets: what is found out holds for all of them.
         usual: dict[str, Any] = {
@@ -110,11 +112,11 @@ class ChatTemplate:
         }
         shown: dict[str, frozenset[Shape]] = {}
         for role in dict.fromkeys(m["role"] for m in messages):
-            key = (program, tools, role)
+            key = (source, tools, role)
             if key not in self._shapes:
                 if len(self._shapes) >= _MOST_ROLES:
                     self._shapes.clear()
-                self._shapes[key] = shapes_of_role(role, program.render, usual)
+                self._shapes[key] = shapes_of_role(role, render, usual)
             shown[role] = self._shapes[key].shown
         for role in [role for role, shapes in shown.items() if not shapes]:
             if not any(m["role"] == role and _has_text(m["content"]) for m in messages):
@@ -123,7 +125,7 @@ class ChatTemplate:
             others = [
                 m if m["role"] == role else _shape(m, shown[m["role"]] or _PLAIN) for m in messages
             ]
-            found = shapes_in_chat(role, others, program.render, variables)
+            found = shapes_in_chat(role, others, render, variables)
             if found.rendered and not found.shown:
                 way_out = "" if role == "user" else "put it into a message of the user, or "
                 raise UsageError(
@@ -137,24 +139,25 @@ class ChatTemplate:
             shapes = shown[message["role"]] or _PLAIN
             if _says_nothing_but_calls(message):
                 if nothing is None:
-                    nothing = self._no_content(program, tools, shapes, usual)
+                    nothing = self._no_content(source, tools, shapes, usual)
                 shaped.append({**{k: v for k, v in message.items() if k != "content"}, **nothing})
             else:
                 shaped.append(_shape(message, shapes))
         return shaped
 
     def _no_content(
-        self, program: Program, tools: bool, shapes: frozenset[Shape], usual: Mapping[str, Any]
+        self, source: str, tools: bool, shapes: frozenset[Shape], usual: Mapping[str, Any]
     ) -> Message:
         """What stands for the content of an assistant that only calls tools.
 
         Some templates show the calls only where the content is None, or not there.
         """
-        key = (program, tools)
+        key = (source, tools)
         if key not in self._nothing:
             empty = _shape({"content": ""}, shapes)
             ways: list[Message] = [empty, {"content": None}, {}]
-            works = (way for way in ways if shows_calls(way, program.render, usual))
+            render = partial(self._process.render, source)
+            works = (way for way in ways if shows_calls(way, render, usual))
             self._nothing[key] = next(works, empty)
         return self._nothing[key]
 
@@ -234,18 +237,26 @@ def plain_data(value: Any, where: str, depth: int = 0) -> Any:
     raise UsageError(f"{where}: a value of type {type(value).__name__} is not JSON data")
 
 
+def gguf_has_template(metadata: Mapping[str, object]) -> bool:
+    """Whether there is anything that :func:`template_from_gguf` would read."""
+    return any(key.startswith(_GGUF_KEY) for key in metadata)
+
+
 def template_from_gguf(
-    metadata: Mapping[str, object], notes: list[str] | None = None
+    metadata: Mapping[str, object],
+    notes: list[str] | None = None,
+    process: TemplateProcess | None = None,
 ) -> ChatTemplate | None:
     """The template in a GGUF's metadata, or None: the model was not made for chat.
 
     There is deliberately no fallback: a chat format that the model has not seen gives poor answers
     without any sign of why. Callers refuse chat and offer plain completion. A template that cannot
-    be used is one with a ``fault``, and a line in ``notes``.
+    be used is one with a ``fault``, and a line in ``notes``. ``process`` renders it, if there is
+    one already.
     """
     from sartor.text.gguf import Keys, named_token
 
-    prefix = "tokenizer.chat_template"
+    prefix = _GGUF_KEY
     named: dict[str, object] = {  # without a look at values: arrays are decoded when asked for
         key.removeprefix(prefix + "."): metadata[key]
         for key in metadata
@@ -266,10 +277,12 @@ def template_from_gguf(
     ):
         token = named_token(keys, tokens, name)
         variables[variable] = "" if token is None else tokens[token]
-    return _chosen(named, prefix, variables, keys.notes)
+    return _chosen(named, prefix, variables, keys.notes, process)
 
 
-def template_from_folder(folder: Path, notes: list[str] | None = None) -> ChatTemplate | None:
+def template_from_folder(
+    folder: Path, notes: list[str] | None = None, process: TemplateProcess | None = None
+) -> ChatTemplate | None:
     """The template of a checkpoint folder, or None (see ``template_from_gguf``).
 
     Looks, in the order of transformers, into ``chat_template.jinja``, ``chat_template.json`` and
@@ -303,7 +316,7 @@ def template_from_folder(folder: Path, notes: list[str] | None = None) -> ChatTe
         return None
     names = ("bos_token", "eos_token", "unk_token", "pad_token")
     variables = {name: special_token(folder, name) or "" for name in names}
-    return _chosen(named, f"chat_template in {file.name}", variables, notes)
+    return _chosen(named, f"chat_template in {file.name}", variables, notes, process)
 
 
 def _read(file: Path) -> str:
@@ -314,12 +327,15 @@ def _read(file: Path) -> str:
 
 
 def _chosen(
-    named: Mapping[str, object], where: str, tokens: dict[str, str], notes: list[str]
+    named: Mapping[str, object],
+    where: str,
+    tokens: dict[str, str],
+    notes: list[str],
+    process: TemplateProcess | None,
 ) -> ChatTemplate | None:
     """The template named "default", and the one for tools; what is wrong with them is in its fault
     and a note, for a model that cannot chat can still continue texts."""
-    from sartor.text.template_sandbox import compiled
-
+    process = TemplateProcess() if process is None else process
     sources: dict[str, str] = {}
     faults: dict[str, str] = {}
     for name in ("default", "tool_use"):
@@ -330,9 +346,9 @@ def _chosen(
             faults[name] = f"{where} is not text"
         elif source.strip():
             try:
-                compiled(source)
+                process.check(source)
                 sources[name] = source
-            except FormatError as error:
+            except (FormatError, TemplateStopped) as error:
                 faults[name] = str(error)
     fault = faults.get("default", "")
     if not fault and "default" not in sources:
@@ -353,4 +369,5 @@ def _chosen(
         tools_source=sources.get("tool_use"),
         variables=tokens,
         fault=fault,
+        process=process,
     )

@@ -19,12 +19,13 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from sartor.errors import FormatError, SartorError, UsageError
+from sartor.text.content_shape import TemplateStopped
 
 CPU_SECONDS = 2.0
 """Processor time of one rendering, the first with compiling. Above it the process is ended."""
@@ -38,6 +39,13 @@ _PATIENCE = 30.0  # seconds in all: on a busy machine 2 s of processor time take
 _KEPT_VARIABLES = ("TZ", "LD_LIBRARY_PATH", "SYSTEMROOT")
 _HEAD = struct.Struct("<I")
 
+_ERRORS: Mapping[str, type[SartorError]] = {
+    "format": FormatError,
+    "stopped": TemplateStopped,
+    "usage": UsageError,
+}
+"""By the kind of an answer."""
+
 _START = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -49,11 +57,10 @@ main()
 class TemplateProcess:
     """Renders the templates of one checkpoint. Calls from several threads take turns.
 
-    ``sources`` are the templates by number. Nothing is compiled before the first :meth:`render`.
+    Nothing runs before :meth:`start` or the first call.
     """
 
-    def __init__(self, sources: Sequence[str]) -> None:
-        self._sources = list(sources)
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._greeted = False  # whether the process has said that it is ready
@@ -69,13 +76,21 @@ class TemplateProcess:
         with self._lock:
             self._end()
 
-    def render(self, number: int, variables: dict[str, Any]) -> str:
-        """What template ``number`` writes; ``variables`` are JSON data.
+    def check(self, source: str) -> None:
+        """Compiles a template; FormatError if it has a syntax error, TemplateStopped if that takes
+        too much time or memory."""
+        self._ask(source, None)
 
-        FormatError if the template has a syntax error; UsageError if it refuses the messages,
-        fails, or takes too much time or memory.
+    def render(self, source: str, variables: dict[str, Any]) -> str:
+        """What a template writes; ``variables`` are JSON data. It is compiled once.
+
+        FormatError if the template has a syntax error; UsageError if it refuses the messages or
+        fails, TemplateStopped if it takes too much time or memory.
         """
-        message = json.dumps([number, variables]).encode()
+        return self._ask(source, variables)
+
+    def _ask(self, source: str, variables: dict[str, Any] | None) -> str:
+        message = json.dumps([source, variables]).encode()
         with self._lock:
             process = self._ready()
             try:
@@ -83,9 +98,9 @@ class TemplateProcess:
                     _greet(process)
                     self._greeted = True
                 answer, slow = _exchange(process, message)
-            except _StoppedError as stopped:
+            except _EndedError as ended:
                 self._end()
-                raise UsageError(f"the chat template was stopped: {stopped}") from None
+                raise TemplateStopped(f"the chat template was stopped: {ended}") from None
             except BaseException:  # an interrupt: the answer would be taken for the next one's
                 self._end()
                 raise
@@ -94,7 +109,7 @@ class TemplateProcess:
         kind, text = json.loads(answer)
         if kind == "text":
             return str(text)
-        raise (FormatError if kind == "format" else UsageError)(text)
+        raise _ERRORS[kind](text)
 
     def _ready(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:
@@ -117,9 +132,8 @@ class TemplateProcess:
                 f"the process for chat templates cannot be started: {error}; free some memory or "
                 "processes"
             ) from None
-        limits = [CPU_SECONDS, MEMORY_BYTES, OUTPUT_CHARS]
         with contextlib.suppress(OSError):  # it has died: the first call says so
-            _send(process, json.dumps([limits, self._sources]).encode())
+            _send(process, json.dumps([CPU_SECONDS, MEMORY_BYTES, OUTPUT_CHARS]).encode())
         self._process, self._greeted = process, False
         self._finalizer = weakref.finalize(self, _kill, process)
         return process
@@ -129,7 +143,7 @@ class TemplateProcess:
         self._finalizer()
 
 
-class _StoppedError(Exception):
+class _EndedError(Exception):
     """The process ended, or was ended, before it had answered."""
 
 
@@ -153,7 +167,7 @@ def _greet(process: subprocess.Popen[bytes]) -> None:
     try:
         _receive(process, watch)
     except EOFError:
-        raise _StoppedError(_why(process)) from None
+        raise _EndedError(_why(process)) from None
     finally:
         watch.over()
 
@@ -165,7 +179,7 @@ def _exchange(process: subprocess.Popen[bytes], message: bytes) -> tuple[bytes, 
         _send(process, message)
         return _receive(process, watch), watch.lowered
     except (BrokenPipeError, EOFError):
-        raise _StoppedError(_why(process)) from None
+        raise _EndedError(_why(process)) from None
     finally:
         watch.over()
 
@@ -216,7 +230,7 @@ class _Watch:
         poll.register(self._process.stdout, select.POLLIN)  # type: ignore[arg-type]
         while not poll.poll(20 if not self.lowered else 1000):
             if time.monotonic() > self._end:
-                raise _StoppedError(f"it takes more than {_PATIENCE:g} s")
+                raise _EndedError(f"it takes more than {_PATIENCE:g} s")
             if not self.lowered and _cpu_seconds(self._process.pid) - self._cpu > _AT_ONCE:
                 self.lowered = True
                 with contextlib.suppress(OSError):

@@ -9,51 +9,54 @@ import sys
 from typing import BinaryIO
 
 from sartor.errors import FormatError, SartorError
-from sartor.text.template_sandbox import Program
+from sartor.text.content_shape import TemplateStopped
+from sartor.text.template_sandbox import compiled
 
 _HEAD = struct.Struct("<I")
+_MESSAGE_CHARS = 2000  # of an error, which may hold whatever the template wants
 
 
 def main() -> None:
-    """Reads limits and templates, then messages ``[number, variables]``, each answered with
-    ``["text" | "usage" | "format", text]``, until standard input ends."""
+    """Reads the limits, then messages ``[source, variables]`` until standard input ends. Each is
+    answered with ``[kind, text]``: "text", or an error by its kind. Without variables the template
+    is compiled, and no more."""
     inbox, outbox = sys.stdin.buffer, sys.stdout.buffer
     first = _read(inbox)
     if first is None:
         return
-    (cpu_seconds, memory_bytes, output_chars), sources = json.loads(first)
+    cpu_seconds, memory_bytes, output_chars = json.loads(first)
     limited = _limit(memory_bytes)
-    programs: dict[int, Program] = {}
     _write(outbox, b"ready")
     while (message := _read(inbox)) is not None:
         if limited:
             _allow(cpu_seconds)
-        answer = _answer(message, sources, programs, output_chars)
+        answer = _answer(message, output_chars)
         if limited:
             _allow(0.0)
         _write(outbox, answer)
 
 
-def _answer(
-    message: bytes, sources: list[str], programs: dict[int, Program], output_chars: int
-) -> bytes:
+def _answer(message: bytes, output_chars: int) -> bytes:
     try:
-        number, variables = json.loads(message)
-        if number not in programs:
-            programs[number] = Program(sources[number])
-        text = programs[number].render(variables)
+        source, variables = json.loads(message)
+        program = compiled(source)
+        text = "" if variables is None else program.render(variables)
         if len(text) > output_chars:
-            found = ["usage", f"the chat template was stopped: it writes {len(text):,} characters"]
-        else:
-            found = ["text", text]
-        return json.dumps(found).encode()
+            raise TemplateStopped(
+                f"the chat template was stopped: it writes {len(text):,} characters"
+            )
+        return json.dumps(["text", text]).encode()
+    except TemplateStopped as error:
+        found = ("stopped", str(error))
+    except FormatError as error:
+        found = ("format", str(error))
     except SartorError as error:
-        found = ["format" if isinstance(error, FormatError) else "usage", str(error)[:2000]]
+        found = ("usage", str(error))
     except (MemoryError, RecursionError):
-        found = ["usage", "the chat template was stopped: it needs too much memory"]
+        found = ("stopped", "the chat template was stopped: it needs too much memory")
     except Exception as error:
-        found = ["usage", f"the chat template failed: {type(error).__name__}: {error}"[:2000]]
-    return json.dumps(found).encode()
+        found = ("usage", f"the chat template fails: {type(error).__name__}: {error}")
+    return json.dumps([found[0], found[1][:_MESSAGE_CHARS]]).encode()
 
 
 def _limit(memory_bytes: int) -> bool:
@@ -69,7 +72,7 @@ def _limit(memory_bytes: int) -> bool:
     import jinja2.debug  # noqa: F401 - for a template that fails
 
     time.localtime()
-    Program(r"{{ 'a\n' | tojson }}{{ strftime_now('%c') }}").render({})
+    compiled(r"{{ 'a\n' | tojson }}{{ strftime_now('%c') }}").render({})
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process in the midst of any call
     for kind, most in (
         ("RLIMIT_AS", memory_bytes),
