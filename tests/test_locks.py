@@ -20,8 +20,10 @@ WITHOUT_HASH = {"torch", "triton"}
 UNBOUNDED = {"pip", "packaging"}  # no upper bound: other programs of an environment have them, too
 IMPORTED_AS = {
     "huggingface_hub": "huggingface-hub",
+    "markdown_it": "markdown-it-py",
     "opentelemetry": "opentelemetry-sdk",
     "prometheus_client": "prometheus-client",
+    "prompt_toolkit": "prompt-toolkit",
     "pydantic_core": "pydantic",  # which pins it
 }
 
