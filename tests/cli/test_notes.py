@@ -31,7 +31,9 @@ def test_a_broken_template_keeps_nobody_from_plain_prompts(capsys: Capture, brok
 
 
 def test_from_python(broken: Path) -> None:
-    with LLM(str(broken)) as llm:
+    with pytest.warns(UserWarning, match=NOTE):
+        llm = LLM(str(broken))
+    with llm:
         assert llm.generate(["hello"], SamplingParams(max_tokens=3))[0].text
         with pytest.raises(UsageError, match=NOTE):
             llm.chat([{"role": "user", "content": "hello"}])

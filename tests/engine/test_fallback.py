@@ -216,8 +216,19 @@ def test_what_it_lacks_is_refused(saved: Callable[[str], tuple[Path, Any]], tmp_
     with pytest.raises(UnsupportedError, match=r"kv int8 .* choose from bf16, fp16, fp32"):
         open_folder(saved("gpt2")[0], kv="int8")
     llm.close()
-    with pytest.raises(SartorError, match="was closed"):
+    with pytest.raises(SartorError, match="is closed"):
         llm.generate([[1, 2]])
+
+
+def test_a_slow_one_says_so_loudly(
+    saved: Callable[[str], tuple[Path, Any]], kind: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A text that is computed anew for each token is no detail."""
+    with LLM(saved(kind)[0], progress=False) as llm:
+        slow = KINDS[kind] == "recompute"
+        assert ("VERY SLOW: it has no cache that works" in " ".join(llm._loaded.notes)) == slow
+    said = [str(w.message) for w in recwarn if w.category is UserWarning]
+    assert any("VERY SLOW" in text for text in said) == slow
 
 
 def test_precision(tmp_path: Path) -> None:

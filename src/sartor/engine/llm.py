@@ -7,6 +7,7 @@ import itertools
 import os
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -75,6 +76,7 @@ class LLM:
     ``progress=False`` shows nothing, True also writes a pull's notices to a file, and a
     :class:`~sartor.progress.Progress` gets what there is to tell.
 
+    What had to be assumed of the model, or is wrong with it and not used, is a warning.
     Calls from several threads take turns, step by step. After :meth:`close` they raise UsageError,
     and so does an answer that is then being made in another thread.
     """
@@ -96,7 +98,10 @@ class LLM:
             model = str(Path(os.path.expanduser(model)).absolute())
         stored = ModelStore().ensure(model, shown)
         cache = sartor_home() / "packed"
-        self._open(load(stored.path, plan, stored.name, cache, progress=shown))
+        loaded = load(stored.path, plan, stored.name, cache, progress=shown)
+        for note in (*loaded.notes, *loaded.sampling.notes):
+            warnings.warn(f"{loaded.name}: {note}", stacklevel=2)
+        self._open(loaded)
         try:
             for name, path in (adapters or {}).items():
                 self.load_adapter(name, path)

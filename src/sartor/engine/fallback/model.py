@@ -36,7 +36,8 @@ CAPABILITIES = Capabilities(operators=frozenset(), kv_formats=frozenset({"fp32",
 _NOTES = {
     "chunked": "",
     "stepwise": "; after its first chunk a prompt is read token by token",
-    "recompute": "; it has no cache that works, so each token computes the whole text anew",
+    "recompute": ". VERY SLOW: it has no cache that works, so each token computes the whole text "
+    "anew; another release of transformers may have one",
 }
 
 
