@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from sartor.engine.fallback.model import NO_ADAPTERS, FallbackModel
+from sartor.engine.module_patterns import matches
 from sartor.errors import FormatError, UnsupportedError, UsageError
 from sartor.formats.files import MappedFile, TensorInfo, dense_weight
 from sartor.formats.safetensors import read_header, read_json
@@ -263,10 +264,10 @@ def _number(
         raise FormatError(f"{where}: {pattern} is no object")
     for expression, special in patterns.items():
         try:
-            matches = re.match(rf"(.*\.)?({expression})$", module)
-        except re.error as error:
-            raise FormatError(f"{where}: {pattern}: {expression!r}: {error}") from None
-        if matches:
+            found = matches(expression, module)
+        except FormatError as error:
+            raise FormatError(f"{where}: {pattern}: {error}") from None
+        if found:
             value = special
             break
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
