@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from sartor.errors import FormatError, UnsupportedError, UsageError
+from sartor.errors import CapacityError, FormatError, SartorError, UnsupportedError, UsageError
+from sartor.text.byte_level import TokenizersEncoder
 from sartor.text.pretokenizers import PRE_TOKENIZERS
 from sartor.text.tokenizer import Tokenizer, tokenizer_from_gguf
 
@@ -216,3 +217,40 @@ def test_damaged_metadata_is_named(
     changed = {k: v for k, v in changed.items() if v is not None}
     with pytest.raises(error, match=message):
         tokenizer_from_gguf(changed)
+
+
+class PanicException(BaseException):
+    """As the library's own, which cannot be imported."""
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind", "said"),
+    [
+        ("The global thread pool has not been initialized", CapacityError, "cannot be started"),
+        ("index out of\nbounds", SartorError, "failed on this text: index out of bounds"),
+    ],
+)
+def test_a_panic_of_the_library_is_an_error(
+    reason: str, kind: type[SartorError], said: str
+) -> None:
+    class Failing:
+        encode_special_tokens = False
+
+        def encode_batch_fast(self, *_: object, **__: object) -> None:
+            raise PanicException(reason)
+
+    encoder = TokenizersEncoder(Failing())
+    for _ in range(2):  # the lock is free again
+        with pytest.raises(kind, match=said):
+            encoder.encode("x", parse_special=True)
+
+
+def test_an_interrupt_stays_one() -> None:
+    class Interrupted:
+        encode_special_tokens = False
+
+        def encode_batch_fast(self, *_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        TokenizersEncoder(Interrupted()).encode("x", parse_special=True)

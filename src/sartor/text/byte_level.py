@@ -6,6 +6,8 @@ import threading
 from functools import cache
 from typing import Any
 
+from sartor.errors import CapacityError, SartorError
+
 
 class TokenizersEncoder:
     """Adapts a ``tokenizers.Tokenizer``."""
@@ -15,14 +17,31 @@ class TokenizersEncoder:
         self._lock = threading.Lock()
 
     def encode(self, text: str, parse_special: bool) -> list[int]:
-        """Token ids without bos and eos."""
+        """Token ids without bos and eos. CapacityError where the system gives the library no
+        threads, SartorError where it fails otherwise."""
         # The library keeps this choice as state of the tokenizer, hence the lock.
         with self._lock:
             self._tokenizer.encode_special_tokens = not parse_special
-            # As a batch: the library lets other threads run meanwhile, and finds no offsets.
-            (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+            try:
+                # As a batch: the library lets other threads run meanwhile, and finds no offsets.
+                (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+            except BaseException as error:
+                # What Rust calls a panic is no Exception in Python, and would end the process.
+                if type(error).__name__ != "PanicException":
+                    raise
+                raise _explained(error) from None
         ids: list[int] = encoding.ids
         return ids
+
+
+def _explained(panic: BaseException) -> SartorError:
+    reason = " ".join(str(panic).split())
+    if "thread pool" in reason:
+        return CapacityError(
+            "the tokenizer's threads cannot be started; raise this process's limits on memory and "
+            "threads (ulimit -v, ulimit -u)"
+        )
+    return SartorError(f"the tokenizer failed on this text: {reason[:200]}")
 
 
 @cache
