@@ -15,6 +15,9 @@ def main() -> None:
     # A start makes some hundred thousand objects that stay: looking through them for garbage
     # every 700 new ones took a tenth of it.
     gc.set_threshold(50_000, 20, 100)
+    # Texts are encoded one by one. The library's threads would have nothing to do, and where the
+    # system refuses them it writes pages about it.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sys.exit(guarded(sys.argv[1:]))
 
 
