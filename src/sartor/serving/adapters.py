@@ -50,10 +50,11 @@ class Adapters:
                 "wait for them, or choose another name",
                 "lora_name",
             )
-        folder = (self._folder / path).resolve()
-        if not folder.is_relative_to(self._folder.resolve()) or not folder.is_dir():
+        folder = _inside(self._folder, path)
+        if folder is None:
             raise invalid(
-                f"lora_path: {path!r} is no folder in the server's adapter folder", "lora_path"
+                f"lora_path: {path[:200]!r} is no folder in the server's adapter folder",
+                "lora_path",
             )
         if self._supervisor.phase != "ready":
             raise unavailable("the worker is not ready; try again soon", retry_after=5)
@@ -113,3 +114,12 @@ class Adapters:
             retired = [spec for owner, spec in self._retired.values() if owner is model]
             specs.append(model.hosted(retired))
         self._supervisor.host(specs)
+
+
+def _inside(folder: Path, path: str) -> Path | None:
+    """The folder of that path below ``folder``; None where there is none."""
+    try:
+        found = (folder / path).resolve()
+        return found if found.is_relative_to(folder.resolve()) and found.is_dir() else None
+    except (OSError, ValueError):  # too long, or with a NUL in it
+        return None
