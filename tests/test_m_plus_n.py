@@ -68,3 +68,9 @@ def test_names_are_found() -> None:
     assert "llama" not in set(words('"""As in llama."""'))
     assert "gemma3" in set(native_words("if (gemma3) // gemma2")) - {"gemma2"}
     assert len(MODELS) > 20
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """pytest imports them by their names alone."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
