@@ -222,3 +222,23 @@ def test_an_unused_one_leaves_no_process() -> None:
     assert running is not None
     del process
     assert running.poll() is not None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it stays there")
+def test_one_without_work_ends_and_the_next_call_starts_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(template_process, "IDLE_SECONDS", 0.3)
+    process = TemplateProcess()
+    answers = set()
+    pids = set()
+    for pause in (0.0, 0.1, 0.28, 0.29, 0.3, 0.3, 0.31, 0.6):
+        time.sleep(pause)
+        answers.add(process.render(CHAT, CASES))
+        pids.add(pid_of(process))
+    assert answers == {"<user>grüße 🙂 \ud800"}
+    assert len(pids) > 1
+    running = process._process
+    assert running is not None
+    assert running.wait(5) == 0
+    process.close()

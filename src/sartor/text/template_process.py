@@ -33,6 +33,8 @@ MEMORY_BYTES = 256 << 20
 """Address space of the process, Python and Jinja2 included (about 25 MB)."""
 OUTPUT_CHARS = 16_000_000
 """Longest prompt that a template may write."""
+IDLE_SECONDS = 60.0
+"""After so long without work the process ends; the next call starts another."""
 
 _AT_ONCE = 0.02  # seconds of processor time within which nearly all templates are done
 _PATIENCE = 30.0  # seconds in all: on a busy machine 2 s of processor time take longer
@@ -92,24 +94,30 @@ class TemplateProcess:
     def _ask(self, source: str, variables: dict[str, Any] | None) -> str:
         message = json.dumps([source, variables]).encode()
         with self._lock:
-            process = self._ready()
             try:
-                if not self._greeted:
-                    _greet(process)
-                    self._greeted = True
-                answer, slow = _exchange(process, message)
+                answer = self._answer(message)
             except _EndedError as ended:
-                self._end()
-                raise TemplateStopped(f"the chat template was stopped: {ended}") from None
-            except BaseException:  # an interrupt: the answer would be taken for the next one's
-                self._end()
-                raise
-            if slow:  # its priority cannot be raised again
-                self._end()
+                if not ended.idle:
+                    raise TemplateStopped(f"the chat template was stopped: {ended}") from None
+                answer = self._answer(message)  # it had just ended for want of work
         kind, text = json.loads(answer)
         if kind == "text":
             return str(text)
         raise _ERRORS[kind](text)
+
+    def _answer(self, message: bytes) -> bytes:
+        process = self._ready()
+        try:
+            if not self._greeted:
+                _greet(process)
+                self._greeted = True
+            answer, slow = _exchange(process, message)
+        except BaseException:  # after an interrupt the answer would be taken for the next one's
+            self._end()
+            raise
+        if slow:  # its priority cannot be raised again
+            self._end()
+        return answer
 
     def _ready(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:
@@ -133,7 +141,8 @@ class TemplateProcess:
                 "processes"
             ) from None
         with contextlib.suppress(OSError):  # it has died: the first call says so
-            _send(process, json.dumps([CPU_SECONDS, MEMORY_BYTES, OUTPUT_CHARS]).encode())
+            limits = [CPU_SECONDS, MEMORY_BYTES, OUTPUT_CHARS, IDLE_SECONDS]
+            _send(process, json.dumps(limits).encode())
         self._process, self._greeted = process, False
         self._finalizer = weakref.finalize(self, _kill, process)
         return process
@@ -144,7 +153,11 @@ class TemplateProcess:
 
 
 class _EndedError(Exception):
-    """The process ended, or was ended, before it had answered."""
+    """The process ended, or was ended, before it had answered; ``idle``: of its own accord."""
+
+    def __init__(self, reason: str, *, idle: bool = False) -> None:
+        super().__init__(reason)
+        self.idle = idle
 
 
 def _paths() -> list[str]:
@@ -167,7 +180,7 @@ def _greet(process: subprocess.Popen[bytes]) -> None:
     try:
         _receive(process, watch)
     except EOFError:
-        raise _EndedError(_why(process)) from None
+        raise _ended(process) from None
     finally:
         watch.over()
 
@@ -179,7 +192,7 @@ def _exchange(process: subprocess.Popen[bytes], message: bytes) -> tuple[bytes, 
         _send(process, message)
         return _receive(process, watch), watch.lowered
     except (BrokenPipeError, EOFError):
-        raise _EndedError(_why(process)) from None
+        raise _ended(process) from None
     finally:
         watch.over()
 
@@ -251,12 +264,16 @@ def _cpu_seconds(pid: int) -> float:
         return 0.0  # it has ended, which reading will find
 
 
-def _why(process: subprocess.Popen[bytes]) -> str:
+def _ended(process: subprocess.Popen[bytes]) -> _EndedError:
     """Why a process ended, for the one who wanted a prompt from it."""
     try:
         code = process.wait(1.0)
     except subprocess.TimeoutExpired:
-        return "its process closed its output"
+        return _EndedError("its process closed its output")
+    return _EndedError(_why(code), idle=code == 0)
+
+
+def _why(code: int) -> str:
     if hasattr(signal, "SIGPROF") and code in (-signal.SIGPROF, -signal.SIGXCPU):
         return f"it takes more than {CPU_SECONDS:g} s of processor time"
     if code < 0:

@@ -19,15 +19,15 @@ _MESSAGE_CHARS = 2000  # of an error, which may hold whatever the template wants
 def main() -> None:
     """Reads the limits, then messages ``[source, variables]`` until standard input ends. Each is
     answered with ``[kind, text]``: "text", or an error by its kind. Without variables the template
-    is compiled, and no more."""
+    is compiled, and no more. After ``idle_seconds`` without a message it ends, too."""
     inbox, outbox = sys.stdin.buffer, sys.stdout.buffer
     first = _read(inbox)
     if first is None:
         return
-    cpu_seconds, memory_bytes, output_chars = json.loads(first)
+    cpu_seconds, memory_bytes, output_chars, idle_seconds = json.loads(first)
     limited = _limit(memory_bytes)
     _write(outbox, b"ready")
-    while (message := _read(inbox)) is not None:
+    while _comes(inbox, idle_seconds) and (message := _read(inbox)) is not None:
         if limited:
             _allow(cpu_seconds)
         answer = _answer(message, output_chars)
@@ -66,9 +66,10 @@ def _limit(memory_bytes: int) -> bool:
         import signal
     except ImportError:  # Windows: the parent's clock alone ends it
         return False
+    # What is read at first use is read now: later no file can be opened.
+    import select  # noqa: F401
     import time
 
-    # What is read at first use is read now: later no file can be opened.
     import jinja2.debug  # noqa: F401 - for a template that fails
 
     time.localtime()
@@ -91,6 +92,15 @@ def _allow(cpu_seconds: float) -> None:
     import signal
 
     signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+
+
+def _comes(stream: BinaryIO, seconds: float) -> bool:
+    """Waits for a message, or the end. Between two messages nothing is left in the buffer."""
+    if sys.platform == "win32":  # no pipe can be waited for there
+        return True
+    import select
+
+    return bool(select.select([stream], [], [], seconds)[0])
 
 
 def _write(stream: BinaryIO, message: bytes) -> None:
