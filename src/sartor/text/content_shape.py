@@ -84,10 +84,13 @@ _CONTEXTS: tuple[tuple[str, ...], ...] = (
 )
 
 
-def shapes_of_role(role: str, render: Render, variables: Mapping[str, Any]) -> Shapes:
+def shapes_of_role(
+    role: str, render: Render, variables: Mapping[str, Any], *, lists: bool = True
+) -> Shapes:
     """The shapes in which messages of one role are shown.
 
-    ``variables``: all of the template's but ``messages``. Raises TemplateStopped.
+    ``variables``: all of the template's but ``messages``. Without ``lists``, where nobody has
+    content in parts, lists are only tried where strings do not do. Raises TemplateStopped.
     """
 
     def chats(shape: Shape) -> Iterator[list[Message]]:
@@ -96,7 +99,7 @@ def shapes_of_role(role: str, render: Render, variables: Mapping[str, Any]) -> S
             for other in (shape, Shape.PART if shape is Shape.TEXT else Shape.TEXT):
                 yield [_filler(name, role, shape, other) for name in context]
 
-    return _shapes(chats, render, variables)
+    return _shapes(chats, render, variables, lists=lists)
 
 
 def shapes_in_chat(
@@ -138,6 +141,8 @@ def _shapes(
     chats: Callable[[Shape], Iterator[list[Message]]],
     render: Render,
     variables: Mapping[str, Any],
+    *,
+    lists: bool = True,
 ) -> Shapes:
     rendered = False
     times: dict[Shape, int] = {}
@@ -158,6 +163,8 @@ def _shapes(
                 times[shape] = min(count, times.get(shape, count))
             if count == 1:
                 break
+        if times.get(Shape.TEXT) == 1 and not lists:
+            break  # no other shape can be shown less often
     # What is shown twice in one shape and once in another is not meant to be in the first.
     least = min(times.values(), default=0)
     return Shapes(frozenset(s for s, count in times.items() if count == least), rendered)

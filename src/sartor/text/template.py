@@ -57,7 +57,7 @@ class ChatTemplate:
         self._tools_source = tools_source
         self._process = TemplateProcess() if process is None else process
         self._variables = {**(variables or {}), "bos_token": bos_token, "eos_token": eos_token}
-        self._shapes: dict[tuple[str, bool, str], Shapes] = {}
+        self._shapes: dict[tuple[str, bool, str, bool], Shapes] = {}
         self._nothing: dict[tuple[str, bool], Message] = {}
 
     def render(
@@ -112,11 +112,12 @@ class ChatTemplate:
         }
         shown: dict[str, frozenset[Shape]] = {}
         for role in dict.fromkeys(m["role"] for m in messages):
-            key = (source, tools, role)
+            lists = any(m["role"] == role and isinstance(m["content"], list) for m in messages)
+            key = (source, tools, role, lists)
             if key not in self._shapes:
                 if len(self._shapes) >= _MOST_ROLES:
                     self._shapes.clear()
-                self._shapes[key] = shapes_of_role(role, render, usual)
+                self._shapes[key] = shapes_of_role(role, render, usual, lists=lists)
             shown[role] = self._shapes[key].shown
         for role in [role for role, shapes in shown.items() if not shapes]:
             if not any(m["role"] == role and _has_text(m["content"]) for m in messages):
