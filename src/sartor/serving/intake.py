@@ -120,10 +120,15 @@ class Intake:
         loop = asyncio.get_running_loop()
         slices = unfold(body, coding, self.limits.body_bytes)
         pieces: list[bytes] = []
-        while (piece := await loop.run_in_executor(self._threads, next, slices, None)) is not None:
-            room.take(len(piece))
-            pieces.append(piece)
-        return b"".join(pieces)
+        try:
+            while (
+                piece := await loop.run_in_executor(self._threads, next, slices, None)
+            ) is not None:
+                room.take(len(piece))
+                pieces.append(piece)
+            return b"".join(pieces)
+        finally:
+            pieces.clear()  # an error's traceback would keep them until the garbage is collected
 
     @contextmanager
     def _room(self) -> Iterator[_Room]:
