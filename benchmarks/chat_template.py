@@ -14,19 +14,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
+from typing import Any
 
 from sartor.engine.load import load_text
 from sartor.formats import open_checkpoint
 from sartor.text.template import ChatTemplate
+from sartor.text.template_process import TemplateProcess
 from sartor.text.template_sandbox import compiled
 
 WORDS = "the quick brown fox jumps over a lazy dog and then rests beside the river "
 
 
-class _Here:
-    """Stands for the process: renders where it is called."""
+class _Here(TemplateProcess):
+    """Renders where it is called."""
 
-    def render(self, source: str, variables: dict[str, object]) -> str:
+    def render(self, source: str, variables: dict[str, Any]) -> str:
         return compiled(source).render(variables)
 
 
@@ -65,9 +67,8 @@ def messages_of(chars: int) -> list[dict[str, str]]:
 
 def measure(source: str, chars: int, rounds: int) -> Result:
     """Renders the same chat both ways in turns."""
-    tokens = {"bos_token": "<s>", "eos_token": "</s>"}
-    away = ChatTemplate(source, **tokens)
-    here = ChatTemplate(source, **tokens, process=_Here())  # type: ignore[arg-type]
+    away = ChatTemplate(source, bos_token="<s>", eos_token="</s>")
+    here = ChatTemplate(source, bos_token="<s>", eos_token="</s>", process=_Here())
     messages = messages_of(chars)
     first, prompt = _timed(lambda: away.render(messages))
     assert here.render(messages) == prompt
