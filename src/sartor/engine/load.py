@@ -251,22 +251,26 @@ def load_text(
 ) -> tuple[Tokenizer, ChatTemplate | None]:
     """The tokenizer of a checkpoint, and its chat template where it has one. ``notes`` gets a line
     for each thing that is wrong there and not used; ``vectors`` is what an encoder wants."""
-    from sartor.text.template import gguf_has_template, template_from_folder, template_from_gguf
+    from sartor.text.template import template_from_folder, template_from_gguf
     from sartor.text.template_process import TemplateProcess
     from sartor.text.tokenizer import tokenizer_from_folder, tokenizer_from_gguf
 
     process = TemplateProcess()
-    if checkpoint.kind == "gguf":
-        metadata = checkpoint.metadata
-        if gguf_has_template(metadata):
-            process.start()  # beside the tokenizer, which takes longer
-        return tokenizer_from_gguf(metadata, notes), template_from_gguf(metadata, notes, process)
-    folder = checkpoint.path
-    if vectors is None:
-        process.start()
-    lower_case = vectors is not None and vectors.lower_case
-    tokenizer = tokenizer_from_folder(folder, notes, lower_case=lower_case)
-    return tokenizer, template_from_folder(folder, notes, process)
+    notes = [] if notes is None else notes
+    about_template: list[str] = []
+    # The template is compiled in its process while the tokenizer, which takes longer, is made.
+    with ThreadPoolExecutor(1) as beside:
+        if checkpoint.kind == "gguf":
+            metadata = checkpoint.metadata
+            template = beside.submit(template_from_gguf, metadata, about_template, process)
+            tokenizer = tokenizer_from_gguf(metadata, notes)
+        else:
+            folder = checkpoint.path
+            template = beside.submit(template_from_folder, folder, about_template, process)
+            lower_case = vectors is not None and vectors.lower_case
+            tokenizer = tokenizer_from_folder(folder, notes, lower_case=lower_case)
+    notes += about_template
+    return tokenizer, template.result()
 
 
 def check_context(plan: ExecutionPlan, limit: int, name: str) -> None:

@@ -59,10 +59,8 @@ def own_sampling(checkpoint: Checkpoint) -> SamplingDefaults:
 
 
 def _from_gguf(metadata: Mapping[str, object]) -> SamplingDefaults:
-    given = {
-        name.removeprefix(_GGUF): value
-        for name, value in metadata.items()
-        if name.startswith(_GGUF)
+    given = {  # without a look at other values: arrays are decoded when asked for
+        name.removeprefix(_GGUF): metadata[name] for name in metadata if name.startswith(_GGUF)
     }
     found, notes = _taken({ours: given.get(theirs) for theirs, ours in _GGUF_NAMES.items()})
     others = dict(_GGUF_OTHERS)
