@@ -17,6 +17,12 @@ PATIENCE = 90.0
 """Seconds: a busy machine takes long to start Python."""
 
 
+def usual_signals() -> None:
+    """Whoever started the tests may ignore some, and what they start would too."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Terminal:
     """A program on a terminal of its own, until the end of a ``with`` block.
 
@@ -44,7 +50,7 @@ class Terminal:
             encoding="utf-8",
             codec_errors="replace",
             echo=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=usual_signals,
         )
         self._process.delaybeforesend = None
 

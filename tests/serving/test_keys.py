@@ -52,6 +52,7 @@ def test_every_field_survives_writing(tmp_path: Path) -> None:
         "max_streams": 4,
         "requests_per_minute": 5,
         "tokens_per_minute": 6,
+        "intake_seconds_per_minute": 1.5,
         "models": ('quo"te', "back\\slash", "\x7f\x01 ä\u20ac"),
         "group": "team",
         "admin": True,

@@ -31,6 +31,13 @@ def add(
     tokens_per_minute: Annotated[
         int, typer.Option(min=0, help="Tokens a minute, prompts included; 0 sets no limit.")
     ] = 0,
+    intake_seconds_per_minute: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds a minute for reading its requests, refused ones too; 0 sets no limit.",
+        ),
+    ] = 0.0,
     model: Annotated[
         list[str] | None,
         typer.Option(help="A model that the key may ask for; all where none is named."),
@@ -57,6 +64,7 @@ def add(
             "max_streams": max_streams,
             "requests_per_minute": requests_per_minute,
             "tokens_per_minute": tokens_per_minute,
+            "intake_seconds_per_minute": intake_seconds_per_minute,
             "models": model or [],
             "group": group,
             "admin": admin,

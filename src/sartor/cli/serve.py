@@ -106,6 +106,23 @@ def serve(
     max_connections: Annotated[
         int, typer.Option(min=1, help="Connections open at once.")
     ] = ServerLimits.connections,
+    max_peer_connections: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Connections of one address, at most half of all. Behind a proxy on one address, "
+            "raise both.",
+        ),
+    ] = ServerLimits.peer_connections,
+    key_part: Annotated[
+        float,
+        typer.Option(
+            min=0.01,
+            max=1,
+            help="Of several keys, how much one may have of what they share: prompts that wait, "
+            "bytes that are read, places for work.",
+        ),
+    ] = ServerLimits.key_part,
     threads: options.Threads = 0,
     context: options.Context = 0,
     backend: options.Backend = "auto",
@@ -159,6 +176,8 @@ def serve(
             # What one may bring, several may bring at once.
             bodies_bytes=max(ServerLimits.bodies_bytes, 4 * max_body_bytes),
             connections=max_connections,
+            peer_connections=max_peer_connections,
+            key_part=key_part,
         ),
         progress=ProgressLine(),
         announce=show,

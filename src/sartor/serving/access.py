@@ -30,7 +30,7 @@ METRICS_PATH = "/metrics"
 class Bucket:
     """A token bucket that holds one minute's worth; it may go into debt by its last user."""
 
-    def __init__(self, per_minute: int, now: float) -> None:
+    def __init__(self, per_minute: float, now: float) -> None:
         self.per_minute = per_minute
         self._level = float(per_minute)
         self._filled = now
@@ -41,9 +41,10 @@ class Bucket:
             self.per_minute, self._level + (now - self._filled) * self.per_minute / 60
         )
         self._filled = now
-        return 0.0 if self._level >= 1 else (1 - self._level) * 60 / self.per_minute
+        least = min(1.0, self.per_minute)
+        return 0.0 if self._level >= least else (least - self._level) * 60 / self.per_minute
 
-    def take(self, amount: int) -> None:
+    def take(self, amount: float) -> None:
         self._level -= amount
 
 
@@ -54,7 +55,7 @@ class _Use:
     streams: int = 0
     buckets: dict[str, Bucket] = field(default_factory=dict)
 
-    def bucket(self, what: str, per_minute: int, now: float) -> Bucket:
+    def bucket(self, what: str, per_minute: float, now: float) -> Bucket:
         bucket = self.buckets.get(what)
         if bucket is None or bucket.per_minute != per_minute:
             bucket = self.buckets[what] = Bucket(per_minute, now)
@@ -75,9 +76,19 @@ class Visit(ExitStack):
         self._clock = clock
 
     def count_request(self) -> None:
-        """Raises ApiError 429 where the key has made its requests of this minute."""
+        """Raises ApiError 429 where the key has made its requests of this minute, or has none of
+        its tokens and time left: what comes now would be read in vain."""
+        if self.key.tokens_per_minute:
+            self._bucket("tokens", self.key.tokens_per_minute)
+        if self.key.intake_seconds_per_minute:
+            self._bucket("intake seconds", self.key.intake_seconds_per_minute)
         if self.key.requests_per_minute:
             self._bucket("requests", self.key.requests_per_minute).take(1)
+
+    def spend_intake(self, seconds: float) -> None:
+        """Books what reading the request took, whatever came of it."""
+        if limit := self.key.intake_seconds_per_minute:
+            self._use.bucket("intake seconds", limit, self._clock()).take(seconds)
 
     def hold(self, streams: int) -> None:
         """Counts answers under way until this one has ended. Raises ApiError 429."""
@@ -96,8 +107,6 @@ class Visit(ExitStack):
                 "too_many_streams",
                 retry_after=1,
             )
-        if self.key.tokens_per_minute:
-            self._bucket("tokens", self.key.tokens_per_minute)
         self._use.streams += streams
         self.callback(self._release, streams)
 
@@ -110,14 +119,14 @@ class Visit(ExitStack):
     def _release(self, streams: int) -> None:
         self._use.streams -= streams
 
-    def _bucket(self, what: str, per_minute: int) -> Bucket:
+    def _bucket(self, what: str, per_minute: float) -> Bucket:
         now = self._clock()
         bucket = self._use.bucket(what, per_minute, now)
         if wait := bucket.wait(now):
             raise rate_limited(
-                f"the key {self.key.name} may take {per_minute} {what} a minute; try again in "
+                f"the key {self.key.name} may take {per_minute:g} {what} a minute; try again in "
                 f"{math.ceil(wait)} s",
-                f"{what}_per_minute",
+                f"{what.replace(' ', '_')}_per_minute",
                 retry_after=math.ceil(wait),
             )
         return bucket

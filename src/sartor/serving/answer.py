@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from sartor.engine.request import Chunk, FinishReason, Request, TokenLogprob
 from sartor.serving.errors import ApiError
 
+_ENTRY_BYTES = 400  # of a token with its log probability, as an object
+
 
 @dataclass(slots=True)
 class Delta:
@@ -34,17 +36,28 @@ class Answer:
 
     Chunks that the reader has not fetched are merged, a choice each: a reader who never comes
     holds no more than the text of the answer. Whoever holds an answer must ``close`` it, which
-    calls ``abort`` with the id of each prompt that still runs.
+    calls ``abort`` with the id of each prompt that still runs. ``weigh`` is told whenever the
+    answer holds more bytes, or fewer, with the difference: those of news that nobody has fetched,
+    and those that the reader keeps.
 
     While the reader waits in ``next``, ``taker`` may take news on the spot: it gets them and says
     whether it did. That saves waking a task for every token. The end and errors are for ``next``.
     """
 
-    def __init__(self, requests: Sequence[Request], abort: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        abort: Callable[[str], None],
+        weigh: Callable[[Answer, int], None] = lambda answer, more: None,
+    ) -> None:
+        self.tenant = requests[0].tenant if requests else ""
         self.prompt_tokens = sum(len(request.prompt) for request in requests)
         self.completion_tokens = 0
         self.taker: Callable[[list[Delta]], bool] | None = None
+        self.held = 0
         self._abort = abort
+        self._weigh = weigh
+        self._kept = 0
         self._cached = [0] * len(requests)
         self._index = {request.id: i for i, request in enumerate(requests)}
         self._open = {request.id for request in requests}
@@ -69,12 +82,20 @@ class Answer:
         if self._error is not None and not self._pending:
             raise self._error
         deltas, self._pending = list(self._pending.values()), {}
+        self._hold(self._kept)
         return deltas
+
+    def keep(self, size: int) -> None:
+        """The reader keeps so many bytes of what it fetched, until the answer is closed."""
+        self._kept = size
+        self._hold(size)
 
     def close(self) -> None:
         for request_id in self._open:
             self._abort(request_id)
         self._open.clear()
+        self._kept = 0
+        self._hold(0)
 
     def push(self, chunk: Chunk, done: bool) -> None:
         """One more chunk; ``done``: the last one of its prompt. The reader hears of it by
@@ -90,6 +111,10 @@ class Answer:
             delta.logprobs.extend(chunk.logprobs)
         delta.finish_reason = chunk.finish_reason
         delta.embedding = chunk.embedding
+        size = len(chunk.text) + len(chunk.embedding)
+        if chunk.logprobs:
+            size += _ENTRY_BYTES * sum(1 + len(entry.top) for entry in chunk.logprobs)
+        self._hold(self.held + size)
         self.completion_tokens += len(chunk.tokens)
         if chunk.cached_tokens > self._cached[prompt]:
             self._cached[prompt] = chunk.cached_tokens
@@ -107,6 +132,7 @@ class Answer:
             and self.taker(list(self._pending.values()))
         ):
             self._pending = {}
+            self._hold(self._kept)
         else:
             self._news.set()
 
@@ -115,3 +141,13 @@ class Answer:
         self._error = self._error or error
         self.close()
         self._news.set()
+
+    def give_up(self, error: ApiError) -> None:
+        """As :meth:`fail`, and what nobody has fetched is lost."""
+        self._pending = {}
+        self.fail(error)
+
+    def _hold(self, size: int) -> None:
+        more, self.held = size - self.held, size
+        if more:
+            self._weigh(self, more)

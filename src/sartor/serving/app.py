@@ -62,7 +62,7 @@ def create_app(
     add_openai_routes(app.router, gateway, intake)
     add_embeddings_route(app.router, gateway, intake)
     add_adapter_routes(app.router, gateway, intake)
-    add_metrics_route(app.router, gateway)
+    add_metrics_route(app.router, gateway, intake)
     app.add_middleware(Access, keys=keys, origins=cors_origins)
     if cors_origins:
         # Outside of the gate: a browser asks first, without a key, whether it may send one.

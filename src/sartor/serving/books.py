@@ -168,7 +168,7 @@ class Books:
         if not record.operation:
             return
         outcome = record.outcome
-        self.requests[record.model, outcome, record.code, self._key(record.key)] += 1
+        self.requests[record.model, outcome, record.code, self.label(record.key)] += 1
         if outcome in ("stop", "length"):
             self.models[record.model].duration.observe(record.total_seconds)
 
@@ -183,9 +183,10 @@ class Books:
             record.restarts += None in record.ends
 
     def _usage(self, model: str, key: str) -> Usage:
-        return self.usage.setdefault((model, self._key(key)), Usage())
+        return self.usage.setdefault((model, self.label(key)), Usage())
 
-    def _key(self, name: str) -> str:
+    def label(self, name: str) -> str:
+        """What stands for a key in the lines of :mod:`sartor.serving.metrics`."""
         if name not in self._keys:
             if len(self._keys) >= MAX_KEYS:
                 return OTHER_KEYS

@@ -13,7 +13,7 @@ from sartor.errors import SartorError
 class ApiError(SartorError):
     """An answer that is an error. ``retry_after`` seconds goes out as the header of that name, and
     so does ``accept_encoding``; ``challenge`` goes out as WWW-Authenticate. One that ``closes`` is
-    the last on its connection."""
+    the last on its connection. ``tokens`` of the request were made before it was refused."""
 
     def __init__(
         self,
@@ -27,6 +27,7 @@ class ApiError(SartorError):
         challenge: str | None = None,
         accept_encoding: str | None = None,
         closes: bool = False,
+        tokens: int = 0,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -38,6 +39,7 @@ class ApiError(SartorError):
         self.challenge = challenge
         self.accept_encoding = accept_encoding
         self.closes = closes
+        self.tokens = tokens
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions are pickled by their positional arguments; one may come from another process.
@@ -67,7 +69,9 @@ class ApiError(SartorError):
         return headers
 
 
-_NAMED = ("type", "param", "code", "retry_after", "challenge", "accept_encoding", "closes")
+_NAMED = (
+    *("type", "param", "code", "retry_after", "challenge", "accept_encoding", "closes", "tokens"),
+)
 
 
 def _remake(status: int, message: str, named: dict[str, Any]) -> ApiError:
@@ -98,18 +102,22 @@ def model_not_found(name: str, known: list[str]) -> ApiError:
     )
 
 
-def context_exceeded(prompt: int, context: int, param: str, limit: str = "") -> ApiError:
-    """``limit``: what states the longest text of a model that makes vectors; empty for others."""
+def context_exceeded(
+    prompt: int, context: int, param: str, limit: str = "", *, at_least: bool = False
+) -> ApiError:
+    """``limit``: what states the longest text of a model that makes vectors; empty for others.
+    ``at_least``: the prompt has more tokens than were counted."""
     # Clients tell this error from others by the words "this model's maximum context length is".
     what, why = "prompt", ", which must hold at least one token of the answer too"
     if limit:
         what, why = "text", f" ({limit})"
     return ApiError(
         400,
-        f"the {what} has {prompt} tokens, but this model's maximum context length is {context} "
-        f"tokens{why}; shorten the {what}",
+        f"the {what} has {'at least ' * at_least}{prompt} tokens, but this model's maximum context "
+        f"length is {context} tokens{why}; shorten the {what}",
         param=param,
         code="context_length_exceeded",
+        tokens=prompt,
     )
 
 
@@ -143,6 +151,16 @@ def rate_limited(message: str, code: str, retry_after: int) -> ApiError:
     return ApiError(429, message, type="rate_limit_error", code=code, retry_after=retry_after)
 
 
+def holds_its_part(key: str, what: str) -> ApiError:
+    """One key has as much of what all share as one key may have."""
+    return rate_limited(
+        f"the key {key} holds its part of what all keys share: {what}; wait for one of its "
+        "requests to end",
+        "key_share",
+        retry_after=1,
+    )
+
+
 def timed_out(seconds: float) -> ApiError:
     return ApiError(
         504,
@@ -159,6 +177,18 @@ def overloaded(limit: int) -> ApiError:
         "queue_full",
         retry_after=1,
     )
+
+
+def answers_full(size: int, limit: int) -> ApiError:
+    """Answers that nobody has taken fill the memory for them, and this is the largest."""
+    error = unavailable(
+        f"answers that wait to be taken fill the {limit} bytes that the server has for them, and "
+        f"this one was the largest of its key ({size} bytes); read streams faster, or ask for "
+        "fewer tokens, choices or log probabilities",
+        retry_after=1,
+    )
+    error.code = "answers_full"
+    return error
 
 
 def too_long_a_queue(seconds: float, limit: float) -> ApiError:

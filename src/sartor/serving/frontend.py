@@ -89,13 +89,18 @@ class ServedModel:
         """Raises ApiError where a prompt is empty, too long, or has ids that are none."""
         if not prompt:
             raise invalid(f"{param}: the prompt has no tokens; send some text", param)
+        self.check_length(len(prompt), param)
+        self.check_tokens(prompt, param)
+
+    def check_length(self, tokens: int, param: str, *, at_least: bool = False) -> None:
+        """Raises ApiError where a prompt of so many tokens, or ``at_least`` so many, is too
+        long."""
         room = 1 if self.vectors is None else 0  # for an answer
-        if len(prompt) + room > self.context_length:
+        if tokens + room > self.context_length:
             limit = ""
             if self.vectors is not None:
                 limit = text_limit(self.vectors, self.spec.plan, self.context_length)
-            raise context_exceeded(len(prompt), self.context_length, param, limit)
-        self.check_tokens(prompt, param)
+            raise context_exceeded(tokens, self.context_length, param, limit, at_least=at_least)
 
     def check_tokens(self, tokens: Collection[int], param: str) -> None:
         for token in (min(tokens, default=0), max(tokens, default=0)):

@@ -11,7 +11,8 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sartor.engine.request import Request
@@ -20,7 +21,9 @@ from sartor.serving.answer import Answer
 from sartor.serving.books import Books
 from sartor.serving.errors import (
     ApiError,
+    answers_full,
     given_up,
+    holds_its_part,
     internal,
     invalid,
     overloaded,
@@ -30,6 +33,7 @@ from sartor.serving.errors import (
 from sartor.serving.frontend import ServedModel
 from sartor.serving.inflight import InFlight, Ledger
 from sartor.serving.lifecycle import Death, Phase, Timing
+from sartor.serving.limits import ServerLimits
 from sartor.serving.messages import (
     Abort,
     AdapterLoaded,
@@ -41,6 +45,7 @@ from sartor.serving.messages import (
     Submit,
 )
 from sartor.serving.quarantine import Quarantine
+from sartor.serving.shares import Room, everything
 from sartor.serving.supervisor import Supervisor
 from sartor.serving.waits import Waits
 
@@ -53,7 +58,9 @@ class Gateway:
     ``max_requests`` prompts may be unfinished at once, and none is taken that would wait for its
     first token longer than ``max_wait`` seconds (0: however long): others are turned away (429).
     Clients may load adapters that lie in ``adapter_folder``. ``memory_bytes`` is what the worker
-    may take in all; None: no limit.
+    may take in all; None: no limit. Answers that wait to be taken may hold ``answers_bytes``; where
+    they would hold more, the largest of the key that has most is given up. ``part`` is how much of
+    the prompts one key may have.
     """
 
     def __init__(
@@ -65,7 +72,12 @@ class Gateway:
         max_wait: float = 0.0,
         adapter_folder: Path | None = None,
         memory_bytes: int | None = None,
+        answers_bytes: int = ServerLimits.answers_bytes,
+        part: Callable[[], float] = everything,
     ) -> None:
+        self.answers = Room(answers_bytes)
+        """Bytes of answers, or parts of them, that nobody has taken yet."""
+        self._part = part
         self.memory_bytes = memory_bytes
         self.models = {model.name: model for model in models}
         self.timing = timing or Timing()
@@ -104,6 +116,10 @@ class Gateway:
     @property
     def unfinished(self) -> int:
         return len(self._ledger)
+
+    def unfinished_by_key(self) -> Counter[str]:
+        """How many prompts of each key are unfinished."""
+        return self._ledger.tenants()
 
     def start(self) -> None:
         """Starts the worker; needs a running event loop."""
@@ -154,14 +170,19 @@ class Gateway:
             raise unavailable(
                 f"the model {model} is not available: {problem}", self._supervisor.retry_seconds
             )
-        if len(requests) > self._max_requests:
+        tenant = requests[0].tenant
+        most = max(1, int(self._max_requests * self._part()))
+        if len(requests) > most:
+            whose = "" if most == self._max_requests else " of one key"
             raise invalid(
-                f"prompt: {len(requests)} prompts, but the server takes {self._max_requests} "
-                "unfinished ones in all; send fewer at once",
+                f"prompt: {len(requests)} prompts, but the server takes {most} "
+                f"unfinished ones{whose} in all; send fewer at once",
                 "prompt",
             )
         if len(self._ledger) + len(requests) > self._max_requests:
             raise overloaded(self._max_requests)
+        if most < self._max_requests and self._ledger.tenants()[tenant] + len(requests) > most:
+            raise holds_its_part(tenant, f"{most} of {self._max_requests} unfinished prompts")
         for request in requests:
             if left := self._quarantine.left(model, request):
                 raise given_up(
@@ -169,11 +190,11 @@ class Gateway:
                     f"it; change it, or send it again after {left:.0f} s"
                 )
         now = time.monotonic()
-        if self._max_wait and (wait := self._waits.seconds(now)) > self._max_wait:
+        if self._max_wait and (wait := self._waits.seconds(now, tenant)) > self._max_wait:
             raise too_long_a_queue(wait, self._max_wait)
-        answer = Answer(requests, functools.partial(self.abort, model))
+        answer = Answer(requests, functools.partial(self.abort, model), self._weigh)
         for request in requests:
-            self._waits.arrived(request.id, now)
+            self._waits.arrived(request.id, now, tenant)
             self._answers[request.id] = answer
             self._ledger.add(InFlight(model, request))
         self._dispatch()
@@ -186,6 +207,18 @@ class Gateway:
         if self._remove(request_id):
             self._supervisor.send(Abort(model, request_id))
         self._dispatch()
+
+    def _weigh(self, answer: Answer, more: int) -> None:
+        """An answer holds more bytes, or fewer."""
+        self.answers.take(answer.tenant, more)
+        if more < 0 or self.answers.held <= self.answers.limit:
+            return
+        held = self.answers.keys()
+        whose = max(held, key=held.__getitem__)
+        theirs = [other for other in self._answers.values() if other.tenant == whose]
+        if theirs:
+            largest = max(theirs, key=lambda other: other.held)
+            largest.give_up(answers_full(largest.held, self.answers.limit))
 
     # From the supervisor
 

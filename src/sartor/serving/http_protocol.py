@@ -8,8 +8,10 @@ The body of a request is timed where it is read.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 import sys
+from collections import Counter
 from typing import Any
 
 import h11
@@ -17,11 +19,15 @@ import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol, RequestResponseCycle
 
-from sartor.serving.errors import ApiError, invalid, unavailable
+from sartor.serving.access import OPEN_PATHS
+from sartor.serving.errors import ApiError, invalid, rate_limited, respond, unavailable
 from sartor.serving.limits import ServerLimits
 from sartor.serving.streaming import BODY_WRITER
 
 _SWEEP_SECONDS = 0.5
+SPARE_CONNECTIONS = 8
+"""Beyond the limit, for who asks for /health: a balancer must not take a full server for dead."""
+_SPARE_SECONDS = 1.0  # for the head of such a request
 _HEAD_BYTES = 16 << 10
 _SEND_BUFFER_BYTES = 1 << 18
 """What the system may keep of an answer that a client does not take. Left alone it grows to
@@ -80,11 +86,48 @@ class CycleWriter:
         self._cycle.transport.write(self._cycle.conn.send(h11.Data(data=data)) or b"")
 
 
+class Peers:
+    """How many connections each address has. Of IPv6, which gives a machine as many addresses as
+    it likes, the network of 64 bits counts."""
+
+    def __init__(self, limits: ServerLimits) -> None:
+        # Of few connections one address may have all: it is likely to be the only one.
+        self.most = min(limits.peer_connections, max(limits.connections // 2, 64))
+        self._count: Counter[str] = Counter()
+
+    def enter(self, address: str) -> bool:
+        """One more connection; False where that is one too many."""
+        name = _network(address)
+        self._count[name] += 1
+        return self._count[name] <= self.most
+
+    def leave(self, address: str) -> None:
+        name = _network(address)
+        self._count[name] -= 1
+        if not self._count[name]:
+            del self._count[name]
+
+
+def _network(address: str) -> str:
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:  # a socket without addresses
+        return address
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.ipv4_mapped is not None:
+            return str(found.ipv4_mapped)
+        return str(ipaddress.ip_network((found, 64), strict=False))
+    return str(found)
+
+
 class BoundedProtocol(H11Protocol):
     """One connection. ``sweep`` it about twice a second."""
 
-    def __init__(self, limits: ServerLimits, **uvicorn: Any) -> None:
+    def __init__(self, limits: ServerLimits, peers: Peers, **uvicorn: Any) -> None:
         super().__init__(**uvicorn)
+        self._peers = peers
+        self._peer = ""
+        self._spare: asyncio.TimerHandle | None = None
         self.conn = StrictConnection(h11.SERVER, _HEAD_BYTES)
         self._limits = limits
         self._since: float | None = None
@@ -94,6 +137,11 @@ class BoundedProtocol(H11Protocol):
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert self.cycle is not None
+        if self._spare is not None:
+            self._spare.cancel()
+            if scope["path"] not in OPEN_PATHS:
+                await respond(self._full(closes=True))(scope, receive, send)
+                return
         scope.setdefault("extensions", {})[BODY_WRITER] = CycleWriter(self.cycle)
         await self._application(scope, receive, send)
 
@@ -105,14 +153,36 @@ class BoundedProtocol(H11Protocol):
             # it, each answer of two writes waits 40 ms for the acknowledgement of the first.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-        if len(self.connections) > self._limits.connections:
+        self._peer = (transport.get_extra_info("peername") or ("",))[0]
+        over = len(self.connections) - self._limits.connections
+        if not self._peers.enter(self._peer):
             self._refuse(
-                unavailable(
-                    f"the server has its fill of {self._limits.connections} connections; try "
-                    "again in a moment",
+                rate_limited(
+                    f"this address has {self._peers.most} connections to the server, the limit "
+                    "(--max-peer-connections); close some of them",
+                    "too_many_connections",
                     retry_after=1,
                 )
             )
+        elif over > SPARE_CONNECTIONS:
+            self._refuse(self._full())
+        elif over > 0:
+            self._spare = self.loop.call_later(_SPARE_SECONDS, self._refuse, self._full())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._peers.leave(self._peer)
+        if self._spare is not None:
+            self._spare.cancel()
+        super().connection_lost(exc)
+
+    def _full(self, *, closes: bool = False) -> ApiError:
+        error = unavailable(
+            f"the server has its fill of {self._limits.connections} connections; try again in a "
+            "moment",
+            retry_after=1,
+        )
+        error.closes = closes
+        return error
 
     def send_400_response(self, msg: str) -> None:
         error = sys.exc_info()[1]  # uvicorn calls this where it has caught it

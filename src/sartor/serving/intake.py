@@ -4,14 +4,17 @@ that holds nobody up.
 Parsing, validating and tokenising are one call into a library each, during which no other Python
 runs. What takes longer than a step of a small model must not happen in the process that passes on
 everybody's tokens: small bodies are prepared at once, longer ones on a thread (the tokeniser
-lets others run meanwhile), and the longest in a process of their own.
+lets others run meanwhile), long ones in a process of their own, and the longest in another one,
+which lets everybody else have the processor first. In each of these lanes keys take fair turns,
+and what the work took is booked for the key, whatever came of it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -19,14 +22,16 @@ from typing import TypeVar
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 
+from sartor.serving.access import Visit
 from sartor.serving.content_coding import codings_of, unfold
-from sartor.serving.errors import ApiError, invalid, unavailable
+from sartor.serving.errors import ApiError, holds_its_part, invalid, unavailable
 from sartor.serving.frontend import ServedModel
 from sartor.serving.ignored_fields import IgnoredFields
 from sartor.serving.intake_process import IntakeProcess
 from sartor.serving.limits import ServerLimits
 from sartor.serving.openai_types import ChatRequest, CompletionRequest, EmbeddingRequest
 from sartor.serving.prepare import Prepared, View, prepare
+from sartor.serving.shares import FairTurns, Room, everything
 from sartor.serving.validation import parse
 
 T = TypeVar("T", bound=BaseModel)
@@ -35,41 +40,77 @@ B = TypeVar("B", ChatRequest, CompletionRequest, EmbeddingRequest)
 INLINE_BYTES = 2**10  # tokenised in 1 ms, or 10 ms where the tokeniser is written in Python
 THREADS = 2  # more would only wait for each other: all but the tokeniser runs one at a time
 THREAD_BYTES = 64 * 2**10  # parsed in some milliseconds, whatever it holds
+PROCESS_BYTES = 512 * 2**10  # some tenths of a second; what is longer waits in a lane of its own
 
 
 class Intake:
     """The way in, for all routes of one server. ``close`` it to end its process and threads."""
 
-    def __init__(self, models: Mapping[str, ServedModel], limits: ServerLimits) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, ServedModel],
+        limits: ServerLimits,
+        part: Callable[[], float] = everything,
+    ) -> None:
+        """``part``: how much of the room, and of the places for work, one key may have."""
         self.limits = limits
+        self.bodies = Room(limits.bodies_bytes, part)
+        """Bytes of bodies that are being read."""
+        self.seconds: dict[str, float] = {}
+        """What reading requests took, by key."""
         self._models = models
-        self._held = 0
         self._threads = ThreadPoolExecutor(THREADS, "intake")
-        self._process = IntakeProcess(models)
+        self._thread_turns = FairTurns(THREADS, part)
+        self._processes = [
+            (IntakeProcess(models), FairTurns(1)),
+            (IntakeProcess(models, behind_others=True), FairTurns(1)),
+        ]
         self._ignored = IgnoredFields()
 
-    async def prepared(self, request: Request, kind: type[B], view: View) -> Prepared[B]:
+    async def prepared(
+        self, request: Request, kind: type[B], view: View, visit: Visit
+    ) -> Prepared[B]:
         """A request for tokens, ready for the engine. Raises ApiError 4xx, or 503 where all the
         room for incoming bodies is taken."""
-        with self._room() as room:
+        with self._room(visit) as room:
             body = await self._receive(request, room)
-            prepared = await self._prepare(kind, body, view)
+            try:
+                prepared = await self._prepare(kind, body, view, visit)
+            except ApiError as error:
+                visit.spend(error.tokens)
+                raise
         self._ignored.note(prepared.ignored)
         return prepared
 
-    async def _prepare(self, kind: type[B], body: bytes, view: View) -> Prepared[B]:
+    async def _prepare(self, kind: type[B], body: bytes, view: View, visit: Visit) -> Prepared[B]:
         # A chat waits for the process of its template, which must not hold up the event loop.
         if len(body) <= INLINE_BYTES and kind is not ChatRequest:
-            return prepare(kind, body, self._models, view)
+            with self._booked(visit):
+                return prepare(kind, body, self._models, view)
         if len(body) <= THREAD_BYTES:
             loop = asyncio.get_running_loop()
             call = functools.partial(prepare, kind, body, self._models, view)
-            return await loop.run_in_executor(self._threads, call)
-        return await self._process.prepare(kind, body, view)
+            async with self._thread_turns.turn(visit.key.name, visit.key.share):
+                with self._booked(visit):
+                    return await loop.run_in_executor(self._threads, call)
+        process, turns = self._processes[len(body) > PROCESS_BYTES]
+        async with turns.turn(visit.key.name, visit.key.share):
+            with self._booked(visit):
+                return await process.prepare(kind, body, view)
 
-    async def parsed(self, request: Request, kind: type[T]) -> T:
+    @contextmanager
+    def _booked(self, visit: Visit) -> Iterator[None]:
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = time.monotonic() - begun
+            self.seconds[visit.key.name] = self.seconds.get(visit.key.name, 0.0) + seconds
+            visit.spend_intake(seconds)
+
+    async def parsed(self, request: Request, kind: type[T], visit: Visit) -> T:
         """A request about the server itself, which is never long."""
-        with self._room() as room:
+        with self._room(visit) as room:
             body = await self._receive(request, room)
             if len(body) > THREAD_BYTES:
                 raise _too_large(THREAD_BYTES)
@@ -77,9 +118,10 @@ class Intake:
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
-        await self._process.close()
+        for process, _ in self._processes:
+            await process.close()
 
-    async def _receive(self, request: Request, room: _Room) -> bytes:
+    async def _receive(self, request: Request, room: _Body) -> bytes:
         """The body of a request with JSON in it, unpacked.
 
         ApiError 415 for another type or an unknown encoding, 413 when too long, 408 when it takes
@@ -114,7 +156,7 @@ class Intake:
             found = await self._unfold(found, coding, room)
         return found
 
-    async def _unfold(self, body: bytes, coding: str, room: _Room) -> bytes:
+    async def _unfold(self, body: bytes, coding: str, room: _Body) -> bytes:
         """A body without one of its encodings: slice by slice, so that others get their turns on
         the threads, and none of it on the event loop."""
         loop = asyncio.get_running_loop()
@@ -131,33 +173,42 @@ class Intake:
             pieces.clear()  # an error's traceback would keep them until the garbage is collected
 
     @contextmanager
-    def _room(self) -> Iterator[_Room]:
-        room = _Room(self)
+    def _room(self, visit: Visit) -> Iterator[_Body]:
+        body = _Body(self.bodies, visit.key.name)
         try:
-            yield room
+            yield body
         finally:
-            self._held -= room.held
-
-    def hold(self, size: int) -> None:
-        if self._held + size > self.limits.bodies_bytes:
-            raise unavailable(
-                f"the server is receiving as much as it can hold ({self.limits.bodies_bytes} "
-                "bytes); try again in a moment",
-                retry_after=1,
-            )
-        self._held += size
+            body.leave()
 
 
-class _Room:
+class _Body:
     """What one body takes of the memory for all of them."""
 
-    def __init__(self, intake: Intake) -> None:
-        self.held = 0
-        self._intake = intake
+    def __init__(self, room: Room, key: str) -> None:
+        self._room = room
+        self._key = key
+        self._held = 0
 
     def take(self, size: int) -> None:
-        self._intake.hold(size)
-        self.held += size
+        """Raises ApiError 503 where all the memory is taken, and 429 where the key's part is."""
+        match self._room.full(self._key, size):
+            case "all":
+                raise unavailable(
+                    f"the server is receiving as much as it can hold ({self._room.limit} bytes); "
+                    "try again in a moment",
+                    retry_after=1,
+                )
+            case "key":
+                raise holds_its_part(
+                    self._key, f"{self._room.most} of the {self._room.limit} bytes of bodies"
+                )
+        self._room.take(self._key, size)
+        self._held += size
+
+    def leave(self) -> None:
+        if self._held:
+            self._room.give(self._key, self._held)
+            self._held = 0
 
 
 def _check_type(request: Request) -> None:

@@ -29,7 +29,8 @@ from sartor.serving.supervisor import import_path
 
 B = TypeVar("B", ChatRequest, CompletionRequest, EmbeddingRequest)
 _IDLE_SECONDS = 60.0
-_WORK_SECONDS = 60.0
+_WORK_SECONDS = 120.0
+_LOWERED = 10  # about a tenth of the processor beside others; 19 would starve it for minutes
 _LENGTH = struct.Struct("<Q")
 
 
@@ -57,6 +58,7 @@ class IntakeProcess:
     """The process as its owner sees it: one request at a time, in order of arrival.
 
     ``work_seconds``: a request that takes longer is refused and costs the process its life.
+    ``behind_others``: it runs at a lower priority.
     """
 
     def __init__(
@@ -65,10 +67,12 @@ class IntakeProcess:
         *,
         idle_seconds: float = _IDLE_SECONDS,
         work_seconds: float = _WORK_SECONDS,
+        behind_others: bool = False,
     ) -> None:
         self._models = models
         self._idle_seconds = idle_seconds
         self._work_seconds = work_seconds
+        self._behind_others = behind_others
         self._turn = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
         self._idle: asyncio.TimerHandle | None = None
@@ -119,6 +123,7 @@ class IntakeProcess:
                 "-P",
                 "-m",
                 "sartor.serving.intake_process",
+                *(["behind-others"] if self._behind_others else []),
                 env={**os.environ, "PYTHONPATH": import_path()},
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
@@ -200,6 +205,8 @@ def _serve(read: BinaryIO, write: BinaryIO) -> None:
 
 
 def main() -> None:
+    if "behind-others" in sys.argv and hasattr(os, "nice"):
+        os.nice(_LOWERED)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too, and its owner decides
     write = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer

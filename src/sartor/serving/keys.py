@@ -48,6 +48,7 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     priority  higher runs first
     max_streams          answers under way at once; each of ``n`` choices of each prompt is one
     requests_per_minute, tokens_per_minute   prompts and answers together
+    intake_seconds_per_minute   of reading requests, those that were refused included
     models    names that the key may ask for: models, aliases, adapters
     group     keys of one group find each other's prompts in the prefix cache, others never do
     admin     may load and unload adapters
@@ -60,6 +61,7 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_streams: Count = 0
     requests_per_minute: Count = 0
     tokens_per_minute: Count = 0
+    intake_seconds_per_minute: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 0.0
     models: tuple[str, ...] = ()
     group: Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?\Z")] = ""
     admin: bool = False

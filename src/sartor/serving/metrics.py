@@ -7,7 +7,7 @@ sartor.serving.metrics`` prints the table of docs/serving.md.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -26,6 +26,7 @@ from starlette.responses import Response
 from sartor import __version__
 from sartor.serving.books import LATENCY_BOUNDS
 from sartor.serving.gateway import Gateway
+from sartor.serving.intake import Intake
 from sartor.serving.lifecycle import Death
 from sartor.serving.meter import STEP_BOUNDS
 
@@ -90,6 +91,21 @@ METRICS = (
         "counter",
         ("model", "key"),
         "Tokens generated, counted as they come.",
+    ),
+    Described(
+        "sartor_intake_seconds_total",
+        "counter",
+        ("key",),
+        "Time spent on reading requests, those that were refused included.",
+    ),
+    Described(
+        "sartor_held_bytes",
+        "gauge",
+        ("key", "what"),
+        "Memory of the gateway: bodies that are being read, answers that wait to be taken.",
+    ),
+    Described(
+        "sartor_unfinished_prompts", "gauge", ("key",), "Prompts whose answers are not complete."
     ),
     Described("sartor_requests_in_flight", "gauge", _M, "Requests that have not ended."),
     Described("sartor_requests_waiting", "gauge", _M, "Those of them without a first token yet."),
@@ -199,8 +215,9 @@ class _Page:
 class GatewayCollector(Collector):
     """Reads books, queues and the supervisor of one gateway whenever it is asked."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, intake: Intake | None = None) -> None:
         self._gateway = gateway
+        self._intake = intake
 
     def describe(self) -> Iterable[Metric]:
         return _Page().families.values()
@@ -208,6 +225,7 @@ class GatewayCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         page = _Page()
         self._requests(page)
+        self._budgets(page)
         for name in self._gateway.books.models:
             self._model(page, name)
         self._worker(page)
@@ -222,6 +240,29 @@ class GatewayCollector(Collector):
             page.add("sartor_prompt_tokens_total", usage.prompt, model, key)
             page.add("sartor_cached_prompt_tokens_total", usage.cached, model, key)
             page.add("sartor_completion_tokens_total", usage.completion, model, key)
+
+    def _budgets(self, page: _Page) -> None:
+        """What keys take of what they share."""
+        gateway, intake = self._gateway, self._intake
+        if intake is None:
+            return
+        # Zeros too, for every key that ever asked.
+        seconds = intake.seconds
+        for metric, values, *labels in (
+            ("sartor_intake_seconds_total", seconds),
+            ("sartor_unfinished_prompts", gateway.unfinished_by_key()),
+            ("sartor_held_bytes", intake.bodies.keys(), "bodies"),
+            ("sartor_held_bytes", gateway.answers.keys(), "answers"),
+        ):
+            for key, value in self._by_label({**dict.fromkeys(seconds, 0), **values}).items():
+                page.add(metric, value, key, *labels)
+
+    def _by_label(self, values: Mapping[str, float]) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        for key, value in values.items():
+            label = self._gateway.books.label(key)
+            sums[label] = sums.get(label, 0) + value
+        return sums
 
     def _model(self, page: _Page, name: str) -> None:
         books = self._gateway.books
@@ -282,10 +323,10 @@ class GatewayCollector(Collector):
             page.add("sartor_worker_heartbeat_age_seconds", silence)
 
 
-def make_registry(gateway: Gateway) -> CollectorRegistry:
+def make_registry(gateway: Gateway, intake: Intake | None = None) -> CollectorRegistry:
     """Everything that a scrape of one gateway shows; nothing of it is global."""
     registry = CollectorRegistry()
-    registry.register(GatewayCollector(gateway))
+    registry.register(GatewayCollector(gateway, intake))
     # Of Linux alone: elsewhere these two find nothing to read, and say nothing.
     ProcessCollector(registry=registry)
     ProcessCollector(
@@ -294,9 +335,9 @@ def make_registry(gateway: Gateway) -> CollectorRegistry:
     return registry
 
 
-def add_metrics_route(router: APIRouter, gateway: Gateway) -> None:
+def add_metrics_route(router: APIRouter, gateway: Gateway, intake: Intake) -> None:
     """GET /metrics."""
-    registry = make_registry(gateway)
+    registry = make_registry(gateway, intake)
 
     @router.get("/metrics", include_in_schema=False)  # Prometheus describes it
     async def metrics(request: Request) -> Response:

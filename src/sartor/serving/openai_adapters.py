@@ -23,7 +23,7 @@ def add_adapter_routes(router: APIRouter, gateway: Gateway, intake: Intake) -> N
     )
     async def load_adapter(request: Request) -> Response:
         _only_admins(request)
-        body = await intake.parsed(request, LoadAdapterRequest)
+        body = await intake.parsed(request, LoadAdapterRequest, visit_of(request))
         base = body.base_model_name
         if base is None:
             if len(gateway.models) > 1:
@@ -49,7 +49,7 @@ def add_adapter_routes(router: APIRouter, gateway: Gateway, intake: Intake) -> N
     )
     async def unload_adapter(request: Request) -> Response:
         _only_admins(request)
-        body = await intake.parsed(request, UnloadAdapterRequest)
+        body = await intake.parsed(request, UnloadAdapterRequest, visit_of(request))
         gateway.drop_adapter(body.lora_name)
         return JSONAnswer({"object": "adapter", "id": body.lora_name, "deleted": True})
 

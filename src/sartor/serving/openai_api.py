@@ -16,12 +16,13 @@ from sartor.serving.access import Visit
 from sartor.serving.answer import Answer, Delta
 from sartor.serving.answer_events import AnswerEvents
 from sartor.serving.errors import timed_out
+from sartor.serving.folding import Folding
 from sartor.serving.gateway import Gateway
 from sartor.serving.intake import Intake
 from sartor.serving.keys import ApiKey
 from sartor.serving.limits import ServerLimits
 from sartor.serving.names import ServedName, served_names
-from sartor.serving.openai_format import ChatShape, CompletionShape, Json, Shape, fold
+from sartor.serving.openai_format import ChatShape, CompletionShape, Json, Shape
 from sartor.serving.openai_responses import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -53,7 +54,9 @@ def add_openai_routes(router: APIRouter, gateway: Gateway, intake: Intake) -> No
         openapi_extra=operation(ChatCompletion, body=ChatRequest, chunk=ChatCompletionChunk),
     )
     async def chat_completions(request: Request) -> Response:
-        prepared = await intake.prepared(request, ChatRequest, view_of(request, intake.limits))
+        prepared = await intake.prepared(
+            request, ChatRequest, view_of(request, intake.limits), visit_of(request)
+        )
         model = gateway.models[prepared.model]
         shape = ChatShape(
             prepared.name,
@@ -69,7 +72,7 @@ def add_openai_routes(router: APIRouter, gateway: Gateway, intake: Intake) -> No
     )
     async def completions(request: Request) -> Response:
         prepared = await intake.prepared(
-            request, CompletionRequest, view_of(request, intake.limits)
+            request, CompletionRequest, view_of(request, intake.limits), visit_of(request)
         )
         model = gateway.models[prepared.model]
         shape = CompletionShape(
@@ -194,13 +197,22 @@ async def _answer(
         events = AnswerEvents(shape, answer, options, record_of(request))
         stall = gateway.timing.stall
         return EventStream(answer.next, events.pieces, answer.close, stall, events.write_at_once)
+    folding = Folding(shape)
     try:
-        deltas = await while_connected(request.receive, whole(answer))
+        await while_connected(request.receive, _fold(answer, folding))
     except Disconnected:
         return Response(status_code=499)  # nobody reads it
     finally:
         answer.close()
-    return JSONAnswer(fold(shape, deltas, answer))
+    return JSONAnswer(folding.finish(answer))
+
+
+async def _fold(answer: Answer, folding: Folding) -> None:
+    """Everything of an answer, as it comes. Raises ApiError."""
+    while new := await answer.next():
+        for delta in new:
+            folding.add(delta)
+        answer.keep(folding.size)
 
 
 async def whole(answer: Answer) -> list[Delta]:
@@ -208,4 +220,5 @@ async def whole(answer: Answer) -> list[Delta]:
     deltas: list[Delta] = []
     while new := await answer.next():
         deltas.extend(new)
+        answer.keep(sum(len(delta.embedding) for delta in deltas))
     return deltas

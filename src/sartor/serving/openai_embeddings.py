@@ -11,7 +11,7 @@ from starlette.responses import Response
 from sartor.serving.answer import Delta
 from sartor.serving.gateway import Gateway
 from sartor.serving.intake import Intake
-from sartor.serving.openai_api import JSONAnswer, submit, view_of, whole
+from sartor.serving.openai_api import JSONAnswer, submit, view_of, visit_of, whole
 from sartor.serving.openai_format import Json
 from sartor.serving.openai_responses import EmbeddingList
 from sartor.serving.openai_types import EmbeddingRequest
@@ -25,7 +25,7 @@ def add_embeddings_route(router: APIRouter, gateway: Gateway, intake: Intake) ->
     @router.post("/v1/embeddings", openapi_extra=operation(EmbeddingList, body=EmbeddingRequest))
     async def embeddings(request: Request) -> Response:
         view = view_of(request, intake.limits)
-        prepared = await intake.prepared(request, EmbeddingRequest, view)
+        prepared = await intake.prepared(request, EmbeddingRequest, view, visit_of(request))
         body = prepared.body
         answer = submit(gateway, intake.limits, request, prepared)
         try:

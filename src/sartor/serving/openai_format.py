@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -17,15 +16,6 @@ from sartor.engine.request import TokenLogprob
 from sartor.serving.answer import Answer, Delta
 
 Json = dict[str, Any]
-
-
-@dataclass
-class _Choice:
-    """A choice so far: what folding needs of it."""
-
-    texts: list[str] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    finish_reason: str | None = None
 
 
 class Shape(Protocol):
@@ -37,8 +27,12 @@ class Shape(Protocol):
     def events(self, delta: Delta) -> list[Json]:
         """The stream's choices for what is new."""
 
-    def choice(self, index: int, text: str, logprobs: Sequence[TokenLogprob], end: str) -> Json:
-        """One choice of a whole answer."""
+    def chances(self, index: int, logprobs: Sequence[TokenLogprob]) -> dict[str, list[Any]] | None:
+        """The lists that log probabilities of a choice are added to, with what is new; None where
+        the answer has none."""
+
+    def choice(self, index: int, text: str, logprobs: Json | None, end: str | None) -> Json:
+        """One choice of a whole answer, with the lists of :meth:`chances`."""
 
     def index(self, delta: Delta) -> int: ...
 
@@ -64,32 +58,35 @@ class ChatShape:
             new.append(self._event(delta.choice, {"role": "assistant", "content": ""}, None, None))
         if delta.text or delta.logprobs:
             content = {"content": delta.text}
-            new.append(self._event(delta.choice, content, self._chances(delta.logprobs), None))
+            lists = self.chances(delta.choice, delta.logprobs)
+            new.append(self._event(delta.choice, content, self._with_refusal(lists), None))
         if delta.finish_reason is not None:
             new.append(self._event(delta.choice, {}, None, delta.finish_reason))
         return new
 
-    def choice(self, index: int, text: str, logprobs: Sequence[TokenLogprob], end: str) -> Json:
+    def choice(self, index: int, text: str, logprobs: Json | None, end: str | None) -> Json:
         return {
             "index": index,
             "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": self._chances(logprobs),
+            "logprobs": self._with_refusal(logprobs),
             "finish_reason": end,
         }
 
-    def _event(self, index: int, delta: Json, logprobs: Json | None, end: str | None) -> Json:
-        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": end}
-
-    def _chances(self, logprobs: Sequence[TokenLogprob]) -> Json | None:
+    def chances(self, index: int, logprobs: Sequence[TokenLogprob]) -> dict[str, list[Any]] | None:
         if not self._logprobs:
             return None
         return {
             "content": [
                 {**_chance(entry), "top_logprobs": [_chance(other) for other in entry.top]}
                 for entry in logprobs
-            ],
-            "refusal": None,
+            ]
         }
+
+    def _event(self, index: int, delta: Json, logprobs: Json | None, end: str | None) -> Json:
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": end}
+
+    def _with_refusal(self, lists: Json | None) -> Json | None:
+        return None if lists is None else {**lists, "refusal": None}
 
 
 class CompletionShape:
@@ -127,28 +124,28 @@ class CompletionShape:
             text = self._echo(index) + text
         if not (text or delta.logprobs or delta.finish_reason):
             return []
-        return [self._choice(index, text, delta.logprobs, delta.finish_reason)]
+        return [self._choice(index, text, self.chances(index, delta.logprobs), delta.finish_reason)]
 
-    def choice(self, index: int, text: str, logprobs: Sequence[TokenLogprob], end: str) -> Json:
+    def choice(self, index: int, text: str, logprobs: Json | None, end: str | None) -> Json:
         return self._choice(index, self._echo(index) + text, logprobs, end)
+
+    def chances(self, index: int, logprobs: Sequence[TokenLogprob]) -> dict[str, list[Any]] | None:
+        if not self._logprobs:
+            return None
+        offsets = self._offsets.setdefault(index, _Offsets())
+        return {
+            "tokens": [entry.text for entry in logprobs],
+            "token_logprobs": [_finite(entry) for entry in logprobs],
+            # The chosen token is always among them, so there may be one more than asked for.
+            "top_logprobs": [_by_text((*entry.top, entry)) for entry in logprobs],
+            "text_offset": [offsets.next(entry.bytes) for entry in logprobs],
+        }
 
     def _echo(self, index: int) -> str:
         return self._echoes[index // self._n] if self._echoes else ""
 
-    def _choice(
-        self, index: int, text: str, logprobs: Sequence[TokenLogprob], end: str | None
-    ) -> Json:
-        chances: Json | None = None
-        if self._logprobs:
-            offsets = self._offsets.setdefault(index, _Offsets())
-            chances = {
-                "tokens": [entry.text for entry in logprobs],
-                "token_logprobs": [_finite(entry) for entry in logprobs],
-                # The chosen token is always among them, so there may be one more than asked for.
-                "top_logprobs": [_by_text((*entry.top, entry)) for entry in logprobs],
-                "text_offset": [offsets.next(entry.bytes) for entry in logprobs],
-            }
-        return {"index": index, "text": text, "logprobs": chances, "finish_reason": end}
+    def _choice(self, index: int, text: str, logprobs: Json | None, end: str | None) -> Json:
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": end}
 
 
 class _Offsets:
@@ -162,24 +159,6 @@ class _Offsets:
         begin = self._length
         self._length += len(self._decoder.decode(data))
         return begin
-
-
-def fold(shape: Shape, deltas: Sequence[Delta], answer: Answer) -> Json:
-    """The whole answer, from all of its deltas."""
-    choices: dict[int, _Choice] = {}
-    for delta in deltas:
-        choice = choices.setdefault(shape.index(delta), _Choice())
-        choice.texts.extend(delta.texts)
-        choice.logprobs.extend(delta.logprobs)
-        choice.finish_reason = delta.finish_reason or choice.finish_reason
-    return {
-        **shape.head(),
-        "choices": [
-            shape.choice(i, "".join(c.texts), c.logprobs, c.finish_reason or "stop")
-            for i, c in sorted(choices.items())
-        ],
-        "usage": usage(answer),
-    }
 
 
 def usage(answer: Answer) -> Json:

@@ -14,7 +14,13 @@ from sartor.engine.preset import Preset
 from sartor.engine.vectors import dimensions_of, left_out, prompt_text
 from sartor.errors import UsageError
 from sartor.graph import SamplingParams
-from sartor.serving.errors import ApiError, invalid, model_not_found, unsupported
+from sartor.serving.errors import (
+    ApiError,
+    invalid,
+    model_not_found,
+    too_large,
+    unsupported,
+)
 from sartor.serving.frontend import Makes, ServedModel
 from sartor.serving.limits import ServerLimits
 from sartor.serving.names import ServedName, lookup, served_names
@@ -96,6 +102,7 @@ def _chat(body: ChatRequest, models: Models, view: View) -> Prepared[ChatRequest
         {**preset.template, **(body.chat_template_kwargs or {})},
     )
     prompt = _encode(text, "messages", model, view.limits, special=False)
+    _check_logprobs(body, params, [prompt], model, view.limits)
     lean = body.model_copy(update={"messages": [], **_HEAVY, "chat_template_kwargs": None})
     ignored = frozenset[str]().union(*(message.ignored() for message in body.messages))
     return Prepared(lean, found.name, model.name, found.adapter, params, (prompt,), ignored=ignored)
@@ -107,6 +114,7 @@ def _completion(body: CompletionRequest, models: Models, view: View) -> Prepared
     params = sampling_params(body, found, view.limits)
     given = _each(body.prompt, "prompt")
     prompts = _encode_all(given, "prompt", model, view.limits)
+    _check_logprobs(body, params, prompts, model, view.limits)
     echoes = tuple(
         prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
         for prompt in (given if body.echo else ())
@@ -202,6 +210,28 @@ def sampling_params(
         raise invalid(str(error)) from None
 
 
+def _check_logprobs(
+    body: ChatRequest | CompletionRequest,
+    params: SamplingParams,
+    prompts: Sequence[Sequence[int]],
+    model: ServedModel,
+    limits: ServerLimits,
+) -> None:
+    """Raises ApiError 400 where an answer that is kept as a whole may have too many of them."""
+    if body.stream or params.logprobs is None:
+        return
+    rows = (1 + params.logprobs) * params.n
+    room = model.context_length
+    tokens = sum(min(params.max_tokens or room, max(room - len(p), 0)) for p in prompts)
+    if tokens * rows > limits.logprobs:
+        raise too_large(
+            "logprobs",
+            f"the answer may have {tokens * rows} log probabilities ({tokens} tokens x {params.n} "
+            f"choices x {1 + params.logprobs}), and the limit for one that is not streamed is "
+            f"{limits.logprobs}; lower max_tokens, n or logprobs, or stream it",
+        )
+
+
 def _each(given: Prompts, param: str) -> list[str | list[int]]:
     """The prompts of a request, be they one or several. Raises ApiError 400 where there is none."""
     if isinstance(given, str) or (given and isinstance(given[0], int)):
@@ -215,13 +245,17 @@ def _encode_all(
     prompts: Sequence[str | list[int]], param: str, model: ServedModel, limits: ServerLimits
 ) -> tuple[tuple[int, ...], ...]:
     """Token ids of every prompt. Raises ApiError 400 for one that the model cannot take."""
-    encoded = []
+    encoded: list[tuple[int, ...]] = []
     for prompt in prompts:
-        if isinstance(prompt, str):
-            encoded.append(_encode(prompt, param, model, limits, special=True))
-        else:
-            _check(prompt, param, model, limits)
-            encoded.append(tuple(prompt))
+        try:
+            if isinstance(prompt, str):
+                encoded.append(_encode(prompt, param, model, limits, special=True))
+            else:
+                _check(prompt, param, model, limits)
+                encoded.append(tuple(prompt))
+        except ApiError as error:  # those before it were work, too
+            error.tokens += sum(map(len, encoded))
+            raise
     return tuple(encoded)
 
 
@@ -237,6 +271,8 @@ def _encode(
             param=param,
             code="context_length_exceeded",
         )
+    if count := _surely_above(most, text, model):
+        _check_length(count, param, model, limits, at_least=True)
     try:
         ids = tuple(model.tokenizer.encode(text, add_special=special))
     except UsageError as error:
@@ -245,13 +281,47 @@ def _encode(
     return ids
 
 
+_USUAL_CHARS = 4  # of a token; a text with fewer for each that may be is counted in one go
+_SLICE_CHARS = 1 << 16
+
+
+def _surely_above(most: int, text: str, model: ServedModel) -> int:
+    """How many tokens were counted when the text had surely too many; 0 for one that may do.
+
+    A text that is far too long costs no more this way than the longest that is taken. It is
+    counted in slices; where these meet, and where a cut changes how the rest is divided, it may
+    have a few tokens less, so what is near the limit is left to the exact count.
+    """
+    if len(text) <= max(most * _USUAL_CHARS, _SLICE_CHARS):
+        return 0
+    count = 0
+    for begin in range(0, len(text), _SLICE_CHARS):
+        try:
+            count += len(
+                model.tokenizer.encode(text[begin : begin + _SLICE_CHARS], add_special=False)
+            )
+        except UsageError:
+            return 0
+        if count > most + most // 8 + 1024:
+            return count
+    return 0
+
+
 def _check(prompt: Collection[int], param: str, model: ServedModel, limits: ServerLimits) -> None:
-    if limits.prompt_tokens and len(prompt) > limits.prompt_tokens:
+    _check_length(len(prompt), param, model, limits)
+    model.check_prompt(prompt, param)
+
+
+def _check_length(
+    tokens: int, param: str, model: ServedModel, limits: ServerLimits, *, at_least: bool = False
+) -> None:
+    if limits.prompt_tokens and tokens > limits.prompt_tokens:
         raise ApiError(
             400,
-            f"the prompt has {len(prompt)} tokens, and this server's limit is "
+            f"the prompt has {'at least ' * at_least}{tokens} tokens, and this server's limit is "
             f"{limits.prompt_tokens} (--max-prompt-tokens); shorten the prompt",
             param=param,
             code="context_length_exceeded",
+            tokens=tokens,
         )
-    model.check_prompt(prompt, param)
+    model.check_length(tokens, param, at_least=at_least)

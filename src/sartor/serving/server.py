@@ -23,7 +23,7 @@ from sartor.serving.addresses import bind, is_public, listen, room_for, url, url
 from sartor.serving.app import create_app
 from sartor.serving.frontend import ServedModel, open_served_model
 from sartor.serving.gateway import Gateway
-from sartor.serving.http_protocol import BoundedProtocol, keep_sweeping
+from sartor.serving.http_protocol import BoundedProtocol, Peers, keep_sweeping
 from sartor.serving.intake import Intake
 from sartor.serving.keys import KeyFile
 from sartor.serving.lifecycle import Timing
@@ -97,6 +97,10 @@ def serve(
     limits = limits or ServerLimits()
     limits = dataclasses.replace(limits, connections=room_for(limits.connections))
     key_file = None if keys is None else KeyFile(keys)
+
+    def part() -> float:
+        return limits.key_part if key_file is not None and len(key_file) > 1 else 1.0
+
     check_adapters(adapters or {}, adapter_folder)
     check_origins(cors_origins)
     with (
@@ -126,6 +130,8 @@ def serve(
                 max_wait=max_wait,
                 adapter_folder=adapter_folder,
                 memory_bytes=memory_bytes,
+                answers_bytes=limits.answers_bytes,
+                part=part,
             )
 
         listen(listener)
@@ -139,6 +145,7 @@ def serve(
                     make_gateway,
                     listener,
                     limits,
+                    part,
                     key_file,
                     cors_origins,
                     sinks,
@@ -203,16 +210,17 @@ async def _serve(
     make_gateway: Callable[[], Gateway],
     listener: socket.socket,
     limits: ServerLimits,
+    part: Callable[[], float],
     keys: KeyFile | None,
     cors_origins: Sequence[str],
     sinks: Sequence[Sink],
     announce: Announce,
 ) -> int:
     gateway = make_gateway()
-    intake = Intake(gateway.models, limits)
+    intake = Intake(gateway.models, limits, part)
     config = uvicorn.Config(
         create_app(gateway, intake, keys=keys, cors_origins=cors_origins, sinks=sinks),
-        http=functools.partial(BoundedProtocol, limits),  # type: ignore[arg-type]
+        http=functools.partial(BoundedProtocol, limits, Peers(limits)),  # type: ignore[arg-type]
         ws="none",
         timeout_keep_alive=limits.idle_seconds,  # type: ignore[arg-type]
         log_level="error",  # what clients do wrong is for them to know
