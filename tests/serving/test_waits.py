@@ -96,3 +96,19 @@ def test_a_server_turns_away_who_would_wait_too_long(
     assert refused.status_code == 429
     assert refused.json()["error"]["code"] == "queue_too_long"
     assert 1 <= int(refused.headers["retry-after"]) <= 20
+
+
+def test_tenants_take_turns_so_one_with_many_holds_up_no_other() -> None:
+    waits = Waits()
+    for i in range(100):
+        waits.arrived(f"bad {i}", 0.0, "bad")
+    for i in range(10):
+        waits.began(f"bad {i}", float(i))
+    assert waits.seconds(9.0, "bad") > 50
+    assert waits.seconds(9.0, "good") < 2
+    waits.arrived("good", 9.0, "good")
+    assert 1.5 < waits.seconds(9.0, "good") < 4
+    for i in range(100):
+        waits.ended(f"bad {i}", 10.0)
+    waits.ended("good", 10.0)
+    assert waits.seconds(10.0, "good") == 0
