@@ -95,7 +95,9 @@ def server(model: Path, step_ms: float, folder: Path) -> Iterator[tuple[str, lis
     command += ["--keys", str(path), "--no-tune"]
     if step_ms:
         command += ["--backend", "null", "--device", f"null-{step_ms:g}ms"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         try:
             assert process.stdout is not None
             url = process.stdout.readline().partition("http://")[2].partition("/")[0]

@@ -18,6 +18,8 @@ class Seq:
     end: int = 0
     priority: int = 0
     start: int = 0
+    tenant: str = ""
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -240,3 +242,45 @@ def test_budgets_hold_and_someone_always_goes_on(data: st.DataObject) -> None:
     assert sum(min(1, n) for n in blocks) <= states
     if len(running) > 1 or (waiting and not running):
         assert schedule.items
+
+
+def of(tenant: str, number: int, share: float = 1.0, priority: int = 0) -> Seq:
+    found = decoding(f"{tenant}{number}", priority=priority)
+    found.tenant, found.share = tenant, share
+    return found
+
+
+def waits(tenant: str, share: float = 1.0, priority: int = 0) -> Seq:
+    return Seq(f"{tenant} new", 10, priority=priority, tenant=tenant, share=share)
+
+
+def test_a_tenant_with_most_places_gives_one_to_who_has_fewer() -> None:
+    running = [*(of("bad", i) for i in range(6)), of("other", 0), of("other", 1)]
+    assert plan(running, [waits("good")]).preempt is running[5]
+    # Who has few keeps them, and who has many gets no more.
+    assert plan(running, [waits("other")]).preempt is running[5]
+    assert plan(running, [waits("bad")]).preempt is None
+    # A free place is taken first.
+    assert plan(running, [waits("good")], sequences=9).preempt is None
+
+
+def test_places_are_not_passed_to_and_fro() -> None:
+    running = [*(of("a", i) for i in range(4)), *(of("b", i) for i in range(4))]
+    for tenant in "ab":
+        assert plan(running, [waits(tenant)]).preempt is None
+    uneven = [*(of("a", i) for i in range(5)), *(of("b", i) for i in range(3))]
+    assert plan(uneven, [waits("b")]).preempt is uneven[4]
+    assert plan(uneven, [waits("a")]).preempt is None
+
+
+def test_places_follow_shares() -> None:
+    running = [*(of("big", i, 3.0) for i in range(6)), *(of("small", i) for i in range(2))]
+    assert plan(running, [waits("small")]).preempt is None
+    running = [*(of("big", i, 3.0) for i in range(7)), of("small", 0)]
+    assert plan(running, [waits("small")]).preempt is running[6]
+
+
+def test_no_place_is_taken_from_a_higher_priority() -> None:
+    running = [of("bad", i, priority=1) for i in range(8)]
+    assert plan(running, [waits("good")]).preempt is None
+    assert plan(running, [waits("good", priority=1)]).preempt is running[7]

@@ -136,3 +136,14 @@ def test_answers_keep_their_pace_while_prompts_keep_coming() -> None:
     alone = 2 * (COST.step + 16 * (COST.token + 1000 * COST.state))
     assert quantile(late, 0.9) < 2.9 * alone
     assert max(s.first_token_seconds for s in served[16:]) < 5.0
+
+
+def test_who_fills_all_places_with_long_answers_gives_one_up() -> None:
+    greedy = [Arrival(0.0, 50, 2000, tenant="greedy") for _ in range(64)]
+    modest = [Arrival(5.0 + i, 50, 10, tenant="modest") for i in range(5)]
+    plan = ExecutionPlan(max_sequences=32)
+    served = run(greedy + modest, plan=plan)
+    assert max(s.first_token_seconds for s in served[64:]) < 0.2
+    # What they had computed is found again: all take hardly longer for it.
+    alone = run(greedy, plan=plan)
+    assert max(s.times[-1] for s in served) < 1.02 * max(s.times[-1] for s in alone)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 UNBOUNDED = 1 << 60
 
@@ -31,6 +31,12 @@ class Runnable(Protocol):
 
     @property
     def priority(self) -> int: ...
+
+    @property
+    def tenant(self) -> str: ...
+
+    @property
+    def share(self) -> float: ...
 
 
 class Reusable(Protocol):
@@ -143,6 +149,9 @@ def decide(
       the first in order always goes on, so everything ends.
     - A new prompt starts only if its blocks fit beside those that begun prompts still need,
       and one more for each running sequence. None overtakes it for want of blocks.
+    - Where all places are taken, the youngest of the tenant that has most gives way to the first
+      that waits, if that tenant still has no less than the other afterwards, each by its share.
+      What it had computed stays cached where there is room.
     """
     step: _Step[S, P] = _Step(running, waiting, available, limits, prompt_budget)
     return step.decide(prefix)
@@ -183,6 +192,8 @@ class _Step(Generic[S, P]):
                 self._prompts(begun, prefix)
         except _NoBlocks:
             return Schedule(preempt=self.running[-1])
+        except _TooManyPlacesError as found:
+            return Schedule(preempt=found.sequence)
         return self.schedule
 
     def _decodes(self) -> list[S]:
@@ -266,6 +277,7 @@ class _Step(Generic[S, P]):
             active = len(running) + len(admitted)
             outranked = bool(running) and running[-1].priority < sequence.priority
             if active >= limits.max_sequences and not outranked:
+                self._take_back(sequence)
                 break
             found = prefix(sequence, admitted)
             if found.hold:
@@ -296,6 +308,20 @@ class _Step(Generic[S, P]):
                 lane -= self._start(sequence, found, most, lane)
         return newcomer
 
+    def _take_back(self, sequence: S) -> None:
+        """Has a tenant with too many places give one to a waiting sequence."""
+        held: dict[str, float] = {}
+        youngest: dict[str, S] = {}
+        for other in self.running:
+            held[other.tenant] = held.get(other.tenant, 0.0) + 1 / other.share
+            if other.priority <= sequence.priority:
+                youngest[other.tenant] = other
+        mine = held.get(sequence.tenant, 0.0) + 1 / sequence.share
+        most = max(youngest, key=held.__getitem__, default=sequence.tenant)
+        # A little less than equal is equal: shares are fractions.
+        if most != sequence.tenant and held[most] - 1 / youngest[most].share > mine - 1e-6:
+            raise _TooManyPlacesError(youngest[most])
+
     def _start(self, sequence: S, found: P, most: int, lane: int) -> int:
         tokens = self.limits.chunk(found.tokens, sequence.length, min(most, lane))
         if tokens > 0:
@@ -310,6 +336,14 @@ class _Step(Generic[S, P]):
 
 class _NoBlocks(Exception):
     """Somebody has to give way."""
+
+
+class _TooManyPlacesError(Exception):
+    """A tenant has more than its share, and another waits."""
+
+    def __init__(self, sequence: Any) -> None:
+        super().__init__()
+        self.sequence = sequence
 
 
 def _blocks(tokens: int, block_size: int) -> int:

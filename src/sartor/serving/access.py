@@ -8,6 +8,7 @@ name point here (DNS rebinding) read the answers too.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import math
 import time
@@ -25,6 +26,7 @@ from sartor.serving.request_record import record_of
 
 OPEN_PATHS = frozenset({"/health"})
 METRICS_PATH = "/metrics"
+_REFUSAL_SECONDS = 0.2
 
 
 class Bucket:
@@ -132,6 +134,13 @@ class Visit(ExitStack):
         return bucket
 
 
+async def slow_down(error: ApiError) -> None:
+    """Lets who is over a limit wait a moment for the answer: whoever asks again and again at once
+    would take more of the server than it is allowed."""
+    if error.status == 429:
+        await asyncio.sleep(_REFUSAL_SECONDS)
+
+
 class Access:
     """The gate: lets a request through with a :class:`Visit` in its state, or answers it."""
 
@@ -161,6 +170,7 @@ class Access:
                 visit.count_request()
         except ApiError as error:
             record_of(scope).error = error
+            await slow_down(error)
             await respond(error)(scope, receive, send)
             return
         scope.setdefault("state", {})["visit"] = visit

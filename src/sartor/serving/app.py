@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from sartor import __version__
-from sartor.serving.access import Access
+from sartor.serving.access import Access, slow_down
 from sartor.serving.errors import ApiError, internal, respond
 from sartor.serving.gateway import Gateway
 from sartor.serving.intake import Intake
@@ -90,6 +90,7 @@ def create_app(
 async def _api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
     record_of(request).error = error
+    await slow_down(error)
     return respond(error)
 
 

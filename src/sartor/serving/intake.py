@@ -133,6 +133,8 @@ class Intake:
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and (len(declared) > 18 or int(declared) > limits.body_bytes):
             raise _too_large(limits.body_bytes)
+        if declared.isdecimal():
+            room.check(int(declared))  # before any of it is read
         body = bytearray()
         try:
             async with asyncio.timeout(limits.body_seconds):
@@ -191,6 +193,13 @@ class _Body:
 
     def take(self, size: int) -> None:
         """Raises ApiError 503 where all the memory is taken, and 429 where the key's part is."""
+        self.check(size)
+        self._room.take(self._key, size)
+        self._held += size
+
+    def check(self, size: int) -> None:
+        """As :meth:`take`, and takes nothing: a client that says much and sends nothing keeps
+        nobody else's room."""
         match self._room.full(self._key, size):
             case "all":
                 raise unavailable(
@@ -202,8 +211,6 @@ class _Body:
                 raise holds_its_part(
                     self._key, f"{self._room.most} of the {self._room.limit} bytes of bodies"
                 )
-        self._room.take(self._key, size)
-        self._held += size
 
     def leave(self) -> None:
         if self._held:
