@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -18,7 +18,8 @@ class TokenizersEncoder:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
-        self._stand_ins: dict[tuple[Surroundings, bool], tuple[str, int]] = {}
+        self._stand_ins: dict[str, int] = {}
+        self._texts: dict[tuple[Surroundings, bool], str] = {}
 
     def encode(self, text: str, parse_special: bool) -> list[int]:
         """Token ids without bos and eos. CapacityError where the system gives the library no
@@ -51,36 +52,51 @@ class TokenizersEncoder:
         # One text for the library, so that it treats what is beside a token as it always does. The
         # tokens in it are ones of our own with a name that nobody knows, because its switch is for
         # all special tokens or none.
-        added = {piece.id: piece for piece in self.added().values()}
+        added = self.added()
+        pieces = {piece.id: piece for piece in added.values()}
+        texts = {piece.id: text for text, piece in added.items()}
         with self._lock:
-            spelled = [
-                part if isinstance(part, str) else self._stand_in(added.get(part)) for part in parts
-            ]
-            text = "".join(part if isinstance(part, str) else part[0] for part in spelled)
-            own = {token for _, token in self._stand_ins.values()}
-            found = self._encode(text, parse_special=False)
-            given = [part for part in parts if isinstance(part, int)]
-            if sum(token in own for token in found) != len(given):
-                # A normaliser keeps some from being read where they stand.
-                return [
-                    token
+            while True:
+                spelled = [
+                    part if isinstance(part, str) else self._stand_in(pieces.get(part))
                     for part in parts
-                    for token in (
-                        self._encode(part, parse_special=False) if isinstance(part, str) else [part]
-                    )
-                    if token >= 0
                 ]
+                own = frozenset(self._stand_ins.values())
+                text = "".join(spelled)
+                found = self._encode(text, parse_special=False)
+                given = [part for part in parts if isinstance(part, int)]
+                if sum(token in own for token in found) == len(given):
+                    break
+                # A normaliser keeps some from being read where they stand, and so it does with the
+                # tokens that they stand for.
+                read = self._read(text, own)
+                end, kept = 0, []
+                for part, its_text in zip(parts, spelled, strict=True):
+                    begin, end = end, end + len(its_text)
+                    is_read = isinstance(part, str) or any(a <= begin and end <= b for a, b in read)
+                    kept.append(part if is_read else texts.get(int(part), ""))
+                if kept == list(parts):
+                    raise SartorError("the tokenizer reads more control tokens than there are")
+                parts = kept
         order = iter(given)
         ids = [next(order) if token in own else token for token in found]
         return [token for token in ids if token >= 0]
 
-    def _stand_in(self, piece: AddedPiece | None) -> tuple[str, int]:
-        """Text and id of a token that takes of the text around it what another one takes."""
+    def _read(self, text: str, own: Collection[int]) -> list[tuple[int, int]]:
+        """Where the tokens ``own`` stand in a text, in characters."""
+        (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        places = zip(encoding.ids, encoding.offsets, strict=True)
+        return [place for token, place in places if token in own]
+
+    def _stand_in(self, piece: AddedPiece | None) -> str:
+        """The text of a token that takes of the text around it what another one takes."""
         from tokenizers import AddedToken
 
-        key = (Surroundings(), False) if piece is None else (piece.surroundings, piece.normalized)
-        if key not in self._stand_ins:
-            how, normalized = key
+        how, normalized = Surroundings(), False
+        if piece is not None:
+            how, normalized = piece.surroundings, piece.normalized
+        text = self._texts.get((how, normalized))
+        if text is None:
             text = f"<|{secrets.token_hex(12)}|>"
             token = AddedToken(
                 text,
@@ -91,8 +107,9 @@ class TokenizersEncoder:
                 single_word=how.single_word,
             )
             self._tokenizer.add_tokens([token])
-            self._stand_ins[key] = text, self._tokenizer.token_to_id(text)
-        return self._stand_ins[key]
+            self._stand_ins[text] = self._tokenizer.token_to_id(text)
+            self._texts[how, normalized] = text
+        return text
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
         # The library keeps this choice as state of the tokenizer, hence the lock.

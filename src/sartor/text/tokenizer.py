@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -101,7 +102,8 @@ class Tokenizer:
                 _check_unicode(part)
         assert isinstance(self._encoder, SpellingEncoder)  # else there are no control tokens
         ids = self._encoder.encode_parts(parts)
-        if more := set(ids) & self.special_ids - set(parts):
+        read = Counter(token for token in ids if token in self.special_ids)
+        if more := read - Counter(part for part in parts if isinstance(part, int)):
             ids = self._encoder.encode_parts(self.spelling.broken(parts, more))
         return ids
 
