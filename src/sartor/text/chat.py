@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -75,12 +75,23 @@ class Chat:
                 return None
             if danger is Danger.START and not _JOINS.search(self._data.source):
                 begun = (t for t, d in zip(strings, dangers, strict=True) if d)
-                if all(text.strip() in self.text for text in begun):
+                if self._has_whole(begun):
                     return None
-        parts, refused = self._own_tokens(spelling)
+        parts, refused = self._own_tokens(spelling, danger)
         return parts if refused or changes else None
 
-    def _own_tokens(self, spelling: ControlSpelling) -> tuple[list[Part], bool]:
+    def _has_whole(self, texts: Iterable[str]) -> bool:
+        """Whether the template has written these texts as they are, one behind the other."""
+        at = 0
+        for text in texts:
+            bare = text.strip()
+            at = self.text.find(bare, at)
+            if at < 0:
+                return False
+            at += len(bare)
+        return True
+
+    def _own_tokens(self, spelling: ControlSpelling, danger: Danger) -> tuple[list[Part], bool]:
         """The parts, and whether they differ from those of the text as it is."""
         # With a mark behind whatever begins a token, no text can make one in any way.
         marked, places = self._marked(spelling.starts)
@@ -88,9 +99,9 @@ class Chat:
         if marked == self.text:
             return parts, refused > 0
         # The marks have changed what the template does, which may look for "<think>" in a text.
-        # Then it is enough that the text without them has the same control tokens.
+        # Where no token is spelled, it is enough that the text has the same ones without marks.
         plain, _ = spelling.parts(self.text)
-        if _ids(plain) == _ids(parts):
+        if danger is not Danger.SPELLED and _ids(plain) == _ids(parts):
             return plain, False
         fewer, at = self._marked(spelling.spelled)
         if fewer == self.text:

@@ -47,8 +47,8 @@ class ChatData:
     add_generation_prompt: bool
 
     def given(self) -> list[Any]:
-        """All that the request brings; its strings may hold anything."""
-        return [self.messages, self.tools, list(self.variables.values())]
+        """All that the request brings, about in the order in which templates write it."""
+        return [self.tools, self.messages, list(self.variables.values())]
 
     def changed(self, change: Callable[[str], str]) -> ChatData:
         """The same with other strings, also those that are names in objects."""
