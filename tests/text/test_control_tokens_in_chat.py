@@ -123,7 +123,9 @@ def metaspace(page: str, scheme: Any) -> Backend:
         vocab_size=900, show_progress=False, special_tokens=bytes_, initial_alphabet=letters
     )
     backend.train_from_iterator([page], trainer)
-    return backend
+    state = json.loads(backend.to_str())
+    state["added_tokens"] = []  # the bytes are in the vocabulary, and no control tokens
+    return Backend.from_str(json.dumps(state))
 
 
 def prepending(page: str) -> Backend:
