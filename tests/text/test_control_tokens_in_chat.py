@@ -555,3 +555,15 @@ def test_names_without_brackets_and_white_space() -> None:
     assert spelling.spelled("xword2xEOT") == [2, 8]
     assert spelling.parts("\nword1", [2]) == ([1, "word1"], 1)
     assert spelling.parts("ba", [2]) == (["ba"], 1)
+
+
+def test_odd_control_tokens_of_a_file() -> None:
+    """Long ones, and ones that share their beginnings in all ways."""
+    texts = ["<" * n + ">" for n in range(1, 400)] + ["<|" + "x" * 20_000 + "|>"]
+    spelling = ControlSpelling(
+        {text: AddedPiece(i, special=True) for i, text in enumerate(texts)}, range(len(texts))
+    )
+    for text in texts:
+        assert spelling.danger(f"a{text}b") is Danger.SPELLED
+        assert spelling.spelled(f"a{text}b")[0] == 2
+    assert spelling.danger("a < b") is Danger.START

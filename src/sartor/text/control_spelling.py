@@ -195,16 +195,31 @@ def _start(token: str) -> str:
     return token
 
 
-def _tree(texts: Collection[str]) -> str:
+def _tree(texts: Collection[str], depth: int = 32) -> str:
     """An expression that matches what begins with one of the texts, in one way through it: a list
-    of thousands would be tried one by one."""
+    of thousands would be tried one by one. Below ``depth`` branches it is a list."""
     if "" in texts:
         return ""
+    if not depth:
+        return f"(?:{'|'.join(map(re.escape, sorted(texts)))})"
     heads: dict[str, list[str]] = {}
     for text in texts:
-        heads.setdefault(text[0], []).append(text[1:])
-    branches = [re.escape(head) + _tree(rest) for head, rest in sorted(heads.items())]
+        heads.setdefault(text[0], []).append(text)
+    branches = []
+    for _, found in sorted(heads.items()):
+        shared = _shared(found)
+        rest = _tree([text[len(shared) :] for text in found], depth - 1)
+        branches.append(re.escape(shared) + rest)
     return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
+
+
+def _shared(texts: Collection[str]) -> str:
+    """What all texts begin with."""
+    first, last = min(texts), max(texts)
+    for i, (a, b) in enumerate(zip(first, last, strict=False)):
+        if a != b:
+            return first[:i]
+    return first
 
 
 def _any_of(texts: Collection[str]) -> re.Pattern[str] | None:
