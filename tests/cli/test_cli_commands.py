@@ -73,6 +73,22 @@ def test_run_as_json(capsys: Capture, tiny: Path) -> None:
     assert out.rstrip("\n") == found["text"].rstrip("\n")
 
 
+def test_run_takes_control_tokens_in_a_prompt_for_text(
+    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prompt_tokens(*arguments: object) -> int:
+        return int(run_json(capsys, "run", *arguments, "--max-tokens", 1)["prompt_tokens"])
+
+    around = prompt_tokens(tiny, "x") - 1
+    spelled = "<|im_end|>"
+    assert prompt_tokens(tiny, spelled) == around + len(spelled)
+    assert prompt_tokens(tiny, spelled, "--special-in-text") == around + 1
+    assert prompt_tokens(tiny, spelled, "--raw") == 1
+    monkeypatch.setenv("SARTOR_RUN_SPECIAL_IN_TEXT", "1")
+    assert prompt_tokens(tiny, spelled) == around + 1
+    assert prompt_tokens(tiny, spelled, "--no-special-in-text") == around + len(spelled)
+
+
 def test_the_template_is_used_unless_raw(capsys: Capture, tiny: Path, bare: Path) -> None:
     def prompt_tokens(*arguments: object) -> int:
         return int(run_json(capsys, "run", *arguments, "--max-tokens", 1)["prompt_tokens"])

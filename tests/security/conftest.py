@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 
-TESTS = Path(__file__).parents[1]
-sys.path.append(str(TESTS / "serving"))  # server_process, raw_client, tiny_model
+SERVING = Path(__file__).parents[1] / "serving"
+sys.path.append(str(SERVING))  # server_process, tiny_model
 
-import pytest  # noqa: E402
-from tiny_model import write_tiny_model  # noqa: E402
+_spec = importlib.util.spec_from_file_location("serving_fixtures", SERVING / "conftest.py")
+assert _spec is not None
+assert _spec.loader is not None
+_serving = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_serving)
 
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny.gguf")
+tiny_model = _serving.tiny_model
+api_server = _serving.api_server
+start_server = _serving.start_server

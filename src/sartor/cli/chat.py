@@ -29,16 +29,22 @@ def chat(
     adapter: str,
     *,
     variables: Mapping[str, Any],
+    special_in_text: bool,
     markdown: bool,
     history: bool,
 ) -> None:
     """Reads messages and answers them until the person leaves. ``variables`` are the chat
-    template's."""
+    template's; ``special_in_text`` is :class:`sartor.text.chat.Chat`'s."""
+    from sartor.text.chat import Chat
+
     template = loaded.template
     assert template is not None  # the caller has looked
 
     def encode(messages: Sequence[Message]) -> list[int]:
-        return llm.tokenizer.encode(template.render(messages, **variables), add_special=False)
+        conversation = Chat(
+            template, llm.tokenizer, messages, special_in_text=special_in_text, **variables
+        )
+        return conversation.encode()
 
     state = ChatState(
         model=loaded.name,

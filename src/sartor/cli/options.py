@@ -46,6 +46,15 @@ Isa = Annotated[
     str, typer.Option(help="CPU instruction-set path (see `sartor devices`); auto takes the best.")
 ]
 
+SpecialInText = Annotated[
+    bool,
+    typer.Option(
+        "--special-in-text/--no-special-in-text",
+        help="In chats, read control tokens that a message spells (<|im_end|>) as such tokens, not "
+        "as text.",
+    ),
+]
+
 Tune = Annotated[
     bool,
     typer.Option(

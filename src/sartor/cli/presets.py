@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _TEXTS = ("model", "system")
-_TAKEN = frozenset({"messages", "tools", "bos_token", "eos_token", "self", "params", "stream"})
+_TAKEN = frozenset(
+    {
+        *("messages", "tools", "bos_token", "eos_token", "self", "params", "stream"),
+        "special_in_text",
+    }
+)
 
 
 def preset_names(settings: Settings) -> list[str]:

@@ -94,6 +94,7 @@ def run(
         Path | None,
         typer.Option(metavar="FOLDER", help="Answer with a LoRA adapter.", show_default=False),
     ] = None,
+    special_in_text: options.SpecialInText = False,
     threads: options.Threads = 0,
     context: options.Context = 0,
     backend: options.Backend = "auto",
@@ -196,11 +197,13 @@ def run(
                 system,
                 name,
                 variables=way.template,
+                special_in_text=special_in_text,
                 markdown=markdown,
                 history=history,
             )
             return
-        chunks = _answer(llm, loaded, prompt, params, system, raw, name, way.template)
+        template = {**way.template, "special_in_text": special_in_text}
+        chunks = _answer(llm, loaded, prompt, params, system, raw, name, template)
         if json:
             answer = follow(chunks, _ignore)
         else:

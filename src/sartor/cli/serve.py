@@ -65,6 +65,7 @@ def serve(
         Path | None,
         typer.Option(help="Let clients load adapters that lie in this folder.", show_default=False),
     ] = None,
+    special_in_text: options.SpecialInText = False,
     log: Annotated[
         Literal["text", "json", "none"], typer.Option(help="A line for each request, in this form.")
     ] = "text",
@@ -164,6 +165,7 @@ def serve(
         aliases=options.aliases(alias),
         adapter_folder=adapter_folder,
         presets=named,
+        special_in_text=special_in_text,
         memory_bytes=options.size(memory) if memory else None,
         telemetry=Telemetry(log, log_file, log_client, otel),
         keys=keys,

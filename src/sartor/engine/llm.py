@@ -29,6 +29,7 @@ from sartor.graph.batch import F32
 from sartor.graph.sampling import SamplingDefaults, SamplingParams
 from sartor.plan import ExecutionPlan
 from sartor.progress import SILENT, Progress
+from sartor.text.chat import Chat
 from sartor.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -245,6 +246,7 @@ class LLM:
         *,
         stream: Literal[False] = False,
         adapter: str = "",
+        special_in_text: bool = False,
         **template: Any,
     ) -> Output: ...
 
@@ -256,6 +258,7 @@ class LLM:
         *,
         stream: Literal[True],
         adapter: str = "",
+        special_in_text: bool = False,
         **template: Any,
     ) -> Iterator[Chunk]: ...
 
@@ -266,10 +269,13 @@ class LLM:
         *,
         stream: bool = False,
         adapter: str = "",
+        special_in_text: bool = False,
         **template: Any,
     ) -> Output | Iterator[Chunk]:
         """Answers a conversation: messages as in the OpenAI API, oldest first.
 
+        ``special_in_text``: control tokens of the model that messages spell become those tokens;
+        else only its chat template places any, and a spelling is text like any other.
         ``template``: further arguments of :meth:`ChatTemplate.render` (``tools``, ...).
         UsageError when the model has no chat template.
         """
@@ -279,9 +285,14 @@ class LLM:
                 f"{self._loaded.name} has no chat template, so it was not made for chat; use "
                 "generate with a plain prompt"
             )
-        text = self._loaded.template.render(messages, **template)
-        # The template writes the special tokens itself, so none are added.
-        ids = self.tokenizer.encode(text, add_special=False)
+        conversation = Chat(
+            self._loaded.template,
+            self.tokenizer,
+            messages,
+            special_in_text=special_in_text,
+            **template,
+        )
+        ids = conversation.encode()
         if stream:
             return self.stream(ids, params, adapter=adapter)
         return self.generate([ids], params, adapter=adapter)[0]

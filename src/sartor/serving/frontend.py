@@ -22,11 +22,12 @@ from sartor.models.config import VectorConfig
 from sartor.plan import ExecutionPlan
 from sartor.serving.errors import context_exceeded, invalid
 from sartor.serving.messages import AdapterSpec, ModelSpec
+from sartor.text.chat import Chat
 from sartor.text.template import ChatTemplate
 from sartor.text.tokenizer import Tokenizer
 
 Makes = Literal["text", "embeddings"]
-_TAKEN = {"self", "messages", "tools", "bos_token", "eos_token"}
+_TAKEN = {"self", "messages", "tools", "bos_token", "eos_token", "special_in_text"}
 
 
 @dataclass
@@ -38,6 +39,7 @@ class ServedModel:
     and with what can change its answers in the plan. ``vectors`` says what a model that makes
     them wants, and ``width`` how many numbers each has. ``adapters`` and ``presets`` are those that
     requests may name in its place. ``sampling`` is what the checkpoint says of how to draw tokens.
+    ``special_in_text``: control tokens that chats spell become those tokens.
     """
 
     name: str
@@ -54,6 +56,7 @@ class ServedModel:
     aliases: frozenset[str] = frozenset()
     sampling: SamplingDefaults = UNSAID
     presets: dict[str, Preset] = field(default_factory=dict)
+    special_in_text: bool = False
 
     @property
     def makes(self) -> Makes:
@@ -71,8 +74,8 @@ class ServedModel:
         """The worker may have room for less than the model's own limit."""
         self.context_length = min(self.context_length, context_length)
 
-    def chat_text(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
-        """A chat as the model's template writes it; tokenise it without special tokens."""
+    def chat(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> Chat:
+        """A chat as the model's template writes it."""
         if self.template is None:
             raise invalid(
                 f"the model {self.name} has no chat template; use /v1/completions", "messages"
@@ -81,7 +84,13 @@ class ServedModel:
             param = "chat_template_kwargs"
             raise invalid(f"{param}: {', '.join(taken)} cannot be set here", param)
         try:
-            return self.template.render(messages, **variables)
+            return Chat(
+                self.template,
+                self.tokenizer,
+                messages,
+                special_in_text=self.special_in_text,
+                **variables,
+            )
         except UsageError as error:
             raise invalid(f"messages: {error}", "messages") from None
 

@@ -44,6 +44,7 @@ class _Facts:
     aliases: frozenset[str]
     adapters: dict[str, Any]
     presets: dict[str, Preset]
+    special_in_text: bool
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,7 @@ def _facts(model: ServedModel) -> _Facts:
         model.aliases,
         dict(model.adapters),
         dict(model.presets),
+        model.special_in_text,
     )
 
 
@@ -185,7 +187,7 @@ class _House:
             model = self._models[name]
             model.context_length = fact.context_length
             model.aliases, model.adapters = fact.aliases, fact.adapters
-            model.presets = fact.presets
+            model.presets, model.special_in_text = fact.presets, fact.special_in_text
         return self._models
 
 

@@ -6,7 +6,8 @@ loop, on a thread or in a process of its own (see :mod:`sartor.serving.intake`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
@@ -97,11 +98,11 @@ def _chat(body: ChatRequest, models: Models, view: View) -> Prepared[ChatRequest
     found = find_model(models, body.model, view, "text")
     model, preset = found.model, found.preset or Preset("")
     params = sampling_params(body, found, view.limits)
-    text = model.chat_text(
+    chat = model.chat(
         preset.opened([message.plain() for message in body.messages]),
         {**preset.template, **(body.chat_template_kwargs or {})},
     )
-    prompt = _encode(text, "messages", model, view.limits, special=False)
+    prompt = _encode(chat.text, "messages", model, view.limits, chat.encode)
     _check_logprobs(body, params, [prompt], model, view.limits)
     lean = body.model_copy(update={"messages": [], **_HEAVY, "chat_template_kwargs": None})
     ignored = frozenset[str]().union(*(message.ignored() for message in body.messages))
@@ -249,7 +250,8 @@ def _encode_all(
     for prompt in prompts:
         try:
             if isinstance(prompt, str):
-                encoded.append(_encode(prompt, param, model, limits, special=True))
+                encode = functools.partial(model.tokenizer.encode, prompt)
+                encoded.append(_encode(prompt, param, model, limits, encode))
             else:
                 _check(prompt, param, model, limits)
                 encoded.append(tuple(prompt))
@@ -260,7 +262,11 @@ def _encode_all(
 
 
 def _encode(
-    text: str, param: str, model: ServedModel, limits: ServerLimits, *, special: bool
+    text: str,
+    param: str,
+    model: ServedModel,
+    limits: ServerLimits,
+    encode: Callable[[], list[int]],
 ) -> tuple[int, ...]:
     most = min(limits.prompt_tokens or model.context_length, model.context_length)
     if len(text) > most * limits.chars_per_token:
@@ -274,7 +280,7 @@ def _encode(
     if count := _surely_above(most, text, model):
         _check_length(count, param, model, limits, at_least=True)
     try:
-        ids = tuple(model.tokenizer.encode(text, add_special=special))
+        ids = tuple(encode())
     except UsageError as error:
         raise invalid(f"{param}: {error}", param) from None
     _check(ids, param, model, limits)

@@ -57,6 +57,7 @@ def serve(
     adapter_folder: Path | None = None,
     presets: Sequence[Preset] = (),
     aliases: Mapping[str, str] | None = None,
+    special_in_text: bool = False,
     telemetry: Telemetry | None = None,
     memory_bytes: int | None = None,
     limits: ServerLimits | None = None,
@@ -75,6 +76,7 @@ def serve(
     presets       served under their names beside the models; one that names a model needs that one
     adapter_folder  where adapters lie that clients may load; None lets them load none
     aliases       further names that requests may use, each with the model that it stands for
+    special_in_text  whether control tokens that messages of a chat spell become those tokens
     max_requests  prompts that may be unfinished at once; further ones get status 429
     max_wait      seconds that a request may wait for its first token, by estimate; one that would
                   wait longer gets status 429. 0: however long
@@ -110,6 +112,8 @@ def serve(
         store = store or ModelStore()
         served = _open(models, plan, cache, store, progress)
         _check_context(plan.max_context, list(served.values()))
+        for model in served.values():
+            model.special_in_text = special_in_text
         add_adapters(served, adapters or {})
         add_presets(served, presets, store)
         add_aliases(served, aliases or {})

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from sartor.errors import CapacityError, SartorError
+from sartor.text.sentencepiece import AddedPiece, Surroundings
 
 
 class TokenizersEncoder:
@@ -15,21 +18,110 @@ class TokenizersEncoder:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
+        self._stand_ins: dict[str, int] = {}
+        self._texts: dict[tuple[Surroundings, bool], str] = {}
 
     def encode(self, text: str, parse_special: bool) -> list[int]:
         """Token ids without bos and eos. CapacityError where the system gives the library no
         threads, SartorError where it fails otherwise."""
-        # The library keeps this choice as state of the tokenizer, hence the lock.
         with self._lock:
-            self._tokenizer.encode_special_tokens = not parse_special
-            try:
-                # As a batch: the library lets other threads run meanwhile, and finds no offsets.
-                (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
-            except BaseException as error:
-                # What Rust calls a panic is no Exception in Python, and would end the process.
-                if type(error).__name__ != "PanicException":
-                    raise
-                raise _explained(error) from None
+            return self._encode(text, parse_special)
+
+    def added(self) -> Mapping[str, AddedPiece]:
+        """The tokens that are matched in the text, by their spelling."""
+        with self._lock:
+            decoder = self._tokenizer.get_added_tokens_decoder()
+        return {
+            token.content: AddedPiece(
+                i,
+                token.special,
+                Surroundings(token.lstrip, token.rstrip, token.single_word),
+                token.normalized,
+            )
+            for i, token in decoder.items()
+        }
+
+    def normalizer(self) -> Callable[[str], str] | None:
+        """What is done to a text before ``normalized`` tokens are looked for."""
+        normalizer = self._tokenizer.normalizer
+        return None if normalizer is None else normalizer.normalize_str
+
+    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
+        """Token ids of a text in parts: ids, of which negative ones stand for nothing, and plain
+        text. Errors as those of ``encode``."""
+        # One text for the library, so that it treats what is beside a token as it always does. The
+        # tokens in it are ones of our own with a name that nobody knows, because its switch is for
+        # all special tokens or none.
+        added = self.added()
+        pieces = {piece.id: piece for piece in added.values()}
+        texts = {piece.id: text for text, piece in added.items()}
+        with self._lock:
+            while True:
+                spelled = [
+                    part if isinstance(part, str) else self._stand_in(pieces.get(part))
+                    for part in parts
+                ]
+                own = frozenset(self._stand_ins.values())
+                text = "".join(spelled)
+                found = self._encode(text, parse_special=False)
+                given = [part for part in parts if isinstance(part, int)]
+                if sum(token in own for token in found) == len(given):
+                    break
+                # A normaliser keeps some from being read where they stand, and so it does with the
+                # tokens that they stand for.
+                read = self._read(text, own)
+                end, kept = 0, []
+                for part, its_text in zip(parts, spelled, strict=True):
+                    begin, end = end, end + len(its_text)
+                    is_read = isinstance(part, str) or any(a <= begin and end <= b for a, b in read)
+                    kept.append(part if is_read else texts.get(int(part), ""))
+                if kept == list(parts):
+                    raise SartorError("the tokenizer reads more control tokens than there are")
+                parts = kept
+        order = iter(given)
+        ids = [next(order) if token in own else token for token in found]
+        return [token for token in ids if token >= 0]
+
+    def _read(self, text: str, own: Collection[int]) -> list[tuple[int, int]]:
+        """Where the tokens ``own`` stand in a text, in characters."""
+        (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        places = zip(encoding.ids, encoding.offsets, strict=True)
+        return [place for token, place in places if token in own]
+
+    def _stand_in(self, piece: AddedPiece | None) -> str:
+        """The text of a token that takes of the text around it what another one takes."""
+        from tokenizers import AddedToken
+
+        how, normalized = Surroundings(), False
+        if piece is not None:
+            how, normalized = piece.surroundings, piece.normalized
+        text = self._texts.get((how, normalized))
+        if text is None:
+            text = f"<|{secrets.token_hex(12)}|>"
+            token = AddedToken(
+                text,
+                special=False,
+                normalized=normalized,
+                lstrip=how.lstrip,
+                rstrip=how.rstrip,
+                single_word=how.single_word,
+            )
+            self._tokenizer.add_tokens([token])
+            self._stand_ins[text] = self._tokenizer.token_to_id(text)
+            self._texts[how, normalized] = text
+        return text
+
+    def _encode(self, text: str, parse_special: bool) -> list[int]:
+        # The library keeps this choice as state of the tokenizer, hence the lock.
+        self._tokenizer.encode_special_tokens = not parse_special
+        try:
+            # As a batch: the library lets other threads run meanwhile, and finds no offsets.
+            (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        except BaseException as error:
+            # What Rust calls a panic is no Exception in Python, and would end the process.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise _explained(error) from None
         ids: list[int] = encoding.ids
         return ids
 

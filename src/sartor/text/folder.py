@@ -125,6 +125,15 @@ def _add_tokens(folder: Path, backend: Any, notes: list[str]) -> None:
             for text, piece in group
         ]
         (backend.add_special_tokens if special else backend.add_tokens)(tokens)
+    # What ends an answer is a control token, whatever the files say of it.
+    ending = [
+        token
+        for token in backend.get_added_tokens_decoder().values()
+        if token.content in END_OF_GENERATION and not token.special
+    ]
+    for token in ending:
+        token.special = True
+    backend.add_special_tokens(ending)
     for text, piece in changed:
         if (given := backend.token_to_id(text)) != piece.id:
             notes.append(f"two files give {text!r} the ids {given} and {piece.id}; {given} counts")

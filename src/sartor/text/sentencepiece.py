@@ -25,10 +25,10 @@ TokenTypes = NDArray[np.integer]  # one TokenType for each token, by id
 Prefix = Literal["all", "spaceless", "first"]
 
 _WORD = re.compile(r"\w")
-_WHITE_SPACE = frozenset(
-    "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"
-    + "".join(map(chr, range(0x2000, 0x200B)))
+_WHITE_SPACE_TEXT = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
 )  # Unicode's White_Space, as the tokenizers library has it; Python's isspace() knows others too
+_WHITE_SPACE = frozenset(_WHITE_SPACE_TEXT)
 
 _CACHE_LIMIT = 1 << 16
 _CACHED_LENGTH = 64
@@ -114,6 +114,22 @@ class Splitter:
         if start < len(text):
             yield text[start:], None
 
+    def first(self, text: str, at: int = 0) -> tuple[int, int, int] | None:
+        """Begin, end and id of the first match from ``at`` on, without the white space that it
+        takes."""
+        while self._start is not None and (found := self._start.search(text, at)):
+            at = found.start()
+            match = self._longest(text, at)
+            if match is None:
+                at += 1
+                continue
+            end = at + len(match)
+            takes = self._surroundings.get(match)
+            if takes is None or not takes.single_word or not _in_word(text, at, end):
+                return at, end, self._tokens[match]
+            at = end
+        return None
+
     def _longest(self, text: str, at: int) -> str | None:
         for key in (text[at : at + 2], text[at]):
             for size in self._lengths.get(key, ()):
@@ -159,6 +175,8 @@ class SentencePieceBPE:
         user_ids = {tokens[i].replace(" ", SPACE): i for i in user if tokens[i] not in added}
         added = {**{tokens[i]: AddedPiece(i, special=True) for i in control}, **added}
         takes = {text: piece.surroundings for text, piece in added.items()}
+        self._added = added
+        self._takes = {piece.id: piece.surroundings for piece in added.values()}
         plain = {text: piece.id for text, piece in added.items() if not piece.special}
         self._raw = Splitter(plain, takes)
         self._raw_special = Splitter({text: piece.id for text, piece in added.items()}, takes)
@@ -192,6 +210,39 @@ class SentencePieceBPE:
                 ids.append(token)
             at_start = False
         return ids
+
+    def added(self) -> Mapping[str, AddedPiece]:
+        """The tokens that are matched in the raw text, by their spelling."""
+        return self._added
+
+    def normalizer(self) -> None:
+        """No token is looked for behind the normaliser but those that stand for text."""
+
+    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
+        """Token ids of a text in parts: ids, of which negative ones stand for nothing, and plain
+        text."""
+        ids: list[int] = []
+        at_start = True
+        for index, part in enumerate(parts):
+            if isinstance(part, int):
+                ids += [part] if part >= 0 else []
+                at_start = False
+                continue
+            if index and self._around(parts[index - 1]).rstrip:
+                part = part.lstrip(_WHITE_SPACE_TEXT)
+            if index + 1 < len(parts) and self._around(parts[index + 1]).lstrip:
+                part = part.rstrip(_WHITE_SPACE_TEXT)
+            for piece, token in self._raw.split(part):
+                if token is None:
+                    ids += self._encode_span(piece, at_start)
+                else:
+                    ids.append(token)
+                at_start = False
+        return ids
+
+    def _around(self, part: str | int) -> Surroundings:
+        nothing = Surroundings()
+        return nothing if isinstance(part, str) else self._takes.get(part, nothing)
 
     def _encode_span(self, text: str, at_start: bool) -> list[int]:
         if self._normalize is not None:

@@ -7,7 +7,8 @@ in a process of its own that is limited and can be stopped (``template_process.p
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,43 @@ _TEXT_PARTS = ("text", "input_text", "output_text")  # the last two: OpenAI's Re
 _MOST_ROLES = 64  # whose shapes are kept: callers may name any role
 _GGUF_KEY = "tokenizer.chat_template"
 _PLAIN = frozenset({Shape.TEXT})
+
+
+@dataclass(frozen=True)
+class ChatData:
+    """What a request gives a template, as plain data.
+
+    ``source``: the template that it is for. ``variables``: further names that the template uses.
+    """
+
+    source: str
+    messages: list[Message]
+    tools: list[Any] | None
+    variables: dict[str, Any]
+    add_generation_prompt: bool
+
+    def given(self) -> list[Any]:
+        """All that the request brings, about in the order in which templates write it."""
+        return [self.tools, self.messages, list(self.variables.values())]
+
+    def changed(self, change: Callable[[str], str]) -> ChatData:
+        """The same with other strings, also those that are names in objects."""
+        return replace(
+            self,
+            messages=_changed(self.messages, change),
+            tools=_changed(self.tools, change),
+            variables={name: _changed(value, change) for name, value in self.variables.items()},
+        )
+
+
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {_changed(k, change): _changed(v, change) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_changed(item, change) for item in value]
+    return value
 
 
 class ChatTemplate:
@@ -81,21 +119,45 @@ class ChatTemplate:
         refuses them, fails, reaches for Python internals or takes too much time or memory.
         FormatError if the template has a syntax error.
         """
+        data = self.read(
+            messages, add_generation_prompt=add_generation_prompt, tools=tools, **kwargs
+        )
+        return self.write(data)
+
+    def read(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> ChatData:
+        """The arguments of :meth:`render` as :meth:`write` takes them. UsageError if they are
+        malformed, or if the model cannot chat."""
         if taken := _RESERVED & kwargs.keys():
             raise UsageError(f"{', '.join(sorted(taken))} cannot be set as a template variable")
         source = self._tools_source if tools and self._tools_source is not None else self.source
         if self.fault and source is self.source:
             raise UsageError(f"{self.fault}; a plain prompt needs no template")
+        return ChatData(
+            source=source,
+            messages=[_message(m, i) for i, m in enumerate(messages)],
+            tools=plain_data(list(tools), "tools") if tools else None,
+            variables=plain_data(kwargs, "the template variables"),
+            add_generation_prompt=add_generation_prompt,
+        )
+
+    def write(self, data: ChatData) -> str:
+        """The prompt for a chat; raises what :meth:`render` raises of a template."""
         variables = {
             "documents": None,
             **self._variables,
-            **plain_data(kwargs, "the template variables"),
-            "tools": plain_data(list(tools), "tools") if tools else None,
-            "add_generation_prompt": add_generation_prompt,
+            **data.variables,
+            "tools": data.tools,
+            "add_generation_prompt": data.add_generation_prompt,
         }
-        plain = [_message(m, i) for i, m in enumerate(messages)]
-        variables["messages"] = self._shaped(plain, source, variables)
-        return self._process.render(source, variables)
+        variables["messages"] = self._shaped(data.messages, data.source, variables)
+        return self._process.render(data.source, variables)
 
     def _shaped(
         self, messages: list[Message], source: str, variables: Mapping[str, Any]

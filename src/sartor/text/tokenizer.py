@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 from sartor.errors import UsageError
+from sartor.text.control_spelling import ControlSpelling, Part, SpellingEncoder
 
 
 class Encoder(Protocol):
@@ -75,15 +78,34 @@ class Tokenizer:
 
         UsageError if the text holds a lone surrogate, which no encoding can represent.
         """
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UsageError(
-                f"the text is not valid Unicode: lone surrogate U+{ord(text[error.start]):04X} "
-                f"at character {error.start}; remove it or send valid UTF-8"
-            ) from None
+        _check_unicode(text)
         ids = self._encoder.encode(text, parse_special)
         return [*self._prefix, *ids, *self._suffix] if add_special else ids
+
+    @cached_property
+    def spelling(self) -> ControlSpelling:
+        """How the control tokens are spelled."""
+        encoder = self._encoder
+        if not isinstance(encoder, SpellingEncoder):
+            return ControlSpelling({}, ())
+        return ControlSpelling(encoder.added(), self.special_ids, encoder.normalizer())
+
+    def encode_parts(self, parts: Sequence[Part]) -> list[int]:
+        """Token ids of a text whose control tokens are given: a part is an id, or text in which
+        nothing is a control token.
+
+        The text is split and merged as ``encode`` does it with the text that has those tokens
+        spelled out; no others are added. UsageError as there.
+        """
+        for part in parts:
+            if isinstance(part, str):
+                _check_unicode(part)
+        assert isinstance(self._encoder, SpellingEncoder)  # else there are no control tokens
+        ids = self._encoder.encode_parts(parts)
+        read = Counter(token for token in ids if token in self.special_ids)
+        if more := read - Counter(part for part in parts if isinstance(part, int)):
+            ids = self._encoder.encode_parts(self.spelling.broken(parts, more))
+        return ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of ``ids``; control tokens are left out unless ``skip_special`` is False.
@@ -112,6 +134,16 @@ class Tokenizer:
             data = self._bytes_of(id) if 0 <= id < self.vocab_size else b""
             self._bytes[id] = data
         return data
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the text is not valid Unicode: lone surrogate U+{ord(text[error.start]):04X} "
+            f"at character {error.start}; remove it or send valid UTF-8"
+        ) from None
 
 
 def tokenizer_from_gguf(
