@@ -50,7 +50,9 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     requests_per_minute, tokens_per_minute   prompts and answers together
     models    names that the key may ask for: models, aliases, adapters
     group     keys of one group find each other's prompts in the prefix cache, others never do
-    admin     may load and unload adapters
+    admin     may load and unload adapters, and see what ``metrics`` lets it see
+    metrics   sees all lines of /metrics, and in /health why a model cannot answer; without it a key
+              sees the lines of its own requests
     """
 
     name: Name
@@ -63,6 +65,12 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     models: tuple[str, ...] = ()
     group: Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?\Z")] = ""
     admin: bool = False
+    metrics: bool = False
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether the figures and the problems of the whole server are for this key."""
+        return self.admin or self.metrics
 
     @property
     def salt(self) -> str:
@@ -75,6 +83,12 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 ANYONE = ApiKey(name="", sha256="", admin=True)
 """In the name of whom requests come where there are no keys."""
+
+GUEST = ApiKey(name="", sha256="")
+"""Who may see the names of models, and nothing of how the server fares."""
+
+STRANGER = ApiKey(name="", sha256="", models=("",))
+"""Who may see nothing: no model has an empty name."""
 
 
 class _Entries(msgspec.Struct, forbid_unknown_fields=True):

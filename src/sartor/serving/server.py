@@ -23,6 +23,7 @@ from sartor.serving.addresses import bind, is_public, listen, room_for, url, url
 from sartor.serving.app import create_app
 from sartor.serving.frontend import ServedModel, open_served_model
 from sartor.serving.gateway import Gateway
+from sartor.serving.hosts import Hosts, check_hosts
 from sartor.serving.http_protocol import BoundedProtocol, keep_sweeping
 from sartor.serving.intake import Intake
 from sartor.serving.keys import KeyFile
@@ -62,6 +63,7 @@ def serve(
     limits: ServerLimits | None = None,
     keys: Path | None = None,
     cors_origins: Sequence[str] = (),
+    allowed_hosts: Sequence[str] = (),
     store: ModelStore | None = None,
     progress: Progress | None = None,
     announce: Announce | None = None,
@@ -83,6 +85,7 @@ def serve(
     telemetry     what is logged and traced of requests; None: nothing
     keys          file of API keys, of which every request needs one; None lets everybody ask
     cors_origins  web pages that may ask from a browser, like https://example.org
+    allowed_hosts  further names of this server, for clients of one without keys; * is any name
     announce      is called when the server is ready; None prints the ready line
 
     Blocks. The first SIGINT or SIGTERM lets answers finish and turns new requests away (503); a
@@ -99,6 +102,7 @@ def serve(
     key_file = None if keys is None else KeyFile(keys)
     check_adapters(adapters or {}, adapter_folder)
     check_origins(cors_origins)
+    check_hosts(allowed_hosts)
     with (
         (telemetry or Telemetry()).open() as sinks,
         contextlib.closing(bind(host, port)) as listener,
@@ -141,6 +145,7 @@ def serve(
                     limits,
                     key_file,
                     cors_origins,
+                    Hosts.of(listener, host, allowed_hosts),
                     sinks,
                     announce or _print_ready_line,
                 )
@@ -205,13 +210,14 @@ async def _serve(
     limits: ServerLimits,
     keys: KeyFile | None,
     cors_origins: Sequence[str],
+    hosts: Hosts,
     sinks: Sequence[Sink],
     announce: Announce,
 ) -> int:
     gateway = make_gateway()
     intake = Intake(gateway.models, limits)
     config = uvicorn.Config(
-        create_app(gateway, intake, keys=keys, cors_origins=cors_origins, sinks=sinks),
+        create_app(gateway, intake, keys=keys, cors_origins=cors_origins, hosts=hosts, sinks=sinks),
         http=functools.partial(BoundedProtocol, limits),  # type: ignore[arg-type]
         ws="none",
         timeout_keep_alive=limits.idle_seconds,  # type: ignore[arg-type]
