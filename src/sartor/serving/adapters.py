@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from sartor.serving.errors import ApiError, invalid, unavailable
 from sartor.serving.frontend import ServedModel
 from sartor.serving.messages import AdapterLoaded, AdapterSpec, DropAdapter, LoadAdapter, ToWorker
 from sartor.serving.names import lookup
+from sartor.serving.shown_paths import without_folders
 from sartor.serving.supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
 
 
 class Adapters:
@@ -33,6 +38,14 @@ class Adapters:
             if name in model.adapters:
                 return model, model.adapters[name]
         return None
+
+    def paths(self) -> Iterator[str]:
+        """Of all files and folders that messages of a worker may name."""
+        for model in self._models.values():
+            yield from (model.spec.path, model.spec.cache or "")
+            yield from (spec.path for spec in model.adapters.values())
+        yield from (spec.path for _, spec in self._retired.values())
+        yield "" if self._folder is None else str(self._folder.resolve())
 
     async def load(self, model: ServedModel, name: str, path: str) -> None:
         """Loads an adapter from the folder. Raises ApiError where that is not possible."""
@@ -68,7 +81,8 @@ class Adapters:
         finally:
             del self._loading[model.name, name]
         if error is not None:
-            raise invalid(error, "lora_path")
+            logger.warning("a client's adapter was not loaded: %s", error)
+            raise invalid(without_folders(error, [spec.path, *self.paths()]), "lora_path")
         model.adapters[name] = spec
         self._remember()
 

@@ -29,6 +29,7 @@ from sartor.serving.intake import Intake
 from sartor.serving.keys import KeyFile
 from sartor.serving.lifecycle import Timing
 from sartor.serving.limits import ServerLimits
+from sartor.serving.shown_paths import served_names_of
 from sartor.serving.startup import (
     Started,
     add_adapters,
@@ -38,6 +39,7 @@ from sartor.serving.startup import (
     check_origins,
 )
 from sartor.serving.telemetry import Sink, Telemetry
+from sartor.store.manifest import StoredModel
 from sartor.store.progress import Progress
 from sartor.store.store import ModelStore
 
@@ -160,15 +162,29 @@ def _open(
     progress: Progress | None,
 ) -> dict[str, ServedModel]:
     """The models by name, from wherever they are. Raises SartorError."""
-    served: dict[str, ServedModel] = {}
+    found: dict[str, tuple[str, StoredModel]] = {}
     for reference in models:
         stored = store.ensure(reference, progress)
-        if stored.name in served:
+        if stored.name in found:
             raise UsageError(f"serve: the model {stored.name} is named twice; name it once")
-        model = open_served_model(stored.name, stored.path, plan, cache)
+        found[stored.name] = reference, stored
+    in_place = [stored for _, stored in found.values() if stored.pulled_at is None]
+    shown = served_names_of(
+        [stored.path for stored in in_place],
+        [
+            {name for own, (typed, _) in found.items() if own != s.name for name in (own, typed)}
+            for s in in_place
+        ],
+    )
+    names = dict(zip((stored.name for stored in in_place), shown, strict=True))
+    served: dict[str, ServedModel] = {}
+    for reference, stored in found.values():
+        # Clients see no folders of this machine.
+        name = names.get(stored.name, stored.name)
+        model = open_served_model(name, stored.path, plan, cache)
         # What the user typed works in requests too: "./m.gguf", or a name without its tag.
-        model.aliases = frozenset({reference})
-        served[stored.name] = model
+        model.aliases = frozenset({reference, stored.name})
+        served[name] = model
     return served
 
 

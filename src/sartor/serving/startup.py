@@ -105,9 +105,10 @@ def add_presets(
             raise UsageError(f"{where} has the name of {taken.kind} here; rename it")
         if preset.model:
             stored = store.resolve(preset.model)
-            if stored is None or stored.name not in served:
+            meant = None if stored is None else lookup(served, stored.name)
+            if meant is None:
                 raise UsageError(f"{where} is for {preset.model}; name that model too")
-            model = served[stored.name]
+            model = meant.model
         elif len(served) == 1:
             (model,) = served.values()
         else:
