@@ -55,6 +55,11 @@ class Adapters:
                 "this server loads no adapters on request; start it with --adapter-folder",
                 code="adapters_disabled",
             )
+        if not name.isprintable():
+            raise invalid(
+                "lora_name: the name has characters that cannot be shown; choose another",
+                "lora_name",
+            )
         if lookup(self._models, name) is not None:
             raise invalid(f"lora_name: {name!r} is in use; drop it first", "lora_name")
         if name in self._retired:

@@ -21,8 +21,10 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from sartor.engine.preset import Preset
 from sartor.plan import ExecutionPlan
+from sartor.serving.environment import child_environment
 from sartor.serving.errors import ApiError, unavailable
 from sartor.serving.frontend import ServedModel, open_served_model
+from sartor.serving.log_lines import log_to_stderr
 from sartor.serving.openai_types import ChatRequest, CompletionRequest, EmbeddingRequest
 from sartor.serving.prepare import Prepared, View, prepare
 from sartor.serving.supervisor import import_path
@@ -119,7 +121,7 @@ class IntakeProcess:
                 "-P",
                 "-m",
                 "sartor.serving.intake_process",
-                env={**os.environ, "PYTHONPATH": import_path()},
+                env=child_environment(PYTHONPATH=import_path()),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
             )
@@ -202,6 +204,7 @@ def _serve(read: BinaryIO, write: BinaryIO) -> None:
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too, and its owner decides
     write = os.fdopen(os.dup(1), "wb")
+    log_to_stderr()
     os.dup2(2, 1)  # what a library prints is no answer
     with contextlib.suppress(BrokenPipeError):
         _serve(sys.stdin.buffer, write)

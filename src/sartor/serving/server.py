@@ -9,7 +9,6 @@ import functools
 import gc
 import math
 import socket
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -19,6 +18,7 @@ import uvicorn
 from sartor.engine.preset import Preset
 from sartor.errors import SartorError, UsageError
 from sartor.plan import ExecutionPlan
+from sartor.printable import plain
 from sartor.serving.addresses import bind, is_public, listen, room_for, url, urls
 from sartor.serving.app import create_app
 from sartor.serving.frontend import ServedModel, open_served_model
@@ -29,6 +29,7 @@ from sartor.serving.intake import Intake
 from sartor.serving.keys import KeyFile
 from sartor.serving.lifecycle import Timing
 from sartor.serving.limits import ServerLimits
+from sartor.serving.log_lines import log_to_stderr, say
 from sartor.serving.shown_paths import served_names_of
 from sartor.serving.startup import (
     Started,
@@ -98,6 +99,7 @@ def serve(
         raise UsageError("serve: name at least one model, for example smollm2:135m")
     if not math.isfinite(max_wait) or max_wait < 0:
         raise UsageError(f"serve: max_wait is {max_wait}; it must be a number, and 0 takes all")
+    log_to_stderr()
     plan = plan or ExecutionPlan()
     limits = limits or ServerLimits()
     limits = dataclasses.replace(limits, connections=room_for(limits.connections))
@@ -116,12 +118,10 @@ def serve(
         add_presets(served, presets, store)
         add_aliases(served, aliases or {})
         if keys is None and is_public(listener):
-            print(
+            say(
                 f"warning: other machines may reach {url(listener)}, and whoever does can use it: "
                 "there are no API keys. Make some with `sartor keys add FILE NAME` and start with "
-                "--keys FILE, or leave --host away",
-                file=sys.stderr,
-                flush=True,
+                "--keys FILE, or leave --host away"
             )
 
         def make_gateway() -> Gateway:
@@ -189,7 +189,7 @@ def _open(
 
 
 def _print_ready_line(started: Started) -> None:
-    print(started.ready_line, flush=True)
+    print(plain(started.ready_line), flush=True)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -217,7 +217,7 @@ def _check_context(asked: int, served: Sequence[ServedModel]) -> None:
             "get it",
             fields=("max_context",),
         )
-    print(f"note: {limits}, less than the context asked for", file=sys.stderr, flush=True)
+    say(f"note: {limits}, less than the context asked for")
 
 
 async def _serve(
@@ -237,6 +237,7 @@ async def _serve(
         http=functools.partial(BoundedProtocol, limits),  # type: ignore[arg-type]
         ws="none",
         timeout_keep_alive=limits.idle_seconds,  # type: ignore[arg-type]
+        log_config=None,  # its messages go where ours do
         log_level="error",  # what clients do wrong is for them to know
         access_log=False,
         lifespan="off",
@@ -277,10 +278,10 @@ async def _settle(
 ) -> None:
     """Waits for the worker's first word. A model that cannot be loaded now was none to start the
     server with, and ends it; one that is lost later does not."""
-    print(f"Loading {', '.join(gateway.models)} ...", file=sys.stderr, flush=True)
+    say(f"Loading {', '.join(gateway.models)} ...")
     for model in gateway.models.values():
         for note in model.sampling.notes:
-            print(f"note: {note}", file=sys.stderr, flush=True)
+            say(f"note: {note}")
     await gateway.settled()
     if failure := gateway.failure():
         server.failure = f"the server cannot start: {failure}"
@@ -321,8 +322,4 @@ class _Server(uvicorn.Server):
             return
         self._gateway.draining = True
         if count := self._gateway.unfinished:
-            print(
-                f"Stopping after {count} unfinished requests; once more stops at once",
-                file=sys.stderr,
-                flush=True,
-            )
+            say(f"Stopping after {count} unfinished requests; once more stops at once")

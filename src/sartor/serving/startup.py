@@ -65,6 +65,10 @@ class Started:
 def check_adapters(adapters: Mapping[str, Path], folder: Path | None) -> None:
     """Raises UsageError where there is no such folder."""
     for name, path in adapters.items():
+        if not name.isprintable():
+            raise UsageError(
+                f"serve: the adapter {name[:40]!r} has a name with characters that cannot be shown"
+            )
         if not path.is_dir():
             raise UsageError(f"serve: the adapter {name}: {path} is no folder")
     if folder is not None and not folder.is_dir():
