@@ -118,11 +118,11 @@ def attributes(record: RequestRecord) -> dict[str, Any]:
         "gen_ai.response.finish_reasons": record.finish_reasons or None,
         "gen_ai.usage.input_tokens": record.prompt_tokens or None,
         "http.request.method": field(record.method),
-        "http.route": record.route,
+        "http.route": field(record.route),
         "http.response.status_code": record.status or None,
-        "error.type": record.code or None,
+        "error.type": field(record.code) or None,
         "sartor.request.id": record.id,
-        "sartor.key": record.key or None,
+        "sartor.key": field(record.key) or None,
         "sartor.worker_restarts": record.restarts or None,
     }
     if record.requests:
