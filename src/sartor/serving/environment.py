@@ -15,7 +15,7 @@ _NAME = re.compile(
     r"|SECRET_KEY|PRIVATE_KEY|HEADERS)$",
     re.IGNORECASE,
 )
-_LOGIN = re.compile(r"://[^/?#\s]+@")
+_LOGIN = re.compile(r"://(?:[^/?#\s:]*:(?!\d+[/?#])\S*|[^/?#\s]+)@")
 """A user name or a password in an address."""
 
 

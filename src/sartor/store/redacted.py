@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import re
 
-_LOGIN = re.compile(r"(?<=://)[^/?#\s'\"]+@")
+_LOGIN = re.compile(
+    # A password may hold what ends the name of a host; the number of a port does not begin one.
+    r"(?<=://)(?:[^/?#\s'\":]*:(?!\d+[/?#])[^\s'\"]*|[^/?#\s'\"]+)@"
+)
 _QUERY = re.compile(r"(https?://[^\s?'\"<>]+)\?[^\s'\"<>)]+")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}")
 _VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELSCOPE_API_TOKEN")
