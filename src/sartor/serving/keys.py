@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import secrets
+import stat
 import sys
 import tempfile
 import time
@@ -199,7 +200,20 @@ class KeyFile:
         return False
 
     def _check_mode(self) -> None:
-        if self._seen is not None and self._seen.mode & 0o022 and sys.platform != "win32":
+        if self._seen is None or sys.platform == "win32":
+            return
+        folder = self._path.resolve().parent
+        with contextlib.suppress(OSError):
+            mode = folder.stat().st_mode
+            # In a sticky folder, like /tmp, nobody can replace the files of others.
+            if mode & 0o022 and not mode & stat.S_ISVTX:
+                logger.warning(
+                    "the folder %s of the keys file may be written by other users (mode %04o), who "
+                    "could replace the file and let anybody in; take that right away: chmod go-w",
+                    folder,
+                    mode & 0o7777,
+                )
+        if self._seen.mode & 0o022:
             logger.warning(
                 "the keys file %s may be written by other users (mode %04o), who could let anybody "
                 "in; take that right away: chmod 600",
@@ -209,11 +223,11 @@ class KeyFile:
 
     def _look(self) -> _Stamp | None:
         try:
-            stat = self._path.stat()
+            now = self._path.stat()
         except OSError:
             return None
-        times = stat.st_ctime_ns, stat.st_mtime_ns
-        return _Stamp(*times, stat.st_size, stat.st_ino, stat.st_dev, stat.st_mode)
+        times = now.st_ctime_ns, now.st_mtime_ns
+        return _Stamp(*times, now.st_size, now.st_ino, now.st_dev, now.st_mode)
 
 
 def _age(stamp: _Stamp) -> float:
@@ -226,6 +240,7 @@ def add_key(path: Path, make: Callable[[str], ApiKey]) -> str:
 
     A file that is not there is made. UsageError where the name is taken.
     """
+    path = path.resolve()  # a link stays one
     token = _PREFIX + secrets.token_urlsafe(32)
     entry = make(hashlib.sha256(token.encode()).hexdigest())
     with _locked(path):
@@ -238,6 +253,7 @@ def add_key(path: Path, make: Callable[[str], ApiKey]) -> str:
 
 def revoke_key(path: Path, name: str) -> None:
     """Removes the entry of that name. UsageError where there is none."""
+    path = path.resolve()
     with _locked(path):
         keys = read_keys(path)
         left = tuple(key for key in keys if key.name != name)
