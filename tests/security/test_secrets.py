@@ -14,6 +14,7 @@ import pytest
 from raw_client import RawClient
 from server_process import ServerProcess, kill_hard, wait_until
 
+from sartor.cli.main import guarded
 from sartor.serving.environment import child_environment, is_secret
 from sartor.serving.keys import ApiKey, add_key
 from sartor.serving.request_log import json_line, text_line
@@ -193,3 +194,18 @@ def test_a_download_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     with pytest.raises(SourceError) as raised:
         Patience().wait(lambda: fail(None, ConnectionError(address)), f"at {address}")
     assert CANARY not in str(raised.value)
+
+
+def test_what_debug_shows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: Any) -> int:
+        raise RuntimeError(f"at https://me:{CANARY}@mirror.invalid/\x1b[31m")
+
+    monkeypatch.setattr("sartor.cli.main.dispatch", fail)
+    assert guarded(["list", "--debug"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert "https://***@mirror.invalid/" in err
+    assert CANARY not in err
+    assert "\x1b" not in err
