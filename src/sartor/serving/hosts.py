@@ -36,7 +36,9 @@ class Hosts:
     def of(cls, sock: socket.socket, host: str, allowed: Sequence[str] = ()) -> Hosts:
         """Those of a socket that was bound to ``host``, of this machine, and ``allowed`` ones."""
         bound = _address(sock.getsockname()[0])
-        names = {_tidy(name) for name in (host, socket.gethostname(), *allowed)}
+        machine = socket.gethostname()
+        short = machine.partition(".")[0]
+        names = {_tidy(name) for name in (host, machine, short, *allowed)}
         unspecified = bound is None or bound.is_unspecified
         return cls(frozenset(names - {""}), None if unspecified else bound, "*" in allowed)
 
