@@ -75,7 +75,7 @@ def server(model: str) -> Iterator[tuple[str, int]]:
 
 def post(address: tuple[str, int], body: bytes) -> socket.socket:
     sock = socket.create_connection(address, 120)
-    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode())
     with contextlib.suppress(ConnectionError):
         sock.sendall(body)

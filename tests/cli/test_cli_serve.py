@@ -74,7 +74,7 @@ def test_a_taken_port(capsys: Capture) -> None:
 
 def test_aliases_that_lead_nowhere(capsys: Capture, tiny: Path) -> None:
     said = fails(capsys, 2, "serve", tiny, "--port", 0, "--alias", "a=other")
-    assert f"a is for other, which is not served; name one of {tiny}" in said
+    assert f"a is for other, which is not served; name one of {tiny.name}" in said
 
 
 def test_a_limit_of_bodies_above_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 SERVING = Path(__file__).parents[1] / "serving"
-sys.path.append(str(SERVING))  # server_process, tiny_model
+sys.path.append(str(SERVING))  # server_process, raw_client, tiny_model
 
 _spec = importlib.util.spec_from_file_location("serving_fixtures", SERVING / "conftest.py")
 assert _spec is not None

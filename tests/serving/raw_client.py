@@ -36,7 +36,12 @@ class RawClient:
         return self
 
     def post(self, body: bytes, path: str = "/v1/completions", *headers: str) -> RawClient:
-        head = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *headers]
+        head = [
+            f"POST {path} HTTP/1.1",
+            "Host: localhost",
+            f"Content-Length: {len(body)}",
+            *headers,
+        ]
         return self.send("\r\n".join([*head, "", ""]).encode("latin-1") + body)
 
     def drip(self, piece: bytes, every: float, seconds: float) -> float:

@@ -83,7 +83,7 @@ class ServerProcess:
             env={**os.environ, **(environment or {})},
         )
         self.backend = backend
-        self.names = [str(model) for model in models]
+        self.names = [Path(model).name for model in models]
         self.url = ""
         if wait:
             self.read_ready_line()

@@ -270,7 +270,7 @@ def test_a_reader_that_stalls_is_cut_off(api_server: ServerProcess) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.settimeout(20)
         sock.connect((host, int(port)))
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         sock.sendall(head.encode() + body)
         time.sleep(10)  # a slow machine takes a while to fill the buffers between the two
         received = b""

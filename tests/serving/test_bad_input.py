@@ -184,34 +184,37 @@ def test_other_methods(api_server: ServerProcess, method: str) -> None:
 @pytest.mark.parametrize(
     ("head", "status"),
     [
-        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 300_000, 431),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 300_000, 431),
         (b"GET /" + b"a" * 300_000, 431),
-        (b"GET /" + b"a" * 10_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+        (b"GET /" + b"a" * 10_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
         (b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 60_000, 431),
         (b"GET / HTTP/1.1\r\n\r\n", 400),  # no host
-        (b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
-        (b"GET / HTTP/9.9\r\nHost: x\r\n\r\n", 404),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: y\r\n\r\n", 400),
+        (b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n", 404),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),  # TLS
         (b"\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nBad Name: a\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n", 400),
-        (b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
-        (b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1, 2\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nBad Name: a\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: a\0b\r\n\r\n", 400),
+        (b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1, 2\r\n\r\n", 400),
         (
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n"
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n"
             b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
             400,
         ),
-        (b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
         (
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n",
+            501,
+        ),
+        (
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
             400,
         ),
-        (b"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: \xff\xfe\r\n\r\n", 200),
-        (b"GET /v1/models/%ff%00%2f HTTP/1.1\r\nHost: x\r\n\r\n", 404),
-        (b"GET http://other/health HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+        (b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: \xff\xfe\r\n\r\n", 200),
+        (b"GET /v1/models/%ff%00%2f HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+        (b"GET http://other/health HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
         (
-            b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+            b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
             200,
         ),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 404),
@@ -230,13 +233,15 @@ def test_pipelined_requests_are_answered_in_order(api_server: ServerProcess) -> 
     def request(tokens: int) -> bytes:
         body = json.dumps({"model": api_server.name, "prompt": "x", "max_tokens": tokens}).encode()
         return (
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+            % len(body)
             + body
         )
 
     with RawClient(api_server) as client:
         client.send(
-            b"".join(request(n) for n in (3, 1, 2)) + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+            b"".join(request(n) for n in (3, 1, 2))
+            + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
         )
         counts = [client.answer()[1]["usage"]["completion_tokens"] for _ in range(3)]
         assert counts == [3, 1, 2]
@@ -246,7 +251,7 @@ def test_pipelined_requests_are_answered_in_order(api_server: ServerProcess) -> 
 def test_a_client_that_waits_to_be_told_to_go_on(api_server: ServerProcess) -> None:
     with RawClient(api_server) as client:
         client.send(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n"
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n"
             b"Expect: 100-continue\r\n\r\n"
         )
         assert client.socket.recv(100).startswith(b"HTTP/1.1 100 ")

@@ -167,7 +167,7 @@ def test_a_packed_body_in_chunks_after_a_word(api_server: ServerProcess) -> None
     packed = gzip.compress(completion(api_server))
     with RawClient(api_server) as client:
         client.send(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
             b"Content-Encoding: gzip\r\nExpect: 100-continue\r\n\r\n"
         )
         assert client.socket.recv(100).startswith(b"HTTP/1.1 100 ")

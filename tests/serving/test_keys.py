@@ -56,6 +56,7 @@ def test_every_field_survives_writing(tmp_path: Path) -> None:
         "models": ('quo"te', "back\\slash", "\x7f\x01 ä\u20ac"),
         "group": "team",
         "admin": True,
+        "metrics": True,
     }
     assert set(fields) | {"name", "sha256"} == set(ApiKey.__struct_fields__)
     add_key(path, entry("a", **fields))

@@ -124,7 +124,7 @@ def test_a_body_that_is_too_long(strict: ServerProcess) -> None:
     assert "200000" in response.json()["error"]["message"]
     with RawClient(strict) as client:
         status, error = client.send(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: "
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
             + b"9" * 18
             + b"\r\n\r\n"
         ).answer()
@@ -144,7 +144,9 @@ def ends_in_time(seconds: float) -> None:
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/unload_lora_adapter"])
 def test_a_body_that_comes_slowly(strict: ServerProcess, path: str) -> None:
     with RawClient(strict) as client:
-        client.send(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\n".encode())
+        client.send(
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999\r\n\r\n".encode()
+        )
         ends_in_time(client.drip(b" ", 0.1, 20))
         status, error = client.answer()
         assert (status, error["error"]["code"]) == (408, "body_timeout")
@@ -153,7 +155,7 @@ def test_a_body_that_comes_slowly(strict: ServerProcess, path: str) -> None:
 def test_a_chunked_body_without_end(strict: ServerProcess) -> None:
     with RawClient(strict) as client:
         client.send(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         ends_in_time(client.drip(b"1\r\n \r\n", 0.05, 20))
         assert client.received.startswith(b"HTTP/1.1 408 ")
@@ -169,19 +171,21 @@ def test_a_head_that_comes_slowly(strict: ServerProcess) -> None:
 
 def test_a_second_head_that_comes_slowly(strict: ServerProcess) -> None:
     with RawClient(strict) as client:
-        assert client.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").answer()[0] == 200
+        assert client.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").answer()[0] == 200
         client.send(b"GET /health HTTP/1.1\r\n")
         ends_in_time(client.drip(b"X-A: b\r\n", 0.1, 20))
 
 
 def test_the_rest_of_a_body_that_nobody_reads(strict: ServerProcess) -> None:
     with RawClient(strict) as client:
-        client.send(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        client.send(
+            b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
         assert client.answer()[0] == 404
         ends_in_time(client.drip(b"1\r\n \r\n", 0.05, 20))
 
 
-@pytest.mark.parametrize("first", [b"", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"])
+@pytest.mark.parametrize("first", [b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"])
 def test_an_idle_connection_ends(strict: ServerProcess, first: bytes) -> None:
     with RawClient(strict) as client:
         begin = time.monotonic()
@@ -205,7 +209,9 @@ def test_connections_have_a_number(strict: ServerProcess) -> None:
 def test_all_bodies_together_have_room(small: ServerProcess) -> None:
     body = json.dumps({"model": small.name, "prompt": "x" * 1200, "max_tokens": 1}).encode()
     with RawClient(small) as slow, RawClient(small) as second:
-        slow.send(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1500\r\n\r\n")
+        slow.send(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1500\r\n\r\n"
+        )
         slow.send(b" " * 1200)
 
         def refused() -> bool:
@@ -257,6 +263,6 @@ def test_no_answer_waits_for_an_acknowledgement(strict: ServerProcess) -> None:
     with RawClient(strict) as client:
         for _ in range(60):
             begin = time.monotonic()
-            client.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").answer()
+            client.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").answer()
             times.append(time.monotonic() - begin)
     assert sorted(times)[30] < 0.035

@@ -39,7 +39,9 @@ def test_readers_that_read_nothing_are_cut_off(server: ServerProcess) -> None:
             "stream": True,
         }
     ).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     most = before
     with contextlib.ExitStack() as stack:
         for _ in range(READERS):

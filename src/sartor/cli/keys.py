@@ -48,6 +48,12 @@ def add(
     admin: Annotated[
         bool, typer.Option("--admin", help="Let it load and unload adapters.")
     ] = False,
+    metrics: Annotated[
+        bool,
+        typer.Option(
+            "--metrics", help="Let it see all metrics, not only those of its own requests."
+        ),
+    ] = False,
 ) -> int:
     """Make a key, print it once, and keep its hash in FILE."""
     import msgspec
@@ -68,6 +74,7 @@ def add(
             "models": model or [],
             "group": group,
             "admin": admin,
+            "metrics": metrics,
         }
         try:
             return msgspec.convert(fields, ApiKey)

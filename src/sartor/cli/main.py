@@ -71,7 +71,9 @@ def _explain(error: Exception, command: str) -> tuple[str, int]:
         ), 1
     if isinstance(error, MemoryError):
         return "out of memory; free some, or choose a smaller model or --context", 1
-    detail = " ".join(str(error).split())
+    from sartor.store.redacted import redacted
+
+    detail = redacted(" ".join(str(error).split()))
     return (
         f"unexpected {type(error).__name__}: {detail}; this is a fault in sartor: "
         "run again with --debug and report what it shows"
@@ -82,12 +84,14 @@ def _fail(message: str, code: int, debug: bool) -> int:
     if sys.stderr is None:
         return code
     try:
+        from sartor.printable import plain, printable  # a file's own texts may be in the message
+
         if debug:
             import traceback
 
-            traceback.print_exc()
-        from sartor.printable import plain  # a file's own texts may be in the message
+            from sartor.store.redacted import redacted
 
+            print(printable(redacted(traceback.format_exc())), end="", file=sys.stderr)
         print(f"error: {plain(' '.join(message.split()))}", file=sys.stderr, flush=True)
     except OSError:
         _forget_output()

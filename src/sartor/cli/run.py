@@ -15,6 +15,7 @@ from sartor.cli.display import open_display
 from sartor.cli.screen import print_json, say, write_text
 from sartor.cli.settings import settings_of
 from sartor.cli.terminal import is_terminal, remark
+from sartor.printable import plain
 from sartor.progress.line import ProgressLine
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def run(
     )
     loaded, llm = _open(model, plan)
     for note in loaded.notes:
-        say(f"note: {note}")
+        say(plain(f"note: {note}"))
     with llm:
         if not loaded.writes_text:
             raise UsageError(
@@ -174,7 +175,7 @@ def run(
         layers = (given, way.sampling, filed, loaded.sampling)
         params = params.resolved(*layers)
         for note in loaded.sampling.notes:
-            say(f"note: {note}")
+            say(plain(f"note: {note}"))
         name = ""
         if adapter is not None:
             name = "adapter"  # a folder may have no name of its own: "."

@@ -92,6 +92,13 @@ def serve(
         list[str] | None,
         typer.Option(metavar="URL", help="A web page's origin that may ask from a browser."),
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Another name of this server, for a server without keys; * allows any.",
+        ),
+    ] = None,
     max_seconds: Annotated[
         float, typer.Option(min=0, help="Longest time for a request; 0 sets no limit.")
     ] = ServerLimits.request_seconds,
@@ -170,6 +177,7 @@ def serve(
         telemetry=Telemetry(log, log_file, log_client, otel),
         keys=keys,
         cors_origins=cors_origin or (),
+        allowed_hosts=allowed_host or (),
         limits=ServerLimits(
             request_seconds=max_seconds,
             prompt_tokens=max_prompt_tokens,

@@ -8,6 +8,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from sartor.cli.screen import arithmetic, size
+from sartor.printable import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ def show(started: Started) -> None:
     if sys.stdout is not None and sys.stdout.isatty():
         width = max(_LEAST_WIDTH, shutil.get_terminal_size().columns)
     lines = [started.ready_line, "", *_aligned(facts(started), width), "", started.example()]
-    print("\n".join(lines), flush=True)
+    print("\n".join(map(plain, lines)), flush=True)
 
 
 def facts(started: Started) -> list[tuple[str, str]]:

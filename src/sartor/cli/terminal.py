@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from sartor.cli.screen import say
+from sartor.printable import printable
 
 _PASTE_ON, _PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"
 _DEADLY = ("SIGTERM", "SIGHUP", "SIGQUIT")
@@ -45,6 +46,7 @@ def columns(stream: Any = None) -> int:
 
 def remark(text: str) -> None:
     """Like :func:`say`, but dim and with whole words on each line where it is a terminal."""
+    text = printable(text)
     if is_terminal(sys.stderr):
         width = max(columns(sys.stderr) - 1, 20)
         text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
@@ -63,6 +65,7 @@ def remark_facts(rows: Sequence[tuple[str, str]]) -> None:
             say(start.rstrip())
             start = left * " " if width > 2 * left else "    "
         indent = " " * len(start)
+        text = printable(text)
         say(textwrap.fill(text, max(width, 20), initial_indent=start, subsequent_indent=indent))
 
 

@@ -2,8 +2,9 @@
 
 With keys, every path but ``/health`` needs one (``Authorization: Bearer``, RFC 6750). Without
 keys all is open, except that ``/metrics`` answers clients on this machine only, and that pages of
-strangers may not ask: a browser lets any page send requests to this machine, and one that makes its
-name point here (DNS rebinding) read the answers too.
+strangers may not ask: a browser lets any page send requests to this machine, which the ``Origin``
+tells, and one that makes its own name point here (DNS rebinding) read the answers too, which the
+``Host`` tells. A page has no key, so with keys neither is looked at.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sartor.serving.errors import ApiError, forbidden, rate_limited, respond, unauthorized
-from sartor.serving.keys import ANYONE, ApiKey, KeyFile
+from sartor.serving.hosts import Hosts, misdirected
+from sartor.serving.keys import ANYONE, GUEST, STRANGER, ApiKey, KeyFile
 from sartor.serving.request_record import record_of
 
 OPEN_PATHS = frozenset({"/health"})
@@ -142,18 +144,23 @@ async def slow_down(error: ApiError) -> None:
 
 
 class Access:
-    """The gate: lets a request through with a :class:`Visit` in its state, or answers it."""
+    """The gate: lets a request through with a :class:`Visit` in its state, or answers it.
+
+    ``hosts`` are the names of a server without keys; None takes any.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
         keys: KeyFile | None = None,
         origins: Sequence[str] = (),
+        hosts: Hosts | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
         self._keys = keys
         self._origins = frozenset(origins)
+        self._hosts = hosts
         self._clock = clock
         self._uses: dict[str, _Use] = {}
 
@@ -186,10 +193,12 @@ class Access:
             await self._app(scope, receive, send_and_leave)
 
     def _admit(self, scope: Scope) -> ApiKey:
-        if scope["path"] in OPEN_PATHS:
-            return ANYONE
         headers = Headers(scope=scope)
+        if scope["path"] in OPEN_PATHS:
+            return self._visitor(scope, headers)
         if self._keys is None:
+            if self._hosts is not None and not self._hosts.know(headers.get("host")):
+                raise misdirected(headers["host"])
             if not self._is_welcome(headers.get("origin")):
                 raise forbidden(
                     "without API keys, web pages of other machines may not ask; start the server "
@@ -201,9 +210,8 @@ class Access:
                     "with --keys, or ask from there"
                 )
             return ANYONE
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        token = token.strip()
-        if scheme.lower() != "bearer" or not token:
+        token = _token(headers)
+        if not token:
             raise unauthorized(
                 "this server needs an API key; send it as Authorization: Bearer KEY", "missing"
             )
@@ -211,6 +219,16 @@ class Access:
         if key is None:
             raise unauthorized("the API key is not valid here, or was revoked", "invalid")
         return key
+
+    def _visitor(self, scope: Scope, headers: Headers) -> ApiKey:
+        """Whoever asks for what is open to all; what is told depends on who it is."""
+        if self._keys is not None:
+            token = _token(headers)
+            return (self._keys.find(token) if token else None) or STRANGER
+        known = self._hosts is None or self._hosts.know(headers.get("host"))
+        if not known or not self._is_welcome(headers.get("origin")):
+            return STRANGER
+        return ANYONE if _is_loopback(scope["client"]) else GUEST
 
     def _is_welcome(self, origin: str | None) -> bool:
         """Whether a page of this origin may ask. Only browsers name one."""
@@ -221,6 +239,12 @@ class Access:
             return host == "localhost" or ipaddress.ip_address(host).is_loopback
         except ValueError:
             return False
+
+
+def _token(headers: Headers) -> str:
+    """The key that a request came with; empty where there is none."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def _is_loopback(client: tuple[str, int] | None) -> bool:

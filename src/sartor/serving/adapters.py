@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from sartor.serving.errors import ApiError, invalid, unavailable
 from sartor.serving.frontend import ServedModel
 from sartor.serving.messages import AdapterLoaded, AdapterSpec, DropAdapter, LoadAdapter, ToWorker
 from sartor.serving.names import lookup
+from sartor.serving.shown_paths import without_folders
 from sartor.serving.supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
 
 
 class Adapters:
@@ -34,6 +39,14 @@ class Adapters:
                 return model, model.adapters[name]
         return None
 
+    def paths(self) -> Iterator[str]:
+        """Of all files and folders that messages of a worker may name."""
+        for model in self._models.values():
+            yield from (model.spec.path, model.spec.cache or "")
+            yield from (spec.path for spec in model.adapters.values())
+        yield from (spec.path for _, spec in self._retired.values())
+        yield "" if self._folder is None else str(self._folder.resolve())
+
     async def load(self, model: ServedModel, name: str, path: str) -> None:
         """Loads an adapter from the folder. Raises ApiError where that is not possible."""
         if self._folder is None:
@@ -41,6 +54,11 @@ class Adapters:
                 403,
                 "this server loads no adapters on request; start it with --adapter-folder",
                 code="adapters_disabled",
+            )
+        if not name.isprintable():
+            raise invalid(
+                "lora_name: the name has characters that cannot be shown; choose another",
+                "lora_name",
             )
         if lookup(self._models, name) is not None:
             raise invalid(f"lora_name: {name!r} is in use; drop it first", "lora_name")
@@ -68,7 +86,8 @@ class Adapters:
         finally:
             del self._loading[model.name, name]
         if error is not None:
-            raise invalid(error, "lora_path")
+            logger.warning("a client's adapter was not loaded: %s", error)
+            raise invalid(without_folders(error, [spec.path, *self.paths()]), "lora_path")
         model.adapters[name] = spec
         self._remember()
 

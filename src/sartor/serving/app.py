@@ -15,6 +15,7 @@ from sartor import __version__
 from sartor.serving.access import Access, slow_down
 from sartor.serving.errors import ApiError, internal, respond
 from sartor.serving.gateway import Gateway
+from sartor.serving.hosts import Hosts
 from sartor.serving.intake import Intake
 from sartor.serving.keys import KeyFile
 from sartor.serving.metrics import add_metrics_route
@@ -50,11 +51,13 @@ def create_app(
     *,
     keys: KeyFile | None = None,
     cors_origins: Sequence[str] = (),
+    hosts: Hosts | None = None,
     sinks: Sequence[Sink] = (),
 ) -> FastAPI:
     """The OpenAI-compatible API over a gateway and an intake, which the caller starts and closes.
 
     ``keys`` None lets everybody in. Pages of ``cors_origins`` may ask from a browser.
+    ``hosts`` are the names under which a server without keys may be asked; None takes any.
     ``sinks`` are called with the record of each request that has ended.
     """
     app = FastAPI(title="Sartor", version=__version__, redirect_slashes=False)
@@ -63,7 +66,7 @@ def create_app(
     add_embeddings_route(app.router, gateway, intake)
     add_adapter_routes(app.router, gateway, intake)
     add_metrics_route(app.router, gateway, intake)
-    app.add_middleware(Access, keys=keys, origins=cors_origins)
+    app.add_middleware(Access, keys=keys, origins=cors_origins, hosts=hosts)
     if cors_origins:
         # Outside of the gate: a browser asks first, without a key, whether it may send one.
         app.add_middleware(

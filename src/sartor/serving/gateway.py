@@ -46,6 +46,7 @@ from sartor.serving.messages import (
 )
 from sartor.serving.quarantine import Quarantine
 from sartor.serving.shares import Room, everything
+from sartor.serving.shown_paths import without_folders
 from sartor.serving.supervisor import Supervisor
 from sartor.serving.waits import Waits
 
@@ -141,16 +142,16 @@ class Gateway:
         self.adapters.drop(name, in_use=self._ledger.uses(name))
 
     def problem(self, model: str) -> str | None:
-        """Why a model cannot answer, or None."""
+        """Why a model cannot answer, as clients may see it, or None."""
         if self._supervisor.phase == "failed":
-            return f"the worker could not be started: {self._supervisor.cause}"
+            return f"the worker could not be started: {self._told(self._supervisor.cause)}"
         if model in self._broken:
-            return f"it could not be loaded: {self._broken[model]}"
+            return f"it could not be loaded: {self._told(self._broken[model])}"
         return None
 
     def failure(self) -> str:
-        """What keeps any model or adapter of the last worker from answering, in one line; empty
-        where nothing does."""
+        """What keeps any model or adapter of the last worker from answering, in one line, as
+        whoever runs the server may see it; empty where nothing does."""
         if self._supervisor.phase == "failed":
             return self._supervisor.cause
         problems = [f"the model {name}: {error}" for name, error in self._broken.items()]
@@ -243,7 +244,9 @@ class Gateway:
             for entry in self._ledger.drop_model(model.name):
                 self._fail(
                     entry.request.id,
-                    unavailable(f"the model {model.name} could not be loaded: {model.error}"),
+                    unavailable(
+                        f"the model {model.name} could not be loaded: {self._told(model.error)}"
+                    ),
                 )
         self._settled.set()
         self._dispatch()
@@ -261,7 +264,8 @@ class Gateway:
                 if entry.suspect:  # the step failed for it alone: workers died of it before
                     self._quarantine.add(entry.model, entry.request)
                     self._ledger.absolve()
-                answer.fail(internal(chunk.error or "the engine gave the request up"))
+                what = chunk.error or "the engine gave the request up"
+                answer.fail(internal(self._told(what)))
             elif entry.record(chunk):
                 answer.push(chunk, entry.done)
                 pushed[answer] = None
@@ -274,7 +278,7 @@ class Gateway:
     def worker_refused(self, message: Refused) -> None:
         self._remove(message.request_id)
         error = invalid if message.invalid else internal
-        self._fail(message.request_id, error(message.message))
+        self._fail(message.request_id, error(self._told(message.message)))
         self._dispatch()
 
     def adapter_loaded(self, message: AdapterLoaded) -> None:
@@ -293,7 +297,7 @@ class Gateway:
                 entry.request.id,
                 given_up(
                     "the request was given up, because the worker died twice while it ran this "
-                    f"request alone ({cause}); change the request, or report it"
+                    f"request alone ({self._told(cause)}); change the request, or report it"
                 ),
             )
 
@@ -303,11 +307,15 @@ class Gateway:
                 entry.request.id,
                 unavailable(
                     f"the model {entry.model} is not available: the worker could not be started: "
-                    f"{cause}",
+                    f"{self._told(cause)}",
                     self._supervisor.retry_seconds,
                 ),
             )
         self._settled.set()
+
+    def _told(self, text: str) -> str:
+        """What a worker says, as clients may see it. The log has it as it is."""
+        return without_folders(text, self.adapters.paths())
 
     def _dispatch(self) -> None:
         if self._supervisor.phase != "ready":

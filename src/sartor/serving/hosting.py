@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from sartor.errors import CapacityError, SartorError, UsageError
 from sartor.hardware import MemoryLedger
 from sartor.models import Model
 from sartor.progress.line import ProgressLine
+from sartor.serving.log_lines import say
 from sartor.serving.messages import AdapterSpec, HostedModel, ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def host(specs: Sequence[ModelSpec], limit: int | None) -> Host:
             model = load(Path(spec.path), spec.plan, spec.name, cache, progress=ProgressLine())
             for note in model.notes:
                 whose = f"{spec.name}: " if len(specs) > 1 else ""
-                print(f"note: {whose}{note}", file=sys.stderr, flush=True)
+                say(f"note: {whose}{note}")
             _lease_model(hosting.ledger, model)
         except Exception as error:
             _give_up(hosting, spec, error)

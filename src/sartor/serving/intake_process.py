@@ -21,8 +21,10 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from sartor.engine.preset import Preset
 from sartor.plan import ExecutionPlan
+from sartor.serving.environment import child_environment
 from sartor.serving.errors import ApiError, unavailable
 from sartor.serving.frontend import ServedModel, open_served_model
+from sartor.serving.log_lines import log_to_stderr
 from sartor.serving.openai_types import ChatRequest, CompletionRequest, EmbeddingRequest
 from sartor.serving.prepare import Prepared, View, prepare
 from sartor.serving.supervisor import import_path
@@ -125,7 +127,7 @@ class IntakeProcess:
                 "-m",
                 "sartor.serving.intake_process",
                 *(["behind-others"] if self._behind_others else []),
-                env={**os.environ, "PYTHONPATH": import_path()},
+                env=child_environment(PYTHONPATH=import_path()),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
             )
@@ -211,6 +213,7 @@ def main() -> None:
         os.nice(_LOWERED)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too, and its owner decides
     write = os.fdopen(os.dup(1), "wb")
+    log_to_stderr()
     os.dup2(2, 1)  # what a library prints is no answer
     with contextlib.suppress(BrokenPipeError):
         _serve(sys.stdin.buffer, write)

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import secrets
+import stat
 import sys
 import tempfile
 import time
@@ -51,7 +52,9 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     intake_seconds_per_minute   of reading requests, those that were refused included
     models    names that the key may ask for: models, aliases, adapters
     group     keys of one group find each other's prompts in the prefix cache, others never do
-    admin     may load and unload adapters
+    admin     may load and unload adapters, and see what ``metrics`` lets it see
+    metrics   sees all lines of /metrics, and in /health why a model cannot answer; without it a key
+              sees the lines of its own requests
     """
 
     name: Name
@@ -65,6 +68,12 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     models: tuple[str, ...] = ()
     group: Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?\Z")] = ""
     admin: bool = False
+    metrics: bool = False
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether the figures and the problems of the whole server are for this key."""
+        return self.admin or self.metrics
 
     @property
     def salt(self) -> str:
@@ -77,6 +86,12 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 ANYONE = ApiKey(name="", sha256="", admin=True)
 """In the name of whom requests come where there are no keys."""
+
+GUEST = ApiKey(name="", sha256="")
+"""Who may see the names of models, and nothing of how the server fares."""
+
+STRANGER = ApiKey(name="", sha256="", models=("",))
+"""Who may see nothing: no model has an empty name."""
 
 
 class _Entries(msgspec.Struct, forbid_unknown_fields=True):
@@ -187,7 +202,20 @@ class KeyFile:
         return False
 
     def _check_mode(self) -> None:
-        if self._seen is not None and self._seen.mode & 0o022 and sys.platform != "win32":
+        if self._seen is None or sys.platform == "win32":
+            return
+        folder = self._path.resolve().parent
+        with contextlib.suppress(OSError):
+            mode = folder.stat().st_mode
+            # In a sticky folder, like /tmp, nobody can replace the files of others.
+            if mode & 0o022 and not mode & stat.S_ISVTX:
+                logger.warning(
+                    "the folder %s of the keys file may be written by other users (mode %04o), who "
+                    "could replace the file and let anybody in; take that right away: chmod go-w",
+                    folder,
+                    mode & 0o7777,
+                )
+        if self._seen.mode & 0o022:
             logger.warning(
                 "the keys file %s may be written by other users (mode %04o), who could let anybody "
                 "in; take that right away: chmod 600",
@@ -197,11 +225,11 @@ class KeyFile:
 
     def _look(self) -> _Stamp | None:
         try:
-            stat = self._path.stat()
+            now = self._path.stat()
         except OSError:
             return None
-        times = stat.st_ctime_ns, stat.st_mtime_ns
-        return _Stamp(*times, stat.st_size, stat.st_ino, stat.st_dev, stat.st_mode)
+        times = now.st_ctime_ns, now.st_mtime_ns
+        return _Stamp(*times, now.st_size, now.st_ino, now.st_dev, now.st_mode)
 
 
 def _age(stamp: _Stamp) -> float:
@@ -214,6 +242,7 @@ def add_key(path: Path, make: Callable[[str], ApiKey]) -> str:
 
     A file that is not there is made. UsageError where the name is taken.
     """
+    path = path.resolve()  # a link stays one
     token = _PREFIX + secrets.token_urlsafe(32)
     entry = make(hashlib.sha256(token.encode()).hexdigest())
     with _locked(path):
@@ -226,6 +255,7 @@ def add_key(path: Path, make: Callable[[str], ApiKey]) -> str:
 
 def revoke_key(path: Path, name: str) -> None:
     """Removes the entry of that name. UsageError where there is none."""
+    path = path.resolve()
     with _locked(path):
         keys = read_keys(path)
         left = tuple(key for key in keys if key.name != name)

@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 from starlette.responses import Response
 
 from sartor import __version__
+from sartor.serving.access import Visit
 from sartor.serving.books import LATENCY_BOUNDS
 from sartor.serving.gateway import Gateway
 from sartor.serving.intake import Intake
@@ -335,15 +336,31 @@ def make_registry(gateway: Gateway, intake: Intake | None = None) -> CollectorRe
     return registry
 
 
+class _OfOneKey(Collector):
+    """The lines of a registry that carry the label of one key. A family without any is left out."""
+
+    def __init__(self, registry: CollectorRegistry, key: str) -> None:
+        self._registry = registry
+        self._key = key
+
+    def collect(self) -> Iterable[Metric]:
+        for family in self._registry.collect():
+            family.samples = [s for s in family.samples if s.labels.get("key") == self._key]
+            if family.samples:
+                yield family
+
+
 def add_metrics_route(router: APIRouter, gateway: Gateway, intake: Intake) -> None:
-    """GET /metrics."""
+    """GET /metrics: all of it, or for a key without the right to that what is the key's own."""
     registry = make_registry(gateway, intake)
 
     @router.get("/metrics", include_in_schema=False)  # Prometheus describes it
     async def metrics(request: Request) -> Response:
         # On the event loop, which alone writes the books.
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(registry), headers={"Content-Type": content_type})
+        visit: Visit = request.state.visit
+        shown: Collector = registry if visit.key.sees_all else _OfOneKey(registry, visit.key.name)
+        return Response(encode(shown), headers={"Content-Type": content_type})
 
 
 def table(metrics: Iterable[Described] = METRICS) -> Iterator[str]:

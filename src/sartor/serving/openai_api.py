@@ -96,14 +96,17 @@ def add_openai_routes(router: APIRouter, gateway: Gateway, intake: Intake) -> No
         return JSONAnswer(_card(find_model(gateway.models, request.path_params["name"], view)))
 
     @router.get("/health", openapi_extra=operation(Health, others={503: Health}))
-    async def health(_: Request) -> Response:
+    async def health(request: Request) -> Response:
+        key, view = visit_of(request).key, view_of(request, intake.limits)
         problems = {name: gateway.problem(name) for name in gateway.models}
         well = gateway.phase == "ready" and not gateway.draining and not any(problems.values())
         state = "draining" if gateway.draining else gateway.phase
-        body = {
-            "status": "ok" if well else state,
-            "models": {name: problem or state for name, problem in problems.items()},
+        told = {
+            name: (problem if key.sees_all else "failed") if problem else state
+            for name, problem in problems.items()
+            if view.shows(name)
         }
+        body = {"status": "ok" if well else state, "models": told}
         return JSONAnswer(body, status_code=200 if well else 503)
 
 

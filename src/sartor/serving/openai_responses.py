@@ -169,7 +169,8 @@ class ModelList(Shape):
 
 
 class Health(Shape):
-    """``models`` says of each how it is."""
+    """``models`` says of each how it is, in a word; why one cannot answer is for those who may see
+    all metrics. Of a server with keys, nobody without one sees models."""
 
     status: str
     models: dict[str, str]

@@ -26,6 +26,7 @@ _WHY = {
     408: "The body took too long to come.",
     413: "The body is too large.",
     415: "The body is no JSON, or in an encoding that is not known.",
+    421: "The server has no such name as the request's Host, and is not asked under it.",
     429: "The key or the server has its fill; Retry-After says when to try again.",
     431: "The head of the request is too large.",
     500: "The server made a mistake.",
@@ -50,7 +51,7 @@ _KINDS: tuple[type[BaseModel], ...] = (
     responses.DroppedAdapter,
     responses.Error,
 )
-_ALWAYS = (400, 401, 403, 404, 431, 500, 503)
+_ALWAYS = (400, 401, 403, 404, 421, 431, 500, 503)
 _WITH_BODY = (408, 413, 415, 429)
 
 

@@ -9,7 +9,6 @@ import functools
 import gc
 import math
 import socket
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -19,15 +18,19 @@ import uvicorn
 from sartor.engine.preset import Preset
 from sartor.errors import SartorError, UsageError
 from sartor.plan import ExecutionPlan
+from sartor.printable import plain
 from sartor.serving.addresses import bind, is_public, listen, room_for, url, urls
 from sartor.serving.app import create_app
 from sartor.serving.frontend import ServedModel, open_served_model
 from sartor.serving.gateway import Gateway
+from sartor.serving.hosts import Hosts, check_hosts
 from sartor.serving.http_protocol import BoundedProtocol, Peers, keep_sweeping
 from sartor.serving.intake import Intake
 from sartor.serving.keys import KeyFile
 from sartor.serving.lifecycle import Timing
 from sartor.serving.limits import ServerLimits
+from sartor.serving.log_lines import log_to_stderr, say
+from sartor.serving.shown_paths import served_names_of
 from sartor.serving.startup import (
     Started,
     add_adapters,
@@ -37,6 +40,7 @@ from sartor.serving.startup import (
     check_origins,
 )
 from sartor.serving.telemetry import Sink, Telemetry
+from sartor.store.manifest import StoredModel
 from sartor.store.progress import Progress
 from sartor.store.store import ModelStore
 
@@ -63,6 +67,7 @@ def serve(
     limits: ServerLimits | None = None,
     keys: Path | None = None,
     cors_origins: Sequence[str] = (),
+    allowed_hosts: Sequence[str] = (),
     store: ModelStore | None = None,
     progress: Progress | None = None,
     announce: Announce | None = None,
@@ -85,6 +90,7 @@ def serve(
     telemetry     what is logged and traced of requests; None: nothing
     keys          file of API keys, of which every request needs one; None lets everybody ask
     cors_origins  web pages that may ask from a browser, like https://example.org
+    allowed_hosts  further names of this server, for clients of one without keys; * is any name
     announce      is called when the server is ready; None prints the ready line
 
     Blocks. The first SIGINT or SIGTERM lets answers finish and turns new requests away (503); a
@@ -95,6 +101,7 @@ def serve(
         raise UsageError("serve: name at least one model, for example smollm2:135m")
     if not math.isfinite(max_wait) or max_wait < 0:
         raise UsageError(f"serve: max_wait is {max_wait}; it must be a number, and 0 takes all")
+    log_to_stderr()
     plan = plan or ExecutionPlan()
     limits = limits or ServerLimits()
     limits = dataclasses.replace(limits, connections=room_for(limits.connections))
@@ -105,6 +112,7 @@ def serve(
 
     check_adapters(adapters or {}, adapter_folder)
     check_origins(cors_origins)
+    check_hosts(allowed_hosts)
     with (
         (telemetry or Telemetry()).open() as sinks,
         contextlib.closing(bind(host, port)) as listener,
@@ -118,12 +126,10 @@ def serve(
         add_presets(served, presets, store)
         add_aliases(served, aliases or {})
         if keys is None and is_public(listener):
-            print(
+            say(
                 f"warning: other machines may reach {url(listener)}, and whoever does can use it: "
                 "there are no API keys. Make some with `sartor keys add FILE NAME` and start with "
-                "--keys FILE, or leave --host away",
-                file=sys.stderr,
-                flush=True,
+                "--keys FILE, or leave --host away"
             )
 
         def make_gateway() -> Gateway:
@@ -152,6 +158,7 @@ def serve(
                     part,
                     key_file,
                     cors_origins,
+                    Hosts.of(listener, host, allowed_hosts),
                     sinks,
                     announce or _print_ready_line,
                 )
@@ -166,20 +173,34 @@ def _open(
     progress: Progress | None,
 ) -> dict[str, ServedModel]:
     """The models by name, from wherever they are. Raises SartorError."""
-    served: dict[str, ServedModel] = {}
+    found: dict[str, tuple[str, StoredModel]] = {}
     for reference in models:
         stored = store.ensure(reference, progress)
-        if stored.name in served:
+        if stored.name in found:
             raise UsageError(f"serve: the model {stored.name} is named twice; name it once")
-        model = open_served_model(stored.name, stored.path, plan, cache)
+        found[stored.name] = reference, stored
+    in_place = [stored for _, stored in found.values() if stored.pulled_at is None]
+    shown = served_names_of(
+        [stored.path for stored in in_place],
+        [
+            {name for own, (typed, _) in found.items() if own != s.name for name in (own, typed)}
+            for s in in_place
+        ],
+    )
+    names = dict(zip((stored.name for stored in in_place), shown, strict=True))
+    served: dict[str, ServedModel] = {}
+    for reference, stored in found.values():
+        # Clients see no folders of this machine.
+        name = names.get(stored.name, stored.name)
+        model = open_served_model(name, stored.path, plan, cache)
         # What the user typed works in requests too: "./m.gguf", or a name without its tag.
-        model.aliases = frozenset({reference})
-        served[stored.name] = model
+        model.aliases = frozenset({reference, stored.name})
+        served[name] = model
     return served
 
 
 def _print_ready_line(started: Started) -> None:
-    print(started.ready_line, flush=True)
+    print(plain(started.ready_line), flush=True)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -207,7 +228,7 @@ def _check_context(asked: int, served: Sequence[ServedModel]) -> None:
             "get it",
             fields=("max_context",),
         )
-    print(f"note: {limits}, less than the context asked for", file=sys.stderr, flush=True)
+    say(f"note: {limits}, less than the context asked for")
 
 
 async def _serve(
@@ -217,16 +238,18 @@ async def _serve(
     part: Callable[[], float],
     keys: KeyFile | None,
     cors_origins: Sequence[str],
+    hosts: Hosts,
     sinks: Sequence[Sink],
     announce: Announce,
 ) -> int:
     gateway = make_gateway()
     intake = Intake(gateway.models, limits, part)
     config = uvicorn.Config(
-        create_app(gateway, intake, keys=keys, cors_origins=cors_origins, sinks=sinks),
+        create_app(gateway, intake, keys=keys, cors_origins=cors_origins, hosts=hosts, sinks=sinks),
         http=functools.partial(BoundedProtocol, limits, Peers(limits)),  # type: ignore[arg-type]
         ws="none",
         timeout_keep_alive=limits.idle_seconds,  # type: ignore[arg-type]
+        log_config=None,  # its messages go where ours do
         log_level="error",  # what clients do wrong is for them to know
         access_log=False,
         lifespan="off",
@@ -267,10 +290,10 @@ async def _settle(
 ) -> None:
     """Waits for the worker's first word. A model that cannot be loaded now was none to start the
     server with, and ends it; one that is lost later does not."""
-    print(f"Loading {', '.join(gateway.models)} ...", file=sys.stderr, flush=True)
+    say(f"Loading {', '.join(gateway.models)} ...")
     for model in gateway.models.values():
         for note in model.sampling.notes:
-            print(f"note: {note}", file=sys.stderr, flush=True)
+            say(f"note: {note}")
     await gateway.settled()
     if failure := gateway.failure():
         server.failure = f"the server cannot start: {failure}"
@@ -311,8 +334,4 @@ class _Server(uvicorn.Server):
             return
         self._gateway.draining = True
         if count := self._gateway.unfinished:
-            print(
-                f"Stopping after {count} unfinished requests; once more stops at once",
-                file=sys.stderr,
-                flush=True,
-            )
+            say(f"Stopping after {count} unfinished requests; once more stops at once")

@@ -65,6 +65,10 @@ class Started:
 def check_adapters(adapters: Mapping[str, Path], folder: Path | None) -> None:
     """Raises UsageError where there is no such folder."""
     for name, path in adapters.items():
+        if not name.isprintable():
+            raise UsageError(
+                f"serve: the adapter {name[:40]!r} has a name with characters that cannot be shown"
+            )
         if not path.is_dir():
             raise UsageError(f"serve: the adapter {name}: {path} is no folder")
     if folder is not None and not folder.is_dir():
@@ -105,9 +109,10 @@ def add_presets(
             raise UsageError(f"{where} has the name of {taken.kind} here; rename it")
         if preset.model:
             stored = store.resolve(preset.model)
-            if stored is None or stored.name not in served:
+            meant = None if stored is None else lookup(served, stored.name)
+            if meant is None:
                 raise UsageError(f"{where} is for {preset.model}; name that model too")
-            model = served[stored.name]
+            model = meant.model
         elif len(served) == 1:
             (model,) = served.values()
         else:

@@ -22,6 +22,7 @@ import msgspec
 
 from sartor.serving.channel import connected_ends
 from sartor.serving.ending import Ending, explain, oom_kills
+from sartor.serving.environment import child_environment
 from sartor.serving.lifecycle import Death, Kill, Lifecycle, Phase, Start, Timing
 from sartor.serving.loop_channel import LoopChannel
 from sartor.serving.messages import (
@@ -102,7 +103,7 @@ class WorkerProcess:
             # there, and the pipe's end tells the worker that the gateway is gone.
             self._process = subprocess.Popen(
                 [interpreter, "-P", "-m", "sartor.serving.worker"],
-                env={**os.environ, "PYTHONPATH": import_path(), **variables},
+                env=child_environment(PYTHONPATH=import_path(), **variables),
                 stdin=subprocess.PIPE,
                 stdout=2,  # standard output may carry somebody's JSON
                 pass_fds=there.descriptors(),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sartor import __version__
 from sartor.errors import UnsupportedError, UsageError
+from sartor.printable import field
 from sartor.serving.request_record import RequestRecord
 
 if TYPE_CHECKING:
@@ -85,14 +86,14 @@ class Tracing:
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
         span = self._tracer.start_span(
-            f"{record.operation} {record.asked}".rstrip(),
+            f"{record.operation} {field(record.asked)}".rstrip(),
             context=self._propagator.extract(record.trace),
             kind=SpanKind.SERVER,
             attributes=attributes(record),
             start_time=record.began,
         )
         if record.error is not None and record.status >= 500:
-            span.set_status(Status(StatusCode.ERROR, record.error.message))
+            span.set_status(Status(StatusCode.ERROR, field(record.error.message)))
         context = set_span_in_context(span)
         for name, begin, end in phases(record):
             child = self._tracer.start_span(name, context=context, start_time=begin)
@@ -112,16 +113,16 @@ def attributes(record: RequestRecord) -> dict[str, Any]:
     found: dict[str, Any] = {
         "gen_ai.operation.name": record.operation,
         "gen_ai.provider.name": "sartor",
-        "gen_ai.request.model": record.asked or None,
-        "gen_ai.response.model": record.adapter or record.model or None,
+        "gen_ai.request.model": field(record.asked) or None,
+        "gen_ai.response.model": field(record.adapter or record.model) or None,
         "gen_ai.response.finish_reasons": record.finish_reasons or None,
         "gen_ai.usage.input_tokens": record.prompt_tokens or None,
-        "http.request.method": record.method,
-        "http.route": record.route,
+        "http.request.method": field(record.method),
+        "http.route": field(record.route),
         "http.response.status_code": record.status or None,
-        "error.type": record.code or None,
+        "error.type": field(record.code) or None,
         "sartor.request.id": record.id,
-        "sartor.key": record.key or None,
+        "sartor.key": field(record.key) or None,
         "sartor.worker_restarts": record.restarts or None,
     }
     if record.requests:

@@ -22,6 +22,7 @@ from sartor.errors import CapacityError, SartorError, UsageError
 from sartor.serving.channel import Channel, open_end
 from sartor.serving.hosting import Host, describe, host
 from sartor.serving.idle import IdleTuning
+from sartor.serving.log_lines import log_to_stderr
 from sartor.serving.messages import (
     Abort,
     AdapterLoaded,
@@ -210,6 +211,7 @@ def main() -> int:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     _die_with_parent()
+    log_to_stderr()
     line = b""
     while not line.endswith(b"\n"):
         byte = os.read(0, 1)

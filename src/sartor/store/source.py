@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from sartor.errors import SartorError, UsageError
 from sartor.store.local import PICKLES, WHOLE, listed, pickle_message
 from sartor.store.quantizations import choose, offers, quantization
+from sartor.store.redacted import redacted
 
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 _SIDE_FILES = (".json", ".txt", ".model", ".jinja")
@@ -18,7 +19,10 @@ _MODULE = re.compile(r"\d+_\w+/config\.json")
 
 
 class SourceError(SartorError):
-    """One source could not deliver; another one may."""
+    """One source could not deliver; another one may. Its message has no secrets of addresses."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
 
 
 @dataclass(frozen=True, slots=True)
