@@ -202,7 +202,7 @@ def test_what_debug_shows(
     def fail(_: Any) -> int:
         raise RuntimeError(f"at https://me:{CANARY}@mirror.invalid/\x1b[31m")
 
-    monkeypatch.setattr("sartor.cli.main.dispatch", fail)
+    monkeypatch.setattr("sartor.cli.app.dispatch", fail)
     assert guarded(["list", "--debug"]) == 1
     err = capsys.readouterr().err
     assert "Traceback" in err

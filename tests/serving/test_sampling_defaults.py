@@ -155,8 +155,8 @@ def test_a_server_lists_and_answers_them(
     preset = {"name": "poet", "model": str(own), "system": "Rhyme.", "sampling": {"temperature": 0}}
     server = start_server([own], presets=[preset])
     listed = httpx.get(f"{server.url}/v1/models").json()["data"]
-    assert [card["id"] for card in listed] == [str(own), "poet"]
-    assert listed[1]["parent"] == str(own)
+    assert [card["id"] for card in listed] == [own.name, "poet"]
+    assert listed[1]["parent"] == own.name
     assert httpx.get(f"{server.url}/v1/models/poet").json() == listed[1]
     body = {"model": "poet", "messages": USER, "max_tokens": 3}
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=30).json()
