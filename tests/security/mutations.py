@@ -261,7 +261,7 @@ def wheel(members: Mapping[str, bytes]) -> Callable[[bytes, random.Random], byte
             elif kind < 0.3:
                 del items[at]
             elif kind < 0.45:
-                odd = ("../x", "/x", "a\0b", "a:b", "é" * 300, f"{name}.part1", name.upper(), "", "a/")
+                odd = ("../x", "/x", "a\0b", "a:b", "é" * 300, f"{name}.part1", name.upper(), "a/")
                 items[at] = (rng.choice(odd), content)
             else:
                 items[at] = (name, any_bytes(content or b"x", rng))

@@ -36,7 +36,10 @@ class Options:
         value = self._present(key, default)
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise self._mistyped(key, value, "a number")
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise self._mistyped(key, value, "a number of at most 64 bits") from None
 
     def size(self, key: str, default: int | None = None) -> int:
         """An integer above zero."""
@@ -116,7 +119,10 @@ class Options:
             isinstance(item, int | float) and not isinstance(item, bool) for item in value
         ):
             raise self._mistyped(key, value, "a list of numbers")
-        return tuple(float(item) for item in value)
+        try:
+            return tuple(float(item) for item in value)
+        except OverflowError:
+            raise self._mistyped(key, value, "a list of numbers of at most 64 bits") from None
 
     def present(self) -> list[str]:
         """Keys that hold a value, without the prefix."""
