@@ -8,6 +8,10 @@ from collections.abc import Iterable, Mapping
 from sartor.errors import FormatError, UnsupportedError
 
 
+_LONGEST_WINDOW = 1 << 40
+"""In tokens: longer than any context, and a number that native code can hold."""
+
+
 class Options:
     """The key-value pairs of a config.json, or those of one architecture in a GGUF file.
 
@@ -57,7 +61,7 @@ class Options:
 
     def window(self, key: str, default: int) -> int:
         """A window in tokens; 0 for none. Absent is the default, null and 0 are none."""
-        return self.nullable(key, default)
+        return min(self.nullable(key, default), _LONGEST_WINDOW)
 
     def nullable(self, key: str, default: int) -> int:
         """An integer from zero. Absent is the default, null is 0."""
