@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-
 _MOST_CHARS = 2000
 """Of a message: it may quote what stands in a file, which may be of any length."""
 

@@ -107,7 +107,9 @@ def _atheris(seconds: int) -> None:
     path = Path(tempfile.mkdtemp()) / "m.gguf"
     for module in (gguf, gguf_blocks, gguf_strings):
         for name, value in list(vars(module).items()):
-            if getattr(value, "__module__", None) == module.__name__ and not isinstance(value, type):
+            if getattr(value, "__module__", None) == module.__name__ and not isinstance(
+                value, type
+            ):
                 setattr(module, name, atheris.instrument_func(value))
     found = Path(tempfile.mkdtemp())
     options = [f"-max_total_time={seconds}", f"-max_len={MOST_BYTES}", "-timeout=5"]

@@ -6,7 +6,6 @@ program and runs a step of it, encodes and decodes a text.
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import random
@@ -107,7 +106,9 @@ def run_model(model: Model) -> CpuExecutable:
 def use_text(tokenizer: Text) -> None:
     ids = tokenizer.encode(TEXT)
     tokenizer.decode(ids)
-    tokenizer.decode([i for i in range(0, tokenizer.vocab_size, max(1, tokenizer.vocab_size // 500))])
+    tokenizer.decode(
+        [i for i in range(0, tokenizer.vocab_size, max(1, tokenizer.vocab_size // 500))]
+    )
 
 
 # Packed files ------------------------------------------------------------------------
@@ -273,7 +274,10 @@ def adapter_kind(folder: Path) -> Kind:
         table.load("x", read_peft(place, model))
         table.drop("x")
 
-    files = {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": weights}
+    files = {
+        "adapter_config.json": json.dumps(config).encode(),
+        "adapter_model.safetensors": weights,
+    }
     changes = {
         "adapter_config.json": mutations.json_file,
         "adapter_model.safetensors": mutations.safetensors,
@@ -315,7 +319,9 @@ def wheel_kind(folder: Path) -> Kind:
 
 def _tokenizer_json() -> bytes:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: i for i, token in enumerate(["<s>", "</s>", *alphabet, "he", "th", "the", "12"])}
+    vocab = {
+        token: i for i, token in enumerate(["<s>", "</s>", *alphabet, "he", "th", "the", "12"])
+    }
     merges = [("h", "e"), ("t", "h"), ("th", "e"), ("1", "2")]
     backend = Tokenizer(models.BPE(vocab, merges))
     backend.normalizer = normalizers.Sequence(
@@ -323,7 +329,9 @@ def _tokenizer_json() -> bytes:
     )
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"\p{L}+|\p{N}{1,3}|\s+(?!\S)|\s+|[^\s\p{L}\p{N}]+"), "isolated"),
+            pre_tokenizers.Split(
+                Regex(r"\p{L}+|\p{N}{1,3}|\s+(?!\S)|\s+|[^\s\p{L}\p{N}]+"), "isolated"
+            ),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -376,7 +384,10 @@ def sentencepiece_kind(folder: Path) -> Kind:
         "added_tokens.json": b'{"<more>": 300}',
     }
     changes: dict[str, Change] = {"tokenizer.model": mutations.any_bytes}
-    changes |= {"tokenizer_config.json": mutations.json_file, "added_tokens.json": mutations.json_file}
+    changes |= {
+        "tokenizer_config.json": mutations.json_file,
+        "added_tokens.json": mutations.json_file,
+    }
     return Kind(files, changes, lambda place: use_text(tokenizer_from_folder(place)))
 
 

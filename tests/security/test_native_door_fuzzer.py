@@ -31,7 +31,16 @@ SECONDS = 60
 def test_random_programs_are_run_or_refused(tmp_path: Path) -> None:
     library = build_beside_module().with_name("libsartor_core.a")
     program = tmp_path / "replay"
-    _run(os.environ.get("CXX", "c++"), *FLAGS, "-O1", "-DSARTOR_REPLAY", SOURCE, library, "-o", program)
+    _run(
+        os.environ.get("CXX", "c++"),
+        *FLAGS,
+        "-O1",
+        "-DSARTOR_REPLAY",
+        SOURCE,
+        library,
+        "-o",
+        program,
+    )
     files = sorted(CORPUS.iterdir())
     assert len(files) > 20
     done = _run(program, RANDOM, *files)
@@ -48,7 +57,9 @@ def test_libfuzzer_finds_nothing(tmp_path: Path) -> None:
     for part in PARTS:
         objects.append(tmp_path / f"{part}.o")
         source = NATIVE / "core" / f"{part}.cpp"
-        _run(clang, *FLAGS, *SANITIZED, "-fsanitize=fuzzer-no-link", "-c", source, "-o", objects[-1])
+        _run(
+            clang, *FLAGS, *SANITIZED, "-fsanitize=fuzzer-no-link", "-c", source, "-o", objects[-1]
+        )
     fuzzer = tmp_path / "fuzzer"
     library = kernels.with_name("libsartor_core.a")
     _run(clang, *FLAGS, *SANITIZED, "-fsanitize=fuzzer", SOURCE, *objects, library, "-o", fuzzer)
@@ -66,7 +77,11 @@ def test_libfuzzer_finds_nothing(tmp_path: Path) -> None:
             **os.environ,
             "ASAN_OPTIONS": ":".join(
                 (
-                    *("detect_leaks=0", "allocator_may_return_null=1", "max_allocation_size_mb=1000"),
+                    *(
+                        "detect_leaks=0",
+                        "allocator_may_return_null=1",
+                        "max_allocation_size_mb=1000",
+                    ),
                     # Its stacks are not aligned as the kernels of another compiler rely on.
                     "detect_stack_use_after_return=0",
                 )

@@ -161,7 +161,12 @@ def folder_with(path: Path, part: str, expression: str) -> Path:
         "normalizer": None,
         "pre_tokenizer": None,
         "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "decoder": {
+            "type": "ByteLevel",
+            "add_prefix_space": True,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
         "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []},
     }
     pattern = {"Regex": expression}

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 
 from sartor.errors import FormatError, UnsupportedError
 
-
 _LONGEST_WINDOW = 1 << 40
 """In tokens: longer than any context, and a number that native code can hold."""
 

@@ -34,7 +34,9 @@ _MOST_QUANTIFIERS = 3
 _UNBOUNDED = 1 << 30
 _ADVICE = "write it with possessive quantifiers (a++) or atomic groups (?>...)"
 _INTERVAL = re.compile(r"\{(\d{1,9})(,)?(\d{1,9})?\}|\{,(\d{1,9})\}")
-_LONG_ESCAPE = re.compile(r"\\(?:[pP]\{[^{}]*\}|x\{[0-9a-fA-F ]*\}|x[0-9a-fA-F]{1,2}|u[0-9a-fA-F]{4})")
+_LONG_ESCAPE = re.compile(
+    r"\\(?:[pP]\{[^{}]*\}|x\{[0-9a-fA-F ]*\}|x[0-9a-fA-F]{1,2}|u[0-9a-fA-F]{4})"
+)
 _OPTIONS = re.compile(r"\?([imasuWDSP]*(?:-[im]+)?)([:)])")
 _NAME = re.compile(r"\?(?:<(\w+)>|'(\w+)')")
 _ANCHORS = "AzZGbBK"
