@@ -14,10 +14,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any
 
 import mutations
+
+sys.path.append(str(Path(__file__).parents[2] / "build" / "fuzzers"))  # make test-marked
 
 from sartor.errors import SartorError
 from sartor.formats import gguf, gguf_blocks, gguf_strings
@@ -105,12 +107,16 @@ def _atheris(seconds: int) -> None:
     import atheris
 
     path = Path(tempfile.mkdtemp()) / "m.gguf"
-    for module in (gguf, gguf_blocks, gguf_strings):
-        for name, value in list(vars(module).items()):
-            if getattr(value, "__module__", None) == module.__name__ and not isinstance(
-                value, type
-            ):
-                setattr(module, name, atheris.instrument_func(value))
+    modules = (gguf, gguf_blocks, gguf_strings)
+    places: list[Any] = list(modules)
+    for module in modules:
+        own = [value for value in vars(module).values() if isinstance(value, type)]
+        places += [kind for kind in own if kind.__module__ == module.__name__]
+    names = {module.__name__ for module in modules}
+    for place in places:
+        for name, value in list(vars(place).items()):
+            if isinstance(value, FunctionType) and value.__module__ in names:
+                setattr(place, name, atheris.instrument_func(value))
     found = Path(tempfile.mkdtemp())
     options = [f"-max_total_time={seconds}", f"-max_len={MOST_BYTES}", "-timeout=5"]
     atheris.Setup([sys.argv[0], *options, str(found), str(CORPUS)], lambda data: read(data, path))
@@ -129,7 +135,8 @@ def main() -> None:
         except ImportError:
             pass
         else:
-            return _atheris(options.seconds)
+            _atheris(options.seconds)
+            return
     runs, kept = search(options.seconds, options.seed)
     print(f"{runs} inputs, {kept} kept")
 

@@ -22,8 +22,8 @@ import pytest
 import sentencepiece
 from safetensors.numpy import save
 
-for _folder in ("serving", "store"):
-    sys.path.append(str(Path(__file__).parents[1] / _folder))
+sys.path.append(str(Path(__file__).parents[1] / "serving"))
+sys.path.append(str(Path(__file__).parents[1] / "store"))
 
 from store_standins import build_wheel
 from tiny_adapter import write_tiny_adapter
@@ -106,9 +106,7 @@ def run_model(model: Model) -> CpuExecutable:
 def use_text(tokenizer: Text) -> None:
     ids = tokenizer.encode(TEXT)
     tokenizer.decode(ids)
-    tokenizer.decode(
-        [i for i in range(0, tokenizer.vocab_size, max(1, tokenizer.vocab_size // 500))]
-    )
+    tokenizer.decode(list(range(0, tokenizer.vocab_size, max(1, tokenizer.vocab_size // 500))))
 
 
 # Packed files ------------------------------------------------------------------------

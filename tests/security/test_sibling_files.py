@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -90,7 +91,9 @@ def test_damaged_sampling_defaults_are_not_used(
     kinds["safetensors"].write(tmp_path, None)
     (tmp_path / "generation_config.json").write_bytes(content)
     with open_checkpoint(tmp_path) as checkpoint:
-        assert own_sampling(checkpoint) == UNSAID
+        defaults = own_sampling(checkpoint)
+    assert dataclasses.replace(defaults, notes=()) == UNSAID
+    assert "generation_config.json" in defaults.notes[0]
 
 
 @pytest.mark.parametrize("name", READERS)
