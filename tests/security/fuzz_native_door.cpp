@@ -28,9 +28,18 @@ class Input {
   }
   // Mostly a small number, at times one at which sizes wrap around.
   int64_t size() {
-    static constexpr int64_t kOdd[] = {0,           -1,          -16,         INT32_MAX, INT64_MAX,
-                                       INT64_MIN,   1LL << 31,   1LL << 32,   1LL << 47, 1LL << 62,
-                                       4611686018427387904LL - 1, 3037000500};
+    static constexpr int64_t kOdd[] = {0,
+                                       -1,
+                                       -16,
+                                       INT32_MAX,
+                                       INT64_MAX,
+                                       INT64_MIN,
+                                       1LL << 31,
+                                       1LL << 32,
+                                       1LL << 47,
+                                       1LL << 62,
+                                       4611686018427387904LL - 1,
+                                       3037000500};
     static constexpr int64_t kEven[] = {1, 2, 3, 4, 8, 16, 32, 48, 64, 96, 128, 7, 15, 33, 5, 6};
     const uint8_t b = byte();
     if (b >= 244) return kOdd[b - 244];
@@ -93,7 +102,8 @@ ProgramInfo program_of(Input& in, std::vector<std::unique_ptr<Held>>& held) {
   p.embedding = in.byte() % 8 ? -1 : in.number(8);
   for (int i = in.byte() % 3; i > 0; --i) p.taps.emplace_back("tap");
   for (int i = 1 + in.byte() % 10; i > 0; --i)
-    p.values.push_back({in.size(), in.byte() % 4 ? Rows::kTokens : static_cast<Rows>(in.byte() % 3)});
+    p.values.push_back(
+        {in.size(), in.byte() % 4 ? Rows::kTokens : static_cast<Rows>(in.byte() % 3)});
   for (int i = in.byte() % 4; i > 0; --i) p.matrices.push_back(matrix_of(in, held));
   for (int i = in.byte() % 4; i > 0; --i) p.vectors.emplace_back(index(in.byte()) + 1, 0.5f);
   for (int i = in.byte() % 2; i > 0; --i) {

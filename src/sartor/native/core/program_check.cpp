@@ -155,9 +155,9 @@ void Checked::shapes() const {
       arity(0, 1);
       return require(matrix(0).experts == 1 && matrix(0).k == out(0), "a table of another width");
     case Op::kLinear:
-      require(n_.inputs.size() == 1 && !n_.outputs.empty() &&
-                  n_.outputs.size() == n_.matrices.size(),
-              "wrong number of inputs or outputs");
+      require(
+          n_.inputs.size() == 1 && !n_.outputs.empty() && n_.outputs.size() == n_.matrices.size(),
+          "wrong number of inputs or outputs");
       for (size_t i = 0; i < n_.matrices.size(); ++i) {
         const Matrix& m = matrix(i);
         require(m.experts == 1 && m.k == in(0) && m.n == out(i), "a matrix of another shape");
