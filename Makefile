@@ -63,8 +63,12 @@ endif
 test-long:
 	@for target in $(LONG); do $(MAKE) --no-print-directory $$target || exit 1; done
 
-# Tests with the mark "long": recorded cases under the sanitizers.
+# Tests with the mark "long": recorded cases and changed files under the sanitizers, and fuzzers. The
+# one of GGUF files uses atheris where there is a wheel of it, and else a search of its own.
+FUZZERS := build/fuzzers
 test-marked: $(STAMPS)/test
+	@$(PIP) --only-binary :all: --no-deps --upgrade --target $(FUZZERS) 'atheris>=2.3,<4' 2> /dev/null || \
+		echo "note: no wheel of atheris for this Python; GGUF files are searched without it" >&2
 	@$(BIN)/python -m pytest -m long
 
 # The suite in an environment with the lowest versions, the build's included. Python 3.11 alone has

@@ -9,6 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+_MOST_CHARS = 2000
+"""Of a message: it may quote what stands in a file, which may be of any length."""
+
+
+def _bounded(message: str) -> str:
+    """The message without its middle where it is too long: the next step stands at its end."""
+    if len(message) <= _MOST_CHARS:
+        return message
+    return f"{message[: _MOST_CHARS // 2]} [...] {message[-_MOST_CHARS // 4 :]}"
+
 
 class SartorError(Exception):
     """Something failed that the user can understand and act on.
@@ -27,7 +37,7 @@ class SartorError(Exception):
         fields: tuple[str, ...] = (),
         advice: tuple[str, tuple[str, ...]] | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(_bounded(message))
         self.fields = fields
         self.advice = advice
 

@@ -19,6 +19,14 @@ def build_runner(folder: str, *options: str) -> Path:
     return _build(build)
 
 
+def build_module(folder: str, *options: str) -> Path:
+    """The Python module, built in ``build/folder``, which it may share with sartor_replay."""
+    source, build = ROOT / "src" / "sartor" / "native", ROOT / "build" / folder
+    _run("cmake", "-G", "Ninja", "-S", source, "-B", build, "-DSARTOR_PYTHON=ON", *options)
+    _build(build, "_native")
+    return next(build.glob("_native.*.so"))
+
+
 def build_beside_module() -> Path:
     """sartor_replay of the objects that the Python module was linked from, where they are left."""
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}-*"
@@ -26,9 +34,9 @@ def build_beside_module() -> Path:
     return _build(builds[0].parent) if builds else build_runner("replay")
 
 
-def _build(build: Path) -> Path:
-    _run("cmake", "--build", build, "-j2", "--target", "sartor_replay")
-    return build / "sartor_replay"
+def _build(build: Path, target: str = "sartor_replay") -> Path:
+    _run("cmake", "--build", build, "-j2", "--target", target)
+    return build / target
 
 
 def _run(*command: str | Path) -> None:

@@ -371,7 +371,7 @@ def _listed(text: str) -> list[str]:
 
         try:
             found = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return [text]
         if all(isinstance(item, str) for item in found):
             return list(found)

@@ -77,6 +77,7 @@ _MERGE = "merge the adapter into the model (merge_and_unload of PEFT) and use th
 _INITIAL = (None, True, False, "gaussian", "eva", "orthogonal")
 """Ways to initialise that leave the base model as it is."""
 
+_MOST = 1e9
 _ROWS_AT_ONCE = 4096
 _SAME_ROWS = 0.5
 """Rows of an embedding are the model's own where they differ by less than this share of their
@@ -270,6 +271,9 @@ def _number(
         if found:
             value = special
             break
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise FormatError(f"{where}: {key} of {module} is {value!r}; it must be a positive number")
+    # A rank beyond that has no tensor, and no float can hold every integer that JSON can.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _MOST:
+        raise FormatError(
+            f"{where}: {key} of {module} is {value!r}; it must be a positive number below {_MOST:g}"
+        )
     return value

@@ -13,13 +13,13 @@ import json
 import math
 import os
 import struct
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Literal, Self, TypeGuard
 
 from sartor.errors import FormatError, SartorError, UsageError
+from sartor.formats import small_files
 from sartor.formats.files import (
     MappedFile,
     TensorInfo,
@@ -34,7 +34,6 @@ from sartor.store.local import WHOLE
 
 INDEX_NAME = "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000  # the format's own limit
-_MAX_JSON = 100_000_000
 _FLOATS: Mapping[str, FloatName] = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 _BITS: Mapping[str, int] = {
     "F32": 32,
@@ -62,20 +61,10 @@ _BITS: Mapping[str, int] = {
 }
 
 
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"{twice!r} appears twice")
-    return found
-
-
 def parse_json(raw: bytes, where: str) -> dict[str, object]:
     """A JSON object without duplicate keys; anything else is a FormatError naming ``where``."""
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_object)
-    except RecursionError as error:
-        raise FormatError(f"{where}: nested too deeply") from error
+        value = small_files.parse_json(raw, twice=False)
     except ValueError as error:
         raise FormatError(f"{where}: no valid JSON: {error}") from error
     if not isinstance(value, dict):
@@ -86,9 +75,7 @@ def parse_json(raw: bytes, where: str) -> dict[str, object]:
 def read_json(path: Path) -> dict[str, object]:
     """The JSON object in a small file."""
     try:
-        if path.stat().st_size > _MAX_JSON:
-            raise FormatError(f"{path}: larger than {_MAX_JSON} bytes; this is no such file")
-        return parse_json(path.read_bytes(), str(path))
+        return parse_json(small_files.read(path), str(path))
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file; fetch the whole folder") from error
     except OSError as error:

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping
 
 from sartor.errors import FormatError, UnsupportedError
 
+_LONGEST_WINDOW = 1 << 40
+"""In tokens: longer than any context, and a number that native code can hold."""
+
 
 class Options:
     """The key-value pairs of a config.json, or those of one architecture in a GGUF file.
@@ -36,7 +39,10 @@ class Options:
         value = self._present(key, default)
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise self._mistyped(key, value, "a number")
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise self._mistyped(key, value, "a number of at most 64 bits") from None
 
     def size(self, key: str, default: int | None = None) -> int:
         """An integer above zero."""
@@ -54,7 +60,7 @@ class Options:
 
     def window(self, key: str, default: int) -> int:
         """A window in tokens; 0 for none. Absent is the default, null and 0 are none."""
-        return self.nullable(key, default)
+        return min(self.nullable(key, default), _LONGEST_WINDOW)
 
     def nullable(self, key: str, default: int) -> int:
         """An integer from zero. Absent is the default, null is 0."""
@@ -116,7 +122,10 @@ class Options:
             isinstance(item, int | float) and not isinstance(item, bool) for item in value
         ):
             raise self._mistyped(key, value, "a list of numbers")
-        return tuple(float(item) for item in value)
+        try:
+            return tuple(float(item) for item in value)
+        except OverflowError:
+            raise self._mistyped(key, value, "a list of numbers of at most 64 bits") from None
 
     def present(self) -> list[str]:
         """Keys that hold a value, without the prefix."""

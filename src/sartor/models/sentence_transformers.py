@@ -13,13 +13,13 @@ setting is honoured or refused by name.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sartor.errors import FormatError, UnsupportedError
+from sartor.formats import small_files
 from sartor.models.config import NO_PROMPTS, VectorConfig, VectorStep
 from sartor.models.options import Options
 
@@ -346,8 +346,8 @@ def _options(path: Path) -> Options:
 
 def _json(path: Path) -> object:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return small_files.parse_json(small_files.read(path))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise FormatError(f"{path}: cannot be read: {error}; fetch the whole folder") from None

@@ -114,7 +114,7 @@ def _parse_keys(path: Path, content: bytes) -> tuple[ApiKey, ...]:
     try:
         # parse_float=float is the default; the text is decoded as UTF-8, as TOML demands.
         keys = msgspec.convert(tomllib.loads(content.decode("utf-8")), _Entries).key
-    except (ValueError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise UsageError(f"the keys file {path} is wrong: {error}") from None
     for what, values in (
         ("name", [key.name for key in keys]),

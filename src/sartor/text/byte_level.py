@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-from sartor.errors import CapacityError, SartorError
+from sartor.errors import CapacityError, FormatError, SartorError
 from sartor.text.sentencepiece import AddedPiece, Surroundings
 
 
@@ -118,12 +120,30 @@ class TokenizersEncoder:
             # As a batch: the library lets other threads run meanwhile, and finds no offsets.
             (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         except BaseException as error:
-            # What Rust calls a panic is no Exception in Python, and would end the process.
-            if type(error).__name__ != "PanicException":
+            if not _is_panic(error):
                 raise
             raise _explained(error) from None
         ids: list[int] = encoding.ids
         return ids
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """FormatError where the library fails while a tokenizer is made of a file."""
+    try:
+        yield
+    except BaseException as error:
+        if not _is_panic(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise FormatError(
+            f"{path}: the tokenizer fails: {reason[:200]}; download the checkpoint again"
+        ) from None
+
+
+def _is_panic(error: BaseException) -> bool:
+    """What Rust calls a panic is no Exception in Python, and would end the process."""
+    return type(error).__name__ == "PanicException"
 
 
 def _explained(panic: BaseException) -> SartorError:

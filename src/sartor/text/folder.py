@@ -8,15 +8,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from sartor.errors import FormatError, UnsupportedError
+from sartor.formats import small_files
 from sartor.text import wordpiece
 from sartor.text.added_tokens import added_pieces
-from sartor.text.byte_level import TokenizersEncoder, unspell
+from sartor.text.byte_level import TokenizersEncoder, readable, unspell
 from sartor.text.control_tokens import END_OF_GENERATION, end_of_generation
 from sartor.text.folder_files import read_json, special_token
 from sartor.text.gguf import sentencepiece_tokenizer
+from sartor.text.pattern_limits import check_patterns
 from sartor.text.sentencepiece import SPACE, AddedPiece, Prefix, Surroundings, byte_value
 from sartor.text.sentencepiece_model import read_model
 from sartor.text.tokenizer import Tokenizer
@@ -28,8 +31,10 @@ def build_tokenizer(
     """See ``tokenizer_from_folder``."""
     folder = Path(folder)
     notes = [] if notes is None else notes
-    if (folder / "tokenizer.json").is_file():
-        return _from_json(folder, notes, lower_case)
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        with readable(path):
+            return _from_json(folder, notes, lower_case)
     if (folder / "tokenizer.model").is_file():
         if lower_case:
             raise UnsupportedError(
@@ -48,7 +53,12 @@ def _from_json(folder: Path, notes: list[str], lower_case: bool) -> Tokenizer:
 
     path = folder / "tokenizer.json"
     try:
-        backend = Backend.from_file(str(path))
+        content = small_files.read(path)
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror or error}") from None
+    _check_patterns(content, path)
+    try:
+        backend = Backend.from_buffer(content)
     except Exception as error:  # the library raises plain Exception for everything
         raise FormatError(f"cannot read {path}: {error}") from None
     backend.no_truncation()
@@ -94,6 +104,22 @@ def _from_json(folder: Path, notes: list[str], lower_case: bool) -> Tokenizer:
         suffix=suffix,
         strips_leading_space=strips,
     )
+
+
+class _Parts(msgspec.Struct):
+    """What of a tokenizer.json may hold regular expressions that run."""
+
+    normalizer: object = None
+    pre_tokenizer: object = None
+
+
+def _check_patterns(content: bytes, path: Path) -> None:
+    """FormatError for a regular expression that could take too long, before it is compiled."""
+    try:
+        parts = msgspec.json.decode(content, type=_Parts)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise FormatError(f"cannot read {path}: {error}; download the checkpoint again") from None
+    check_patterns([parts.normalizer, parts.pre_tokenizer], str(path))
 
 
 def _add_tokens(folder: Path, backend: Any, notes: list[str]) -> None:

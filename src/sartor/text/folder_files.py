@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sartor.errors import FormatError
+from sartor.formats import small_files
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; an empty one if there is no such file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = small_files.parse_json(small_files.read(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -82,7 +82,7 @@ class Splitter:
         nothing = Surroundings()
         self._surroundings = {t: s for t, s in (surroundings or {}).items() if s != nothing}
         lengths: dict[str, set[int]] = {}
-        for token in self._tokens:
+        for token in filter(None, self._tokens):  # nothing would be found everywhere
             lengths.setdefault(token[:2], set()).add(len(token))
         self._lengths = {start: sorted(sizes, reverse=True) for start, sizes in lengths.items()}
         starts = sorted(lengths, key=len, reverse=True)
@@ -184,7 +184,7 @@ class SentencePieceBPE:
         self._ids = dict(zip(tokens, range(len(tokens)), strict=True))
         for kind in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.BYTE):
             for i in ids_of_type(types, kind):
-                del self._ids[tokens[i]]
+                self._ids.pop(tokens[i], None)  # a damaged file may have it twice
         self._ids.update(user_ids)
         self._scores = scores
         self._unused = frozenset(ids_of_type(types, TokenType.UNUSED))
@@ -325,17 +325,19 @@ class SentencePieceBPE:
         return ids
 
     def _emit(self, symbol: str, made_of: Mapping[str, tuple[str, str]], ids: list[int]) -> None:
-        token = self._ids.get(symbol)
-        if token is not None and token in self._unused and symbol in made_of:
-            # Unused pieces are stepping stones of the merges, but never a result.
-            for part in made_of[symbol]:
-                self._emit(part, made_of, ids)
-        elif token is not None and token not in self._unused:
-            ids.append(token)
-        elif self._bytes is not None:
-            ids += [self._bytes[byte] for byte in symbol.encode("utf-8")]
-        elif self._unknown is not None:
-            ids.append(self._unknown)
+        left = [symbol]  # no recursion: a piece may be made of as many others as it is long
+        while left:
+            symbol = left.pop()
+            token = self._ids.get(symbol)
+            if token is not None and token in self._unused and symbol in made_of:
+                # Unused pieces are stepping stones of the merges, but never a result.
+                left += reversed(made_of[symbol])
+            elif token is not None and token not in self._unused:
+                ids.append(token)
+            elif self._bytes is not None:
+                ids += [self._bytes[byte] for byte in symbol.encode("utf-8")]
+            elif self._unknown is not None:
+                ids.append(self._unknown)
 
     def _fuse_unknown(self, ids: list[int]) -> list[int]:
         """A run of unknown characters is one unknown token."""

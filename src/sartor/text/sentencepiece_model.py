@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sartor.errors import FormatError
+from sartor.formats import small_files
 from sartor.text.sentencepiece import TokenType
 
 _ALGORITHMS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
@@ -37,7 +38,7 @@ class SentencePieceModel:
 def read_model(path: Path) -> SentencePieceModel:
     """Read a model file; FormatError if it is not one."""
     try:
-        return _parse(path.read_bytes())
+        return _parse(small_files.read(path))
     except (OSError, IndexError, ValueError, struct.error) as error:
         raise FormatError(
             f"{path} is not a SentencePiece model or is damaged ({error}); download it again"

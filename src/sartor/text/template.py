@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sartor.errors import FormatError, UsageError
+from sartor.formats import small_files
 from sartor.text.content_shape import (
     TOOL,
     Message,
@@ -384,7 +385,7 @@ def template_from_folder(
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return small_files.read(file).decode("utf-8")
     except (OSError, ValueError) as error:
         raise FormatError(f"cannot read {file}: {error}") from None
 

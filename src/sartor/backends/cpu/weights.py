@@ -225,5 +225,6 @@ def _matrix(
             raise ValueError(f"it is {found}, the model needs {list(spec.shape)}")
         matrix.native()  # the native code looks at lengths, groups and bits
     except (TypeError, ValueError, OverflowError, msgspec.ValidationError) as error:
-        raise FormatError(f"{file.path}: matrix {spec.name}: {error}") from None
+        reason = str(error).partition("\n")[0]  # nanobind lists what would have been possible
+        raise FormatError(f"{file.path}: matrix {spec.name}: {reason}") from None
     return matrix

@@ -5,6 +5,12 @@
 namespace sartor {
 namespace {
 
+// Sizes below this have products of two that do not wrap around; so have most of three, of which
+// two were compared with the width of a value before.
+constexpr int64_t kMostSize = int64_t{1} << 31;
+
+bool is_size(int64_t size, int64_t least) { return size >= least && size < kMostSize; }
+
 // One instruction, and what it refers to.
 class Checked {
  public:
@@ -42,6 +48,8 @@ class Checked {
   }
 
   void references() const;
+  void sizes() const;
+  void rows() const;
   void shapes() const;
 
  private:
@@ -65,6 +73,59 @@ void Checked::references() const {
   within({n_.tap}, -1, std::ssize(program_.taps));
   for (const int32_t v : n_.inputs)
     require(writers_[index(v)], "it reads what no instruction before it writes");
+  for (size_t i = 0; i < n_.outputs.size(); ++i) {
+    require(!writers_[index(n_.outputs[i])], "it writes what another instruction writes");
+    for (size_t j = 0; j < i; ++j)
+      require(n_.outputs[i] != n_.outputs[j], "it writes a value twice");
+  }
+  require(n_.tap < 0 || !n_.outputs.empty(), "a tap of nothing");
+}
+
+void Checked::sizes() const {
+  for (const int64_t size :
+       {n_.heads, n_.kv_heads, n_.head_dim, n_.value_dim, n_.key_heads, n_.key_dim, n_.run,
+        n_.routing.top_k, n_.routing.groups, n_.routing.top_groups})
+    require(is_size(size, 0), "a size that nothing has");
+  for (const int64_t width : n_.widths) require(is_size(width, 0), "a size that nothing has");
+  require(n_.window >= 0, "a window of less than nothing");
+}
+
+// Rows of values are tokens, outputs or sequences: there are not as many of each.
+void Checked::rows() const {
+  const auto are = [&](const std::vector<int32_t>& ids, Rows wanted) {
+    for (const int32_t id : ids)
+      require(program_.values[index(id)].rows == wanted, "rows that stand for something else");
+  };
+  Rows from = n_.inputs.empty() ? Rows::kTokens : program_.values[index(n_.inputs[0])].rows;
+  Rows to = from;
+  switch (n_.op) {
+    case Op::kGatherRows:
+      from = Rows::kTokens;
+      to = Rows::kOutputs;
+      break;
+    case Op::kPool:
+      from = Rows::kTokens;
+      to = Rows::kSequences;
+      break;
+    case Op::kSample:
+      from = to = Rows::kOutputs;
+      break;
+    case Op::kEmbedding:
+    case Op::kReplaceRows:
+    case Op::kRope:
+    case Op::kKvWrite:
+    case Op::kLatentWrite:
+    case Op::kAttention:
+    case Op::kSelfAttention:
+    case Op::kShortConv:
+    case Op::kRecurrentScan:
+      from = to = Rows::kTokens;
+      break;
+    default:
+      break;
+  }
+  are(n_.inputs, from);
+  are(n_.outputs, to);
 }
 
 // Query heads over kv heads of these sizes.
@@ -94,8 +155,9 @@ void Checked::shapes() const {
       arity(0, 1);
       return require(matrix(0).experts == 1 && matrix(0).k == out(0), "a table of another width");
     case Op::kLinear:
-      require(n_.inputs.size() == 1 && n_.outputs.size() == n_.matrices.size(),
-              "wrong number of inputs or outputs");
+      require(
+          n_.inputs.size() == 1 && !n_.outputs.empty() && n_.outputs.size() == n_.matrices.size(),
+          "wrong number of inputs or outputs");
       for (size_t i = 0; i < n_.matrices.size(); ++i) {
         const Matrix& m = matrix(i);
         require(m.experts == 1 && m.k == in(0) && m.n == out(i), "a matrix of another shape");
@@ -108,11 +170,13 @@ void Checked::shapes() const {
       arity(heads ? 1 : 2, 1);
       const Matrix& m = matrix(0);
       const int64_t slots = heads ? m.experts : in(1);
-      require(slots > 0 && out(0) == slots * m.n && (in(0) == m.k || in(0) == slots * m.k),
+      require(slots > 0 && m.n < kMostSize && m.k < kMostSize && out(0) == slots * m.n &&
+                  (in(0) == m.k || in(0) == slots * m.k),
               "a matrix of another shape");
       if (!heads) {  // the numbers of experts are not looked at when it runs
         const Instruction& router = *writers_[index(n_.inputs[1])];
-        require(router.op == Op::kRouteExperts &&
+        require(router.op == Op::kRouteExperts && !router.custom.function &&
+                    router.outputs[0] == n_.inputs[1] &&
                     program_.values[index(router.inputs[0])].width <= m.experts,
                 "a matrix of fewer experts than are chosen from");
       }
@@ -200,9 +264,11 @@ void Checked::shapes() const {
     case Op::kScale:
     case Op::kSoftcap:
       arity(1, 1);
+      require(vector(0) < 0, "a vector that it has no use for");
       return require(out(0) == in(0), "rows of another width");
     case Op::kGatedActivation:
       arity(2, 1);
+      require(vector(0) < 0, "a vector that it has no use for");
       return require(out(0) == in(0) && in(1) == in(0), "rows of another width");
     case Op::kAdd:
     case Op::kMul:
@@ -234,17 +300,51 @@ void Checked::shapes() const {
 
 }  // namespace
 
+namespace {
+
+void require(bool holds, const char* what) {
+  if (!holds) throw std::invalid_argument(std::string("program: ") + what);
+}
+
+// What no instruction answers for.
+void check_sizes(const ProgramInfo& program) {
+  require(is_size(program.block_size, 1), "a block of no size");
+  for (const ValueInfo& value : program.values)
+    require(is_size(value.width, 1), "a value of no width");
+  for (const StateInfo& state : program.states) {
+    require(state.group >= 0, "a state of no group");
+    if (state.slot_floats) {
+      require(is_size(state.slot_floats, 1), "a state of no size");
+      continue;
+    }
+    require(is_size(state.kv_heads, 1) && is_size(state.head_dim, 1) && is_size(state.value_dim, 1),
+            "a state of no size");
+    const double floats = static_cast<double>(state.kv_heads) *
+                          static_cast<double>(state.head_dim + state.value_dim) *
+                          static_cast<double>(program.block_size);
+    require(floats < static_cast<double>(int64_t{1} << 48), "a state that is too large");
+  }
+}
+
+}  // namespace
+
 void check_program(const ProgramInfo& program) {
+  check_sizes(program);
   std::vector<const Instruction*> writers(program.values.size(), nullptr);
   for (const Instruction& instruction : program.instructions) {
     const Checked checked(program, instruction, writers);
     checked.references();
+    checked.sizes();
+    checked.rows();
     checked.shapes();
     for (const int32_t v : instruction.outputs) writers[index(v)] = &instruction;
   }
   const int64_t encoded = program.embedding;
-  if (encoded >= 0 && (encoded >= std::ssize(program.values) || !writers[index(encoded)]))
-    throw std::invalid_argument("program: no instruction writes the embedding");
+  if (encoded < 0) return;
+  require(encoded < std::ssize(program.values) && writers[index(encoded)],
+          "no instruction writes the embedding");
+  require(program.values[index(encoded)].rows == Rows::kSequences,
+          "an embedding of something else than sequences");
 }
 
 }  // namespace sartor
