@@ -33,7 +33,7 @@ STAMPS := .venv/stamps-$(shell pwd | cksum | cut -d' ' -f1)
 NATIVE := $(shell find src/sartor/native)
 
 # What these start or measure is watched by the clock: no other tests run beside them.
-BY_THE_CLOCK := $(addprefix tests/,bench benchmarks cli hardware serving)
+BY_THE_CLOCK := $(addprefix tests/,bench benchmarks cli hardware security serving)
 
 # What `make test-long` runs, one after the other.
 LONG := test test-marked test-lowest
