@@ -126,7 +126,7 @@ def test_every_kind_of_option_can_be_set(
 ) -> None:
     file.write_text(
         '[serve]\nport = 0\nmax_wait = 2\ntune = false\notel = false\nlog = "json"\n'
-        'keys = "keys.toml"\ncors_origin = ["https://a", "https://b"]\nmemory = "3GB"\n'
+        'keys = "keys.toml"\nallowed_host = ["box"]\ncors_origin = ["https://a", "https://b"]\nmemory = "3GB"\n'
         "[keys.add]\nshare = 2\n"
     )
     seen: dict[str, Any] = {}
@@ -140,6 +140,7 @@ def test_every_kind_of_option_can_be_set(
     assert (seen["port"], seen["max_wait"], seen["plan"].tune) == (0, 2, False)
     assert seen["keys"] == tmp_path / "keys.toml"  # beside the file
     assert list(seen["cors_origins"]) == ["https://a", "https://b"]
+    assert list(seen["allowed_hosts"]) == ["box"]
     assert (seen["telemetry"].log, seen["memory_bytes"]) == ("json", 3 * 10**9)
     monkeypatch.setenv("SARTOR_SERVE_CORS_ORIGIN", '["https://c", "https://d"]')
     monkeypatch.setenv("SARTOR_TUNE", "1")

@@ -45,6 +45,7 @@ from sartor.serving.startup import Started
         (("--adapter", "a=none"), 2, "none is no folder"),
         (("--adapter-folder", "none"), 2, "none does not exist"),
         (("--cors-origin", "example.org"), 2, "'example.org' is no origin"),
+        (("--allowed-host", "http://box"), 2, "'http://box' is no name of a host"),
         (("--max-wait", "nan"), 2, "max_wait is nan"),
         (("--max-wait", -1), 2, "-1"),
         (("--max-seconds", "inf"), 2, "--max-seconds is inf"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from sartor.serving.request_record import RequestRecord
 from sartor.serving.tracing import attributes
 from sartor.store import hub
 from sartor.store.download import NoAnswerError, Patience
+from sartor.store.pip_download import pip_download
+from sartor.store.progress import Silent
 from sartor.store.redacted import redacted
 from sartor.store.reference import parse_source
 from sartor.store.source import SourceError
@@ -209,3 +212,19 @@ def test_what_debug_shows(
     assert "https://***@mirror.invalid/" in err
     assert CANARY not in err
     assert "\x1b" not in err
+
+
+def test_pip_gets_no_token_of_a_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: dict[str, str] = {}
+
+    def popen(*_: Any, env: dict[str, str], **__: Any) -> Any:
+        seen.update(env)
+        raise OSError("no process in a test")
+
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    with pytest.raises(OSError, match="no process"):
+        pip_download("package", tmp_path / "work", Silent())
+    assert not seen.keys() & {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELSCOPE_API_TOKEN"}
+    assert seen["PIP_INDEX_URL"] == ENVIRONMENT["PIP_INDEX_URL"]

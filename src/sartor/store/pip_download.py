@@ -23,6 +23,7 @@ from pathlib import Path
 from sartor.errors import SartorError
 from sartor.store.download import REACH_SECONDS
 from sartor.store.progress import Progress
+from sartor.store.redacted import HUB_TOKENS
 from sartor.store.source import SourceError
 
 _STARTUP_SECONDS = 20.0  # pip's own start, before it touches the network
@@ -54,7 +55,9 @@ def pip_download(requirement: str, work: Path, progress: Progress) -> Path:
         *("--disable-pip-version-check", "--dest", str(target.absolute()), requirement),
     ]
     here = str(temporary.absolute())
-    environment = {**os.environ, "TMPDIR": here, "TEMP": here, "TMP": here}
+    # pip has credentials of its own, and no use for those of hubs.
+    inherited = {name: value for name, value in os.environ.items() if name not in HUB_TOKENS}
+    environment = {**inherited, "TMPDIR": here, "TEMP": here, "TMP": here}
     process = subprocess.Popen(
         command,
         env={**environment, "PYTHONUNBUFFERED": "1", "PIP_QUIET": "0"},

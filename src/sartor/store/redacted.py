@@ -11,14 +11,16 @@ _LOGIN = re.compile(
 )
 _QUERY = re.compile(r"(https?://[^\s?'\"<>]+)\?[^\s'\"<>)]+")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}")
-_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELSCOPE_API_TOKEN")
+HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELSCOPE_API_TOKEN")
+"""Variables of the environment that hold tokens of hubs."""
+
 _SHORTEST = 6  # what is shorter stands in many words by chance
 
 
 def redacted(text: str) -> str:
     """The text without user names and passwords in addresses, without their queries (which may be
     signed), and without the tokens of hubs."""
-    for name in _VARIABLES:
+    for name in HUB_TOKENS:
         token = os.environ.get(name, "").strip()
         if len(token) >= _SHORTEST:
             text = text.replace(token, "***")
