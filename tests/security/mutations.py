@@ -201,12 +201,17 @@ _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
 
 def gguf_numbers(data: bytes) -> list[tuple[int, int]]:
-    """Place and size of every number in a sound GGUF header, lengths and types included."""
+    """Place and size of every number in a GGUF header, lengths and types included.
+
+    IndexError where it goes on behind the end, KeyError for an unknown type.
+    """
     found: list[tuple[int, int]] = [(4, 4)]
     at = 8
 
     def number(size: int) -> int:
         nonlocal at
+        if at + size > len(data):
+            raise IndexError(at)
         found.append((at, size))
         at += size
         return int.from_bytes(data[at - size : at], "little")
