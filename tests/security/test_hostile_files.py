@@ -21,6 +21,8 @@ from sartor.errors import SartorError
 SECONDS = 5.0
 """The longest that one file may take."""
 
+SLOW = "it took {:.1f} s"
+
 _ROOM = 2 << 30
 """Bytes of memory that all cases of a kind together may take beyond what is in use."""
 
@@ -73,7 +75,15 @@ def fault(kind: Kind, folder: Path) -> str | None:
             raise
         return f"{type(error).__name__}: {str(error)[:300]}"
     seconds = time.monotonic() - began
-    return None if seconds < SECONDS else f"it took {seconds:.1f} s"
+    return None if seconds < SECONDS else SLOW.format(seconds)
+
+
+def fault_of_case(name: str, kind: Kind, number: int, folder: Path) -> str | None:
+    folder.mkdir()
+    kind.write(folder, random.Random(f"{name} {number}"))
+    found = fault(kind, folder)
+    shutil.rmtree(folder)
+    return found
 
 
 @pytest.mark.timeout(3600)
@@ -82,12 +92,12 @@ def test_changed_files_are_used_or_refused(kind: tuple[str, Kind], tmp_path: Pat
     folder = tmp_path / "case"
     wrong: list[str] = []
     for number in cases():
-        folder.mkdir()
-        what.write(folder, random.Random(f"{name} {number}"))
-        found = fault(what, folder)
+        found = fault_of_case(name, what, number, folder)
+        if found is not None and found.startswith(SLOW[:8]):
+            # A busy machine can stop a process for long: what is slow is slow again.
+            found = fault_of_case(name, what, number, folder)
         if found is not None:
             wrong.append(f"case {number}: {found}")
-        shutil.rmtree(folder)
     assert wrong == []
 
 
