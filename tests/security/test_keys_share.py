@@ -112,6 +112,19 @@ def test_long_work_of_one_key_holds_nobody_up(wide: KeyedServer) -> None:
     assert used["good"] > 0
 
 
+def test_bodies_of_one_key_come_at_a_pace(wide: KeyedServer) -> None:
+    body = b'{"model": "none", "prompt": "' + b"x" * 8_000_000 + b'"}'
+
+    def seconds(key: str) -> float:
+        begin = time.monotonic()
+        with RawClient(wide.process) as client:
+            client.send(wide.head(key, "/v1/completions", len(body)) + body)
+            assert client.answer()[0] == 404
+        return time.monotonic() - begin
+
+    assert sum(seconds("bad") for _ in range(4)) > 3 * len(body) / 2**25
+
+
 def test_a_prompt_that_is_far_too_long_is_not_read_to_its_end(wide: KeyedServer) -> None:
     begin = time.monotonic()
     answer = wide.complete("good", prompt="a b " * 1_000_000)

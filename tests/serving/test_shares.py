@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from sartor.serving.shares import FairTurns, Room
+from sartor.serving.shares import FairTurns, Pace, Room
 
 
 def half() -> float:
@@ -122,3 +122,14 @@ def test_cancelled_waits_lose_no_place(seed: int) -> None:
         assert not turns._used
 
     asyncio.run(scene())
+
+
+def test_who_sends_much_waits_and_nobody_else() -> None:
+    pace = Pace(1000.0)
+    assert pace.delay("bad", 500, 10.0) == pytest.approx(0.5)
+    assert pace.delay("bad", 500, 10.0) == pytest.approx(1.0)
+    assert pace.delay("good", 10, 10.0) == pytest.approx(0.01)
+    assert pace.delay("bad", 100, 12.0) == pytest.approx(0.1)
+    for i in range(3000):
+        pace.delay(f"key{i}", 1, 13.0 + i)
+    assert len(pace._free) < 1100

@@ -31,7 +31,7 @@ from sartor.serving.intake_process import IntakeProcess
 from sartor.serving.limits import ServerLimits
 from sartor.serving.openai_types import ChatRequest, CompletionRequest, EmbeddingRequest
 from sartor.serving.prepare import Prepared, View, prepare
-from sartor.serving.shares import FairTurns, Room, everything
+from sartor.serving.shares import FairTurns, Pace, Room, everything
 from sartor.serving.validation import parse
 
 T = TypeVar("T", bound=BaseModel)
@@ -41,6 +41,11 @@ INLINE_BYTES = 2**10  # tokenised in 1 ms, or 10 ms where the tokeniser is writt
 THREADS = 2  # more would only wait for each other: all but the tokeniser runs one at a time
 THREAD_BYTES = 64 * 2**10  # parsed in some milliseconds, whatever it holds
 PROCESS_BYTES = 512 * 2**10  # some tenths of a second; what is longer waits in a lane of its own
+
+KEY_BYTES_PER_SECOND = 32 * 2**20
+"""Of bodies of one key where there are several; a body of 8 MiB takes 0.25 s, which is no longer
+than what is done with it. Without a limit a key took half of the gateway's time."""
+_SHORTEST_DELAY = 0.01
 
 
 class Intake:
@@ -58,6 +63,8 @@ class Intake:
         """Bytes of bodies that are being read."""
         self.seconds: dict[str, float] = {}
         """What reading requests took, by key."""
+        self._part = part
+        self._pace = Pace(KEY_BYTES_PER_SECOND)
         self._models = models
         self._threads = ThreadPoolExecutor(THREADS, "intake")
         self._thread_turns = FairTurns(THREADS, part)
@@ -143,6 +150,7 @@ class Intake:
                     body += piece
                     if len(body) > limits.body_bytes:
                         raise _too_large(limits.body_bytes)
+                    await self._keep_pace(room.key, len(piece))
         except ClientDisconnect:
             raise invalid("the client closed the connection in the middle of the body") from None
         except TimeoutError:
@@ -157,6 +165,13 @@ class Intake:
         for coding in reversed(codings):
             found = await self._unfold(found, coding, room)
         return found
+
+    async def _keep_pace(self, key: str, size: int) -> None:
+        """Where keys share, one that sends much waits: taking bytes is work, whatever they say."""
+        if self._part() < 1:
+            delay = self._pace.delay(key, size, time.monotonic())
+            if delay > _SHORTEST_DELAY:
+                await asyncio.sleep(delay)
 
     async def _unfold(self, body: bytes, coding: str, room: _Body) -> bytes:
         """A body without one of its encodings: slice by slice, so that others get their turns on
@@ -187,20 +202,20 @@ class _Body:
     """What one body takes of the memory for all of them."""
 
     def __init__(self, room: Room, key: str) -> None:
+        self.key = key
         self._room = room
-        self._key = key
         self._held = 0
 
     def take(self, size: int) -> None:
         """Raises ApiError 503 where all the memory is taken, and 429 where the key's part is."""
         self.check(size)
-        self._room.take(self._key, size)
+        self._room.take(self.key, size)
         self._held += size
 
     def check(self, size: int) -> None:
         """As :meth:`take`, and takes nothing: a client that says much and sends nothing keeps
         nobody else's room."""
-        match self._room.full(self._key, size):
+        match self._room.full(self.key, size):
             case "all":
                 raise unavailable(
                     f"the server is receiving as much as it can hold ({self._room.limit} bytes); "
@@ -209,12 +224,12 @@ class _Body:
                 )
             case "key":
                 raise holds_its_part(
-                    self._key, f"{self._room.most} of the {self._room.limit} bytes of bodies"
+                    self.key, f"{self._room.most} of the {self._room.limit} bytes of bodies"
                 )
 
     def leave(self) -> None:
         if self._held:
-            self._room.give(self._key, self._held)
+            self._room.give(self.key, self._held)
             self._held = 0
 
 

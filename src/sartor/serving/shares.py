@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Literal
 
+_MOST_KEYS = 1024  # whose pace is remembered; what is past is forgotten then
+
 
 def everything() -> float:
     """The part of a room that a key may hold where it shares with nobody."""
@@ -63,6 +65,23 @@ class Room:
     def give(self, key: str, amount: int) -> None:
         """Gives back what was taken."""
         self.take(key, -amount)
+
+
+class Pace:
+    """How fast the bytes of each key are taken: ``rate`` a second, beyond which it has to wait."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._free: dict[str, float] = {}
+        """When what each key has sent would be through at that rate."""
+
+    def delay(self, key: str, amount: int, now: float) -> float:
+        """Seconds to wait after so many more bytes of a key."""
+        if len(self._free) > _MOST_KEYS:
+            self._free = {k: at for k, at in self._free.items() if at > now}
+        at = max(self._free.get(key, now), now) + amount / self._rate
+        self._free[key] = at
+        return at - now
 
 
 class FairTurns:
