@@ -22,6 +22,7 @@ from sartor.graph import UNSAID
 from sartor.models import own_sampling
 from sartor.models.options import Options
 from sartor.serving.keys import read_keys
+from sartor.text.byte_level import on_texts, readable
 from sartor.text.sentencepiece import SentencePieceBPE, Splitter
 from sartor.text.template import template_from_folder
 from sartor.text.tokenizer import tokenizer_from_folder
@@ -178,6 +179,20 @@ def test_pieces_that_are_made_of_many_others() -> None:
     scores = [0.0, 0.0, *(float(n) for n in range(2, count))]
     model = SentencePieceBPE(tokens, scores, types, unknown_id=0, space_prefix=False)
     assert model.encode("a" * (count - 1), parse_special=False) == [1] * (count - 1)
+
+
+def test_what_the_library_ends_a_process_with_is_an_error() -> None:
+    """A damaged map of characters of a SentencePiece model made it panic on a text."""
+    panic = type("PanicException", (BaseException,), {})
+    with pytest.raises(SartorError, match="failed on this text: not a char boundary"), on_texts():
+        raise panic("not a char\nboundary")
+    with (
+        pytest.raises(FormatError, match=r"t\.json: the tokenizer fails"),
+        readable(Path("t.json")),
+    ):
+        raise panic("no entry")
+    with pytest.raises(KeyboardInterrupt), on_texts():
+        raise KeyboardInterrupt
 
 
 def _types(values: list[int]) -> npt.NDArray[np.int32]:

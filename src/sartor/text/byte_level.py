@@ -116,15 +116,22 @@ class TokenizersEncoder:
     def _encode(self, text: str, parse_special: bool) -> list[int]:
         # The library keeps this choice as state of the tokenizer, hence the lock.
         self._tokenizer.encode_special_tokens = not parse_special
-        try:
+        with on_texts():
             # As a batch: the library lets other threads run meanwhile, and finds no offsets.
             (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
-        except BaseException as error:
-            if not _is_panic(error):
-                raise
-            raise _explained(error) from None
         ids: list[int] = encoding.ids
         return ids
+
+
+@contextmanager
+def on_texts() -> Iterator[None]:
+    """SartorError where the library fails on a text, which it may do in ways that end a process."""
+    try:
+        yield
+    except BaseException as error:
+        if not _is_panic(error):
+            raise
+        raise _explained(error) from None
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sartor.errors import FormatError, UnsupportedError
 from sartor.text import wordpiece
-from sartor.text.byte_level import TokenizersEncoder, unspell
+from sartor.text.byte_level import TokenizersEncoder, on_texts, unspell
 from sartor.text.control_tokens import (
     end_of_generation,
     misnamed_control,
@@ -370,9 +370,15 @@ def sentencepiece_tokenizer(
         from tokenizers import normalizers
 
         try:
-            normalize = normalizers.Precompiled(charsmap).normalize_str
+            compiled = normalizers.Precompiled(charsmap)
         except Exception as error:  # the library raises plain Exception
             raise FormatError(f"{PREFIX}precompiled_charsmap is damaged: {error}") from None
+
+        def normalize(text: str) -> str:
+            with on_texts():  # a damaged map may lead anywhere in its own text
+                normalized: str = compiled.normalize_str(text)
+            return normalized
+
     if unknown_id is None:
         unknown_id = next(iter(ids_of_type(types, TokenType.UNKNOWN)), None)
     control = {tokens[i]: i for i in ids_of_type(types, TokenType.CONTROL)}
