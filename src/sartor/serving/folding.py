@@ -1,7 +1,7 @@
 """A whole answer, put together from its deltas as they come.
 
-Log probabilities are kept as the JSON that they will be: as objects they take ten times the memory,
-and an answer may have a million of them.
+Log probabilities are kept as the JSON that they will be: as objects they take several times the
+memory, and an answer may have a million of them.
 """
 
 from __future__ import annotations

@@ -40,11 +40,11 @@ B = TypeVar("B", ChatRequest, CompletionRequest, EmbeddingRequest)
 INLINE_BYTES = 2**10  # tokenised in 1 ms, or 10 ms where the tokeniser is written in Python
 THREADS = 2  # more would only wait for each other: all but the tokeniser runs one at a time
 THREAD_BYTES = 64 * 2**10  # parsed in some milliseconds, whatever it holds
-PROCESS_BYTES = 512 * 2**10  # some tenths of a second; what is longer waits in a lane of its own
+PROCESS_BYTES = 512 * 2**10  # what is longer waits in a lane of its own
 
 KEY_BYTES_PER_SECOND = 32 * 2**20
-"""Of bodies of one key where there are several; a body of 8 MiB takes 0.25 s, which is no longer
-than what is done with it. Without a limit a key took half of the gateway's time."""
+"""Of bodies of one key where there are several: taking bytes is work for the event loop, even of
+bodies that are refused. A body of 8 MiB takes 0.25 s at that pace."""
 _SHORTEST_DELAY = 0.01
 
 
