@@ -56,6 +56,7 @@ class Tokenizer:
         self._prefix = list(prefix)
         self._suffix = list(suffix)
         self._bytes: dict[int, bytes] = {}
+        self._texts: dict[int, str] = {}
 
     @property
     def add_bos(self) -> bool:
@@ -123,7 +124,10 @@ class Tokenizer:
 
     def token_text(self, id: int) -> str:
         """A token on its own, for display: control tokens by name, broken UTF-8 as U+FFFD."""
-        return self.piece(id, False).decode("utf-8", "replace")
+        text = self._texts.get(id)
+        if text is None:
+            text = self._texts[id] = self.piece(id, False).decode("utf-8", "replace")
+        return text
 
     def piece(self, id: int, skip_special: bool) -> bytes:
         """Like ``token_bytes``, but with the name of a control token if not ``skip_special``."""
