@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
@@ -17,6 +18,8 @@ from keyed_server import KeyedServer
 from raw_client import RawClient
 from server_process import ServerProcess, wait_until
 from tiny_model import write_tiny_model
+
+from sartor.serving.intake import KEY_SECONDS_PER_SECOND
 
 TWO = {"bad": {"admin": True}, "good": {}}
 
@@ -121,7 +124,27 @@ def test_bodies_of_one_key_come_at_a_pace(wide: KeyedServer) -> None:
             assert client.answer()[0] == 404
         return time.monotonic() - begin
 
+    assert wide.complete("good").status_code == 200  # a key that is alone keeps no pace
     assert sum(seconds("bad") for _ in range(4)) > 3 * len(body) / 2**25
+
+
+def test_reading_for_one_key_has_a_pace(wide: KeyedServer) -> None:
+    def spent() -> float:
+        lines = [
+            line for line in wide.metrics("bad").splitlines() if "intake_seconds_total{" in line
+        ]
+        return {line.split('"')[1]: float(line.split()[-1]) for line in lines}.get("bad", 0.0)
+
+    before, begin = spent(), time.monotonic()
+    with ThreadPoolExecutor(8) as pool:
+        assert wide.complete("good").status_code == 200
+        for answer in pool.map(
+            lambda _: wide.complete("bad", prompt="some words " * 1000, max_tokens=1), range(200)
+        ):
+            assert answer.status_code == 200
+    taken = spent() - before
+    # Up to eight may have begun before the first of them was booked.
+    assert time.monotonic() - begin > 0.9 * taken * 192 / 200 / KEY_SECONDS_PER_SECOND - 0.5
 
 
 def test_a_prompt_that_is_far_too_long_is_not_read_to_its_end(wide: KeyedServer) -> None:

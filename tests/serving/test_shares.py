@@ -126,10 +126,22 @@ def test_cancelled_waits_lose_no_place(seed: int) -> None:
 
 def test_who_sends_much_waits_and_nobody_else() -> None:
     pace = Pace(1000.0)
+    pace.delay("good", 0, 9.0)
     assert pace.delay("bad", 500, 10.0) == pytest.approx(0.5)
     assert pace.delay("bad", 500, 10.0) == pytest.approx(1.0)
+    assert pace.delay("bad", 0, 10.5) == pytest.approx(0.5)
     assert pace.delay("good", 10, 10.0) == pytest.approx(0.01)
     assert pace.delay("bad", 100, 12.0) == pytest.approx(0.1)
     for i in range(3000):
         pace.delay(f"key{i}", 1, 13.0 + i)
     assert len(pace._free) < 1100
+
+
+def test_a_key_that_is_alone_keeps_no_pace() -> None:
+    pace = Pace(1.0)
+    assert pace.delay("a", 100, 0.0) == 0
+    assert pace.delay("b", 100, 1.0) == pytest.approx(100)
+    assert pace.delay("b", 0, 10.9) == pytest.approx(90.1)
+    assert pace.delay("b", 100, 11.0) == 0  # nobody else for ten seconds
+    assert pace.delay("a", 1, 12.0) == pytest.approx(1)
+    assert pace.delay("b", 0, 12.0) == 0  # what it took while it was alone is not held against it

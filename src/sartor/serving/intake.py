@@ -43,8 +43,13 @@ THREAD_BYTES = 64 * 2**10  # parsed in some milliseconds, whatever it holds
 PROCESS_BYTES = 512 * 2**10  # what is longer waits in a lane of its own
 
 KEY_BYTES_PER_SECOND = 32 * 2**20
-"""Of bodies of one key where there are several: taking bytes is work for the event loop, even of
+"""Of bodies of one key while others come too: taking bytes is work for the event loop, even of
 bodies that are refused. A body of 8 MiB takes 0.25 s at that pace."""
+
+KEY_SECONDS_PER_SECOND = 0.25
+"""Of reading the requests of one key while others come too. Hundreds of requests a second, each
+small enough for a thread, otherwise take the processor from those who compute."""
+
 _SHORTEST_DELAY = 0.01
 
 
@@ -64,7 +69,8 @@ class Intake:
         self.seconds: dict[str, float] = {}
         """What reading requests took, by key."""
         self._part = part
-        self._pace = Pace(KEY_BYTES_PER_SECOND)
+        self._byte_pace = Pace(KEY_BYTES_PER_SECOND)
+        self._work_pace = Pace(KEY_SECONDS_PER_SECOND)
         self._models = models
         self._threads = ThreadPoolExecutor(THREADS, "intake")
         self._thread_turns = FairTurns(THREADS, part)
@@ -90,6 +96,7 @@ class Intake:
         return prepared
 
     async def _prepare(self, kind: type[B], body: bytes, view: View, visit: Visit) -> Prepared[B]:
+        await self._wait(self._work_pace, visit.key.name, 0.0)
         # A chat waits for the process of its template, which must not hold up the event loop.
         if len(body) <= INLINE_BYTES and kind is not ChatRequest:
             with self._booked(visit):
@@ -114,6 +121,7 @@ class Intake:
             seconds = time.monotonic() - begun
             self.seconds[visit.key.name] = self.seconds.get(visit.key.name, 0.0) + seconds
             visit.spend_intake(seconds)
+            self._work_pace.delay(visit.key.name, seconds, begun)
 
     async def parsed(self, request: Request, kind: type[T], visit: Visit) -> T:
         """A request about the server itself, which is never long."""
@@ -150,7 +158,7 @@ class Intake:
                     body += piece
                     if len(body) > limits.body_bytes:
                         raise _too_large(limits.body_bytes)
-                    await self._keep_pace(room.key, len(piece))
+                    await self._wait(self._byte_pace, room.key, len(piece))
         except ClientDisconnect:
             raise invalid("the client closed the connection in the middle of the body") from None
         except TimeoutError:
@@ -166,10 +174,10 @@ class Intake:
             found = await self._unfold(found, coding, room)
         return found
 
-    async def _keep_pace(self, key: str, size: int) -> None:
-        """Where keys share, one that sends much waits: taking bytes is work, whatever they say."""
+    async def _wait(self, pace: Pace, key: str, amount: float) -> None:
+        """Where keys share, one that is ahead of its pace waits."""
         if self._part() < 1:
-            delay = self._pace.delay(key, size, time.monotonic())
+            delay = pace.delay(key, amount, time.monotonic())
             if delay > _SHORTEST_DELAY:
                 await asyncio.sleep(delay)
 

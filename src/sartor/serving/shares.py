@@ -6,11 +6,13 @@ Decisions only, no clock and no network; everything is called on the event loop'
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Literal
 
+ALONE_SECONDS = 10.0
 _MOST_KEYS = 1024  # whose pace is remembered; what is past is forgotten then
 
 
@@ -68,15 +70,26 @@ class Room:
 
 
 class Pace:
-    """How fast the bytes of each key are taken: ``rate`` a second, beyond which it has to wait."""
+    """How fast each key goes on: ``rate`` a second, beyond which it waits. A key that has been
+    alone for :data:`ALONE_SECONDS` takes nobody's time, and does not wait.
+    """
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
         self._free: dict[str, float] = {}
-        """When what each key has sent would be through at that rate."""
+        """When what each key has taken would be through at that rate."""
+        self._latest = ""
+        self._shared_until = -math.inf
 
-    def delay(self, key: str, amount: int, now: float) -> float:
-        """Seconds to wait after so many more bytes of a key."""
+    def delay(self, key: str, amount: float, now: float) -> float:
+        """Seconds to wait after so much more of a key, or before anything more where it is 0."""
+        if self._latest != key:
+            if self._latest:
+                self._shared_until = now + ALONE_SECONDS
+            self._latest = key
+        if now >= self._shared_until:
+            self._free.clear()
+            return 0.0
         if len(self._free) > _MOST_KEYS:
             self._free = {k: at for k, at in self._free.items() if at > now}
         at = max(self._free.get(key, now), now) + amount / self._rate
