@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -56,10 +55,11 @@ def test_others_hardly_notice(server: ServerProcess, kind: str) -> None:
 
     def chat() -> None:
         body = {"model": f"{kind}.gguf", "messages": [{"role": "user", "content": "x"}]}
-        while not over.is_set():
-            answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
-            statuses.append(answer.status_code)
-            assert "template" in json.loads(answer.text)["error"]["message"]
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            while not over.is_set():
+                answer = client.post("/v1/chat/completions", json=body)
+                statuses.append(answer.status_code)
+                assert "template" in answer.json()["error"]["message"]
 
     def look() -> None:
         with httpx.Client(base_url=server.url, timeout=60) as client:
