@@ -168,6 +168,8 @@ def test_the_environment_of_children(monkeypatch: pytest.MonkeyPatch) -> None:
         ("https://h:8443/a@b", "https://h:8443/a@b"),
         ("Authorization: Bearer abcdefghijk", "Authorization: Bearer ***"),
         (f"token hf_{CANARY} refused", "token *** refused"),
+        (f"the cache's own: hf_{'aB3' * 8}.", "the cache's own: ***."),
+        ("the variable hf_home_of_the_machine", "the variable hf_home_of_the_machine"),
         ("nothing to hide", "nothing to hide"),
     ],
 )

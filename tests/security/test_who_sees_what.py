@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from keyed_server import KeyedServer
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as openmetrics_families,
 )
@@ -304,6 +305,22 @@ def test_models_are_shown_without_their_folders(start_server: Start, tmp_path: P
         s for s in lines(server.http.get("/metrics").text) if s[0] == "sartor_requests_total"
     ]
     assert {labels["model"] for _, labels in counted} == {*names, ""}
+
+
+def test_a_key_sees_the_path_that_it_may_ask_for(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "tiny.gguf")
+    keys = {"path": {"models": (str(path),)}, "other": {"models": ("other",)}}
+    with KeyedServer([path], tmp_path, keys) as server:
+
+        def seen(key: str) -> list[str]:
+            answer = server.process.http.get("/v1/models", headers=server.headers(key))
+            return [card["id"] for card in answer.json()["data"]]
+
+        assert seen("path") == [str(path)]
+        assert seen("other") == []
+        assert server.complete("path", model=str(path)).status_code == 200
+        assert str(path) in server.complete("path", model="none").text
+        assert str(path) not in server.complete("other", model="none").text
 
 
 def test_names_of_models_that_are_given_by_path() -> None:

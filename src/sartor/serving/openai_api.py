@@ -21,7 +21,7 @@ from sartor.serving.gateway import Gateway
 from sartor.serving.intake import Intake
 from sartor.serving.keys import ApiKey
 from sartor.serving.limits import ServerLimits
-from sartor.serving.names import ServedName, served_names
+from sartor.serving.names import ServedName
 from sartor.serving.openai_format import ChatShape, CompletionShape, Json, Shape
 from sartor.serving.openai_responses import (
     ChatCompletion,
@@ -34,7 +34,7 @@ from sartor.serving.openai_responses import (
 )
 from sartor.serving.openai_types import ChatRequest, CompletionRequest, StreamOptions
 from sartor.serving.openapi import operation
-from sartor.serving.prepare import Prepared, View, find_model
+from sartor.serving.prepare import Prepared, View, find_model, seen_names
 from sartor.serving.request_record import record_of
 from sartor.serving.streaming import Disconnected, EventStream, while_connected
 
@@ -87,7 +87,7 @@ def add_openai_routes(router: APIRouter, gateway: Gateway, intake: Intake) -> No
     @router.get("/v1/models", openapi_extra=operation(ModelList))
     async def models(request: Request) -> Response:
         view = view_of(request, intake.limits)
-        cards = [_card(s) for s in served_names(gateway.models) if view.shows(s.name)]
+        cards = [_card(served) for served in seen_names(gateway.models, view)]
         return JSONAnswer({"object": "list", "data": cards})
 
     @router.get("/v1/models/{name:path}", openapi_extra=operation(ModelCard, in_path="name"))

@@ -81,12 +81,19 @@ def prepare(kind: type[B], raw: bytes, models: Models, view: View) -> Prepared[B
     return _embeddings(body, models, view)
 
 
+def seen_names(models: Models, view: View) -> list[ServedName]:
+    """The names that somebody may ask for: those that are listed, and those that the key names
+    otherwise (the path of a model)."""
+    seen = [served for served in served_names(models) if view.shows(served.name)]
+    unlisted = (view.names or frozenset()) - {served.name for served in seen}
+    return seen + [found for name in sorted(unlisted) if (found := lookup(models, name))]
+
+
 def find_model(models: Models, name: str, view: View, makes: Makes | None = None) -> ServedName:
     """What a request names. Raises ApiError 404, and 400 where the model makes other things."""
     found = lookup(models, name) if view.shows(name) else None
     if found is None:
-        known = [served.name for served in served_names(models)]
-        raise model_not_found(name, [n for n in known if view.shows(n)])
+        raise model_not_found(name, [served.name for served in seen_names(models, view)])
     made = found.model.makes
     if makes not in (None, made):
         route = "/v1/embeddings" if makes == "text" else "/v1/chat/completions"

@@ -11,6 +11,7 @@ _LOGIN = re.compile(
 )
 _QUERY = re.compile(r"(https?://[^\s?'\"<>]+)\?[^\s'\"<>)]+")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}")
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")  # as Hugging Face writes them
 HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELSCOPE_API_TOKEN")
 """Variables of the environment that hold tokens of hubs."""
 
@@ -25,4 +26,4 @@ def redacted(text: str) -> str:
         if len(token) >= _SHORTEST:
             text = text.replace(token, "***")
     text = _QUERY.sub(r"\1?***", _LOGIN.sub("***@", text))
-    return _BEARER.sub(r"\1 ***", text)
+    return _HUB_TOKEN.sub("***", _BEARER.sub(r"\1 ***", text))
