@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,23 @@ def test_it_is_set_up_unless_something_else_is(
     root.handlers = [logging.NullHandler()]
     log_to_stderr()
     assert len(root.handlers) == 1
+
+
+def test_handlers_and_warnings_of_libraries_write_lines() -> None:
+    code = f"""
+import logging, sys, warnings
+from sartor.serving.log_lines import format_all_lines, log_to_stderr
+log_to_stderr()
+own = logging.getLogger("a.library")
+own.addHandler(logging.StreamHandler())
+own.propagate = False
+format_all_lines()
+own.warning({FORGED!r})
+warnings.warn({FORGED!r})
+"""
+    err = subprocess.run([sys.executable, "-c", code], capture_output=True).stderr.decode()
+    assert len(err.splitlines()) == 2
+    assert all(map(clean, err.splitlines()))
 
 
 def test_notes_are_lines(capsys: pytest.CaptureFixture[str]) -> None:

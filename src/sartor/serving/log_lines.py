@@ -53,10 +53,20 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 
 def log_to_stderr() -> None:
     """Has warnings and errors of all libraries written by a :class:`LineFormatter`, unless logging
-    is set up already."""
+    is set up already; those of Python's ``warnings`` too."""
     root = logging.getLogger()
     if not root.handlers:
         root.addHandler(_StderrHandler())
+        logging.captureWarnings(True)
+
+
+def format_all_lines() -> None:
+    """Gives handlers that libraries have set up for themselves (transformers does when it is
+    imported) the same form of lines."""
+    for logger in list(logging.Logger.manager.loggerDict.values()):
+        for handler in getattr(logger, "handlers", ()):
+            if isinstance(handler, logging.StreamHandler):
+                handler.setFormatter(LineFormatter())
 
 
 def say(text: str) -> None:

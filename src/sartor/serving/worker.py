@@ -22,7 +22,7 @@ from sartor.errors import CapacityError, SartorError, UsageError
 from sartor.serving.channel import Channel, open_end
 from sartor.serving.hosting import Host, describe, host
 from sartor.serving.idle import IdleTuning
-from sartor.serving.log_lines import log_to_stderr
+from sartor.serving.log_lines import format_all_lines, log_to_stderr
 from sartor.serving.messages import (
     Abort,
     AdapterLoaded,
@@ -180,6 +180,7 @@ def run(config: WorkerConfig) -> int:
     lengthen_time_slice()  # of the threads that are to come, too: only these compute
     try:
         hosting = host(config.models, config.memory_bytes)
+        format_all_lines()
         models = hosting.models
         if not models:
             # An error that is the same for all of them is told once.
