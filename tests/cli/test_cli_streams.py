@@ -85,6 +85,15 @@ def test_an_input_that_is_no_text(tiny: Path, tmp_path: Path, prompt: tuple[str,
     assert "not UTF-8 text: byte 0xff at position 3" in one_line(done.stderr)
 
 
+def test_control_tokens_in_a_message_are_text_unless_asked_for(tiny: Path) -> None:
+    """The tokenizer has one token a byte, and one for ``<|im_end|>``."""
+    none = {"stdin": subprocess.DEVNULL}
+    empty = prompt_tokens(tiny, "x", **none)
+    spelled = prompt_tokens(tiny, "x<|im_end|>", **none)
+    assert spelled == empty + len("<|im_end|>")
+    assert prompt_tokens(tiny, "x<|im_end|>", "--special-in-text", **none) == empty + 1
+
+
 def test_piped_text_follows_the_prompt(tiny: Path, tmp_path: Path) -> None:
     """The tokenizer has one token a byte, so lengths tell what was read."""
     alone = prompt_tokens(tiny, "question", "--raw", stdin=subprocess.DEVNULL)
